@@ -1,0 +1,48 @@
+"""How many images of a batch stay in this iteration."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from .checks import check_integer, check_number
+
+
+class KeepQuota:
+    """Whole numbers whose mean over the iterations is exactly ``(1 - prune_ratio) * batch_size``.
+
+    The number depends on the iteration alone, so all ranks agree on it without talking, and a
+    resumed run goes on where it stopped.
+
+    Args:
+        prune_ratio: p, in [0, 1).
+        min_keep: the least number of images that go on, at least 1. Where ``(1 - p) * batch_size``
+            is smaller, this number is kept instead and the ratio is not reached.
+
+    Raises:
+        TypeError, ValueError: an argument is outside its range.
+    """
+
+    def __init__(self, prune_ratio: float, min_keep: int = 1) -> None:
+        check_number('prune_ratio', prune_ratio, 0, 1, open_high=True)
+        check_integer('min_keep', min_keep, low=1)
+        self.prune_ratio = prune_ratio
+        self.min_keep = min_keep
+        # 0.3 means three tenths, not the nearest binary number: rounding would add up.
+        self._keep_ratio = 1 - Fraction(str(float(prune_ratio)))
+
+    def mean(self, batch_size: int) -> Fraction:
+        """Exact mean of :meth:`keep` over the iterations."""
+        return min(
+            max(self._keep_ratio * batch_size, Fraction(self.min_keep)), Fraction(batch_size)
+        )
+
+    def keep(self, iteration: int, batch_size: int) -> int:
+        """Number of images that stay, in [1, batch_size].
+
+        Args:
+            iteration: t, counted from 0.
+            batch_size: N, at least 1.
+        """
+        check_integer('batch_size', batch_size, low=1)
+        quota = self.mean(batch_size)
+        return (iteration + 1) * quota // 1 - iteration * quota // 1

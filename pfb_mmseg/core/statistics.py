@@ -1,0 +1,69 @@
+"""Running sums over selections, kept on the device and read once in a while."""
+
+from __future__ import annotations
+
+import torch
+
+from .selection import Selection
+
+
+class SelectionStatistics:
+    """Adds up what was kept and dropped; :meth:`flush` reads the sums and starts over.
+
+    Only :meth:`flush` waits for the device.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._kept = 0
+        self._candidates = 0
+        # Sums over kept, over dropped images of: log density, finite ones; and non-finite images.
+        self._sums: torch.Tensor | None = None
+
+    def add(self, selection: Selection) -> None:
+        """Count one blocked step."""
+        self._kept += len(selection.indices)
+        self._candidates += selection.num_candidates
+        log_density = selection.log_density
+        if log_density is None:
+            return
+        kept = torch.zeros_like(log_density).index_fill_(0, selection.indices, 1)
+        finite = torch.isfinite(log_density)
+        value = log_density.masked_fill(~finite, 0).double()
+        kept, finite = kept.double(), finite.double()
+        sums = torch.stack(
+            [
+                (value * kept).sum(),
+                (finite * kept).sum(),
+                (value * (1 - kept)).sum(),
+                (finite * (1 - kept)).sum(),
+                (1 - finite).sum(),
+            ]
+        )
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def count_full(self, batch_size: int) -> None:
+        """Count a step in which every image was trained on without being scored."""
+        self._kept += batch_size
+        self._candidates += batch_size
+
+    def flush(self) -> dict[str, float]:
+        """Totals since the last call.
+
+        Returns:
+            ``kept``, ``candidates`` (images) and, where densities were computed,
+            ``log_density_kept``, ``log_density_dropped`` (means over finite images) and
+            ``nonfinite`` (images); a mean over no image is left out.
+        """
+        totals = {'kept': float(self._kept), 'candidates': float(self._candidates)}
+        if self._sums is not None:
+            kept, num_kept, dropped, num_dropped, nonfinite = self._sums.tolist()
+            if num_kept:
+                totals['log_density_kept'] = kept / num_kept
+            if num_dropped:
+                totals['log_density_dropped'] = dropped / num_dropped
+            totals['nonfinite'] = nonfinite
+        self._reset()
+        return totals
