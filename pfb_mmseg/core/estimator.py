@@ -1,7 +1,7 @@
-"""Adaptive Distribution Estimation: centroids that stand for all retained samples, and how they move.
+"""Adaptive Distribution Estimation: centroids that stand for the retained samples; how they move.
 
-Eq. 7–9 of the paper. All state lives in buffers, so ``state_dict`` carries it; every operation stays
-on the device, so an update never makes the host wait.
+Eq. 7–9 of the paper. All state lives in buffers, so ``state_dict`` carries it; every operation
+stays on the device, so an update never makes the host wait.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ UPDATE_RULES = {'normalized': _normalized, 'literal': _literal, 'mean': _mean}
 class AdaptiveDensityEstimator(nn.Module):
     r"""Density of the retained samples' representations, kept as ``num_centroids`` kernels.
 
-    The first ``num_centroids`` rows that :meth:`update` sees become the centroids; from then on each
-    row joins its nearest centroid (Eq. 7), the centroids follow their rows (Eq. 8) and the counts
-    become kernel weights (Eq. 9).
+    The first ``num_centroids`` rows that :meth:`update` sees become the centroids; from then on
+    each row joins its nearest centroid (Eq. 7), the centroids follow their rows (Eq. 8) and the
+    counts become kernel weights (Eq. 9).
 
     Args:
         num_centroids: :math:`N_C`, at least 1 (paper: 64).
@@ -50,8 +50,8 @@ class AdaptiveDensityEstimator(nn.Module):
         weighted: use the counts as kernel weights (Eq. 9); False sets :math:`w_j = 1` (Table S1).
         momentum: :math:`\beta` of Eq. 8, in [0, 1).
         update_rule: ``'normalized'`` divides Eq. 8 by the sum of its own weights and leaves
-            clusters that received nothing alone; ``'literal'`` is Eq. 8 as printed, which collapses;
-            ``'mean'`` is the running mean.
+            clusters that received nothing alone; ``'literal'`` is Eq. 8 as printed, which
+            collapses; ``'mean'`` is the running mean.
         revive_after: a centroid that has received nothing for this many updates moves to a row
             of the current update; the samples it stood for are counted with its nearest
             neighbour. None never revives (the paper's behaviour).
@@ -98,7 +98,7 @@ class AdaptiveDensityEstimator(nn.Module):
         self.register_buffer('counts', torch.zeros(num_centroids, dtype=torch.int64))
         self.register_buffer('idle', torch.zeros(num_centroids, dtype=torch.int64))
         self.register_buffer('num_seeded', torch.zeros((), dtype=torch.int64))
-        # How many rows arrive is known on the host: the buffer is for checkpoints, this for reading.
+        # How many rows arrive is known on the host: the buffer is for checkpoints only.
         self._seeded = 0
 
     @property
@@ -207,7 +207,7 @@ class AdaptiveDensityEstimator(nn.Module):
             )
 
     def num_active(self, window: int = 200) -> Tensor:
-        """() int64 on the device: centroids that received a sample in the last ``window`` updates."""
+        """() int64 on the device: centroids with a sample in the last ``window`` updates."""
         return ((self.idle < window) & (self.counts > 0)).sum()
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
@@ -235,5 +235,5 @@ class AdaptiveDensityEstimator(nn.Module):
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distances (len(a), len(b)) from differences, so a large common offset costs nothing."""
+    """(len(a), len(b)) Euclidean, from differences: a large common offset costs no precision."""
     return torch.cdist(a, b, compute_mode='donot_use_mm_for_euclid_dist')

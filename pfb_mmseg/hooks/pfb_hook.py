@@ -1,0 +1,224 @@
+"""PFBHook: when to prune, what to tell, what to refuse."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import all_gather_object, is_main_process
+from mmengine.hooks import Hook, LoggerHook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from torch import Tensor
+
+from ..core import Selection, SelectionStatistics
+from ..reporting import SelectionRecord
+from ..segmentors.mixin import PartialForwardBlocking
+from .step_clock import StepClock
+
+RECORD_NAME = 'pfb_record.npz'
+
+
+@HOOKS.register_module()
+class PFBHook(Hook):
+    """Runs the schedule of a model with :class:`PFBMixin`, and shows what it does.
+
+    Before ``begin`` and from ``end`` on every step is a plain one. In between, batches are pruned
+    as soon as the centroids are seeded. Each interval the log gets, over the steps since the last:
+    ``pfb/kept`` and ``pfb/candidates`` (images), ``pfb/log_density_kept`` and
+    ``pfb/log_density_dropped`` (means), ``pfb/nonfinite`` (images, if there were any),
+    ``pfb/centroids`` (how many received a sample in the last 200 updates), and ``pfb/time_saved``,
+    the share saved since the start against the median full step of this very run.
+    ``<work_dir>/pfb_record.npz`` gets the counts per image, see :class:`SelectionRecord`.
+
+    Args:
+        begin: first pruned iteration, as a fraction of the run (float) or an iteration (int).
+            Table S5 gives 5 of 200 epochs.
+        end: first iteration that is not pruned any more; Table S5 gives 180 of 200 epochs.
+        interval: iterations between two entries in the log; None is LoggerHook's.
+
+    Raises:
+        TypeError, ValueError: an argument is outside its range; or, before the first iteration,
+            the model has no ``pfb``, ``begin`` does not come before ``end``, or a batch is so
+            small that nothing could ever be pruned.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(
+        self, begin: float | int = 0.025, end: float | int = 0.9, interval: int | None = None
+    ) -> None:
+        for name, value in (('begin', begin), ('end', end)):
+            _check_moment(name, value)
+        if interval is not None and (
+            isinstance(interval, bool) or not isinstance(interval, Integral) or interval < 1
+        ):
+            raise ValueError(f'interval={interval!r}: expected an integer >= 1, or None')
+        if type(begin) is type(end) and begin >= end:
+            raise ValueError(f'begin={begin!r} must come before end={end!r}')
+        self.begin = begin
+        self.end = end
+        self.interval = interval
+        self.clock = StepClock()
+        self.record = SelectionRecord()
+        self._statistics = SelectionStatistics()
+        self._pending: _Pending | None = None
+
+    def before_train(self, runner) -> None:
+        """Resolve the schedule and refuse what cannot work."""
+        self._pfb = _find_pfb(runner.model)
+        self._begin = _iteration(self.begin, runner.max_iters)
+        self._end = _iteration(self.end, runner.max_iters)
+        if self._begin >= self._end:
+            raise ValueError(
+                f'begin={self.begin!r} is iteration {self._begin}, end={self.end!r} is iteration '
+                f'{self._end} of {runner.max_iters}: begin must come before end'
+            )
+        self._check_batch_size(runner.train_dataloader.batch_size)
+        if self.interval is None:
+            loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
+            self._interval = loggers[0].interval if loggers else 50
+        else:
+            self._interval = self.interval
+        pruner = self._pfb.pruner
+        print_log(
+            f'PFB blocks {pruner.quota.prune_ratio:.0%} of the images behind '
+            f'backbone.{self._pfb.point.name} ({self._pfb.point.num_channels} channels, '
+            f'{self._pfb.strategy}) in iterations {self._begin} to {self._end} of '
+            f'{runner.max_iters}; at least {pruner.quota.min_keep} image(s) are kept.',
+            logger='current',
+        )
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
+        self._pfb.pruning = self._begin <= runner.iter < self._end
+        self.clock.start()
+
+    def after_train_iter(
+        self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        selection = self._pfb.selection
+        self.clock.stop(full=selection is None)
+        self._settle_record()
+        batch_size = len(data_batch['inputs'])
+        if selection is None:
+            self._statistics.count_full(batch_size)
+        else:
+            self._statistics.add(selection)
+            self._pending = _Pending(data_batch, selection)
+        if self.every_n_train_iters(runner, self._interval) or self.is_last_train_iter(runner):
+            self._log(runner)
+
+    def after_train(self, runner) -> None:
+        """Write the record of all processes."""
+        self._settle_record()
+        merged = SelectionRecord()
+        for state in all_gather_object(self.record.state_dict()):
+            merged.merge(SelectionRecord.from_state_dict(state))
+        if is_main_process():
+            merged.save(Path(runner.work_dir) / RECORD_NAME)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        self._settle_record()
+        record = self.record.state_dict()
+        checkpoint['pfb'] = {
+            'clock': self.clock.state_dict(),
+            'record': {k: torch.from_numpy(v) if k != 'paths' else v for k, v in record.items()},
+        }
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        state = checkpoint.get('pfb')
+        if state is not None and runner._resume:
+            self.clock.load_state_dict(state['clock'])
+            self.record = SelectionRecord.from_state_dict(state['record'])
+
+    def _check_batch_size(self, batch_size: int | None) -> None:
+        quota = self._pfb.pruner.quota
+        if batch_size is None or quota.prune_ratio == 0 or quota.mean(batch_size) < batch_size:
+            return
+        raise ValueError(
+            f'with {batch_size} image(s) per process and at least {quota.min_keep} to be kept, '
+            f'nothing can ever be pruned at prune_ratio={quota.prune_ratio}; raise '
+            'train_dataloader.batch_size'
+            + (
+                '. Two images are kept because a head normalises single pixels with BatchNorm; '
+                'with another norm_cfg, min_keep=1 may be set'
+                if quota.min_keep == 2
+                else ''
+            )
+        )
+
+    def _log(self, runner) -> None:
+        totals = self._statistics.flush()
+        if not totals.get('nonfinite'):
+            totals.pop('nonfinite', None)
+        if self._pfb.pruner.needs_features:
+            totals['centroids'] = float(self._pfb.pruner.estimator.num_active())
+        if self.clock.time_saved is not None:
+            totals['time_saved'] = self.clock.time_saved
+        for name, value in totals.items():
+            runner.message_hub.update_scalar(f'train/pfb/{name}', value)
+
+    def _settle_record(self) -> None:
+        """Write down the step before this one, whose indices are on the host by now."""
+        if self._pending is not None:
+            self.record.add(*self._pending.read())
+            self._pending = None
+
+
+class _Pending:
+    """A selection on its way to the host."""
+
+    def __init__(self, data_batch: dict, selection: Selection) -> None:
+        self._paths = [_path(sample) for sample in data_batch['data_samples']]
+        self._indices = _start_copy(selection.indices)
+        self._log_density = (
+            None if selection.log_density is None else _start_copy(selection.log_density)
+        )
+        self._arrived = None
+        if selection.indices.is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> tuple[list[str], np.ndarray, np.ndarray | None]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        log_density = None if self._log_density is None else self._log_density.numpy()
+        return self._paths, self._indices.numpy(), log_density
+
+
+def _start_copy(tensor: Tensor) -> Tensor:
+    if not tensor.is_cuda:
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def _path(sample: Any) -> str:
+    return str(getattr(sample, 'img_path', '<no path>'))
+
+
+def _find_pfb(model: Any) -> PartialForwardBlocking:
+    model = model.module if is_model_wrapper(model) else model
+    pfb = getattr(model, 'pfb', None)
+    if not isinstance(pfb, PartialForwardBlocking):
+        raise ValueError(
+            f'PFBHook needs a model with PFBMixin, got {type(model).__name__}; use '
+            "type='PFBEncoderDecoder' with pfb=dict(prune_ratio=...), or remove the hook"
+        )
+    return pfb
+
+
+def _check_moment(name: str, value: Any) -> None:
+    allowed = 'a fraction of the run (float in [0, 1]) or an iteration (int >= 0)'
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f'{name}={value!r}: expected {allowed}')
+    if value < 0 or (not isinstance(value, Integral) and not value <= 1):
+        raise ValueError(f'{name}={value!r}: expected {allowed}')
+
+
+def _iteration(moment: float | int, max_iters: int) -> int:
+    return int(moment) if isinstance(moment, Integral) else round(moment * max_iters)

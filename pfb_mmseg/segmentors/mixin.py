@@ -1,0 +1,214 @@
+"""PFBMixin: a filter in front of a model's ``loss``."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..blocking import BlockingPoint, default_stage, scoring_mode
+from ..core import AdaptiveDensityEstimator, BatchPruner, Selection
+from ..core.checks import check_choice, check_keys, check_number
+from .samples import select_samples
+
+STRATEGIES = ('two_pass', 'single_pass')
+SCORE_STATISTICS = ('batch', 'running')
+SCORE_DTYPES = {'float16': torch.float16, 'bfloat16': torch.bfloat16}
+
+
+class PartialForwardBlocking(nn.Module):
+    """What a model needs to block images: where, how many, which. Holds the state, no weights.
+
+    Args:
+        model: the host; only its ``backbone`` and heads are looked at.
+        strategy: ``'two_pass'`` scores the batch without gradient up to the blocking point, then
+            trains on the kept images alone, for any backbone; ``'single_pass'`` is the paper's
+            wording: one pass, cut behind the blocking point, for backbones that are a chain.
+        block_after: dotted name of a module, ``'backbone.layer3'``; None takes the stage that the
+            auxiliary head reads (supplement, B.2), see :func:`default_stage`.
+        estimator: options of :class:`AdaptiveDensityEstimator`; ``dim`` is by default 128 or the
+            number of channels at the blocking point, if that is less.
+        min_keep: the least number of images kept per process; None is 1, or 2 where a head
+            normalises single pixels with BatchNorm, which cannot be trained on one image.
+        score_scale: two_pass only, in (0, 1]: relative size of the images in the scoring pass.
+        score_statistics: two_pass only: BatchNorm in the scoring pass normalises with the
+            ``'batch'`` (as training does) or with the ``'running'`` statistics.
+        score_dtype: two_pass only: ``'float16'`` or ``'bfloat16'`` runs the scoring pass under
+            autocast; None scores in the precision of the training pass.
+        input_shape: (C, H, W) with W = 2H: shape of the blank image with which the blocking point
+            is checked when the model is built.
+        **pruner: ``prune_ratio``, ``criterion``, ``exploration``, ``exploration_space`` and
+            ``seed`` of :class:`BatchPruner`.
+
+    Attributes:
+        pruning (bool): whether steps are blocked; PFBHook switches it. True without the hook.
+        selection (Selection | None): of the last training step; None if nothing was scored.
+
+    Raises:
+        TypeError, ValueError: an option is misspelt, outside its range, or does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        strategy: str = 'two_pass',
+        block_after: str | None = None,
+        estimator: dict | None = None,
+        min_keep: int | None = None,
+        score_scale: float = 1.0,
+        score_statistics: str = 'batch',
+        score_dtype: str | None = None,
+        input_shape: tuple[int, int, int] = (3, 128, 256),
+        **pruner: Any,
+    ) -> None:
+        super().__init__()
+        check_choice('strategy', strategy, STRATEGIES)
+        check_number('score_scale', score_scale, 0, 1)
+        if score_scale == 0:
+            raise ValueError('score_scale=0: expected a number in (0, 1]')
+        check_choice('score_statistics', score_statistics, SCORE_STATISTICS)
+        if score_dtype is not None:
+            check_choice('score_dtype', score_dtype, SCORE_DTYPES)
+        if strategy == 'single_pass' and (
+            score_scale != 1 or score_statistics != 'batch' or score_dtype is not None
+        ):
+            raise ValueError(
+                'score_scale, score_statistics and score_dtype shape a separate scoring pass; '
+                "strategy='single_pass' has none. Leave them out or use strategy='two_pass'"
+            )
+        self.strategy = strategy
+        self.score_scale = score_scale
+        self.score_statistics = score_statistics
+        self.score_dtype = score_dtype
+        self.point = BlockingPoint(
+            model.backbone, _point_name(model, block_after), tuple(input_shape)
+        )
+        if strategy == 'single_pass':
+            self.point.check_cut(tuple(input_shape))
+        self.pruner = BatchPruner(
+            estimator=_build_estimator(estimator or {}, self.point.num_channels),
+            min_keep=least_trainable(model) if min_keep is None else min_keep,
+            **pruner,
+        )
+        self.pruning = True
+        self.selection: Selection | None = None
+
+    def score(self, images: Tensor) -> Selection:
+        """The scoring pass of two_pass: (N, C, H, W) images in, who stays out."""
+        if not self.pruner.needs_features:
+            return self.pruner(images)
+        if self.score_scale != 1:
+            images = F.interpolate(images, scale_factor=self.score_scale, mode='bilinear')
+        dtype = SCORE_DTYPES.get(self.score_dtype)
+        with scoring_mode(self.point.encoder, self.score_statistics == 'batch'):
+            if dtype is None:
+                return self.pruner(self.point.score(images))
+            with torch.autocast(images.device.type, dtype=dtype, cache_enabled=False):
+                vectors = self.point.score(images)
+            return self.pruner(vectors)
+
+
+class PFBMixin:
+    """Makes the training step of any OpenMMLab model a blocked one.
+
+    ``class MySegmentor(PFBMixin, AnySegmentor)`` takes one more argument, ``pfb``, a dict with the
+    options of :class:`PartialForwardBlocking`. The host must have a ``backbone`` and
+    ``loss(inputs, data_samples)``. Everything but ``loss`` in training mode is the host's own.
+    """
+
+    def __init__(self, *args: Any, pfb: dict, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_keys('pfb', pfb, _OPTIONS)
+        self.pfb = PartialForwardBlocking(self, **pfb)
+
+    def loss(self, inputs: Tensor, data_samples: list) -> dict:
+        """Losses of the images that stay (Algorithm 1, lines 4–11).
+
+        Args:
+            inputs: (N, C, H, W).
+            data_samples: N data samples.
+
+        Returns:
+            The host's losses, over the kept images only.
+        """
+        pfb = self.pfb
+        pfb.selection = None
+        if not (self.training and pfb.pruning):
+            return super().loss(inputs, data_samples)
+        if pfb.pruner.ready and pfb.pruner.num_keep(len(inputs)) == len(inputs):
+            pfb.pruner.skip()
+            return super().loss(inputs, data_samples)
+        if pfb.strategy == 'single_pass':
+            # The heads read the list after the backbone has run: it is narrowed with the batch.
+            data_samples = list(data_samples)
+
+            def choose(vectors: Tensor) -> Tensor:
+                pfb.selection = pfb.pruner(vectors)
+                if len(pfb.selection.indices) < len(inputs):
+                    data_samples[:] = select_samples(data_samples, pfb.selection.indices)
+                return pfb.selection.indices
+
+            with pfb.point.cut(choose):
+                return super().loss(inputs, data_samples)
+        pfb.selection = pfb.score(inputs)
+        indices = pfb.selection.indices
+        if len(indices) < len(inputs):
+            inputs = inputs.index_select(0, indices)
+            data_samples = select_samples(data_samples, indices)
+        return super().loss(inputs, data_samples)
+
+
+def least_trainable(model: nn.Module) -> int:
+    """Fewest images that the model can be trained on: 2 if it normalises single pixels, else 1.
+
+    BatchNorm behind a global average pooling, as in ASPP's image branch, sees one value per image
+    and channel, and refuses a batch of one.
+    """
+    for module in model.modules():
+        if not isinstance(module, nn.Sequential):
+            continue
+        pooled = False
+        for part in module.modules():
+            if isinstance(part, nn.AdaptiveAvgPool2d):
+                pooled = part.output_size in (1, (1, 1))
+            if pooled and isinstance(part, _BatchNorm):
+                return 2
+    return 1
+
+
+def _build_estimator(options: dict, num_channels: int) -> AdaptiveDensityEstimator:
+    allowed = inspect.signature(AdaptiveDensityEstimator).parameters
+    check_keys('pfb.estimator', options, allowed)
+    estimator = AdaptiveDensityEstimator(**{'dim': min(128, num_channels), **options})
+    if estimator.dim > num_channels:
+        raise ValueError(
+            f'estimator dim={estimator.dim} is more than the {num_channels} channels at the '
+            f'blocking point; set estimator=dict(dim={num_channels}) or less, or leave dim out'
+        )
+    return estimator
+
+
+def _point_name(model: nn.Module, block_after: str | None) -> str:
+    if block_after is not None:
+        room, _, name = str(block_after).partition('.')
+        if room != 'backbone' or not name:
+            raise ValueError(
+                f'block_after={block_after!r}: expected the dotted name of a module inside the '
+                "backbone, e.g. 'backbone.layer3'"
+            )
+        return name
+    heads = getattr(model, 'auxiliary_head', None)
+    heads = heads if isinstance(heads, nn.ModuleList) else [heads]
+    read = [head.in_index for head in heads if isinstance(getattr(head, 'in_index', None), int)]
+    return default_stage(model.backbone, read)
+
+
+_OWN = inspect.signature(PartialForwardBlocking).parameters
+_OPTIONS = [name for name, p in _OWN.items() if name != 'model' and p.kind is not p.VAR_KEYWORD] + [
+    name for name in inspect.signature(BatchPruner).parameters if name not in _OWN
+]
