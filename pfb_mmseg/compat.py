@@ -1,0 +1,114 @@
+"""Which OpenMMLab packages are installed, and whether pfb_mmseg can work with them.
+
+Two families of distributions bring the import names mmengine, mmcv and mmseg: OpenMMLab's own,
+and the maintained fork, whose names begin with 'onedl-'. Either will do; one over the other not.
+"""
+
+import re
+import warnings
+from collections.abc import Mapping
+from importlib import import_module, metadata
+from importlib.util import find_spec
+
+DISTRIBUTIONS = {
+    'mmengine': ('mmengine', 'mmengine-lite', 'onedl-mmengine'),
+    'mmcv': ('mmcv', 'mmcv-lite', 'mmcv-full', 'onedl-mmcv'),
+    'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
+}
+MINIMUM = {'mmengine': '0.10', 'mmcv': '2.0', 'mmseg': '1.2'}
+
+# module -> {distribution that brings it: its version}
+Found = Mapping[str, Mapping[str, str]]
+
+
+class OpenMMLabMissingWarning(UserWarning):
+    """MMSegmentation or what it needs is not installed: only `core` and `blocking` can be used."""
+
+
+def find_distributions() -> dict[str, dict[str, str]]:
+    """Reads the installed packages' metadata, without importing them.
+
+    Returns:
+        For each of mmengine, mmcv and mmseg, the distributions that bring it with their versions.
+        A module run from a source checkout has none.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for module, names in DISTRIBUTIONS.items():
+        found[module] = {}
+        for name in names:
+            try:
+                found[module][name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                continue
+    return found
+
+
+def find_conflict(found: Found) -> str | None:
+    """Says why the installed versions cannot work, as far as their metadata tell.
+
+    Args:
+        found: As returned by :func:`find_distributions`.
+
+    Returns:
+        The reason, or None.
+    """
+    for module, distributions in found.items():
+        if len(distributions) > 1:
+            return f'{" and ".join(distributions)} are installed over each other as {module}'
+        for distribution, version in distributions.items():
+            if _release(version) < _release(MINIMUM[module]):
+                return f'{distribution} {version} is too old'
+    return None
+
+
+def describe(reason: str, found: Found) -> str:
+    """Puts a reason, what was found, what is needed and the command that gets it in one message.
+
+    Args:
+        reason: Why the stack does not work.
+        found: As returned by :func:`find_distributions`.
+    """
+    present = [f'{name} {version}' for pairs in found.values() for name, version in pairs.items()]
+    needed = ', '.join(f'{module} >= {version}' for module, version in MINIMUM.items())
+    # OpenMMLab's own packages go first: the fork laid over them would break both.
+    names = [name for pairs in found.values() for name in pairs]
+    foreign = any(not name.startswith('onedl-') for name in names)
+    uninstall = f'pip uninstall -y {" ".join(names)} && ' if foreign else ''
+    return (
+        f'pfb_mmseg cannot use MMSegmentation: {reason}. '
+        f'Found: {", ".join(present) or "no OpenMMLab package"}. '
+        f'Needed: {needed}, which work together. '
+        f'To get them: {uninstall}pip install "pfb_mmseg[mmseg]" '
+        f'(from a clone of the repository: {uninstall}pip install -e ".[mmseg]").'
+    )
+
+
+def check_openmmlab() -> str | None:
+    """Makes sure that MMSegmentation can be used, or says what is in the way.
+
+    Returns:
+        None if it can. If mmengine, mmcv or mmseg is not installed: the message that was given as
+        an :class:`OpenMMLabMissingWarning`.
+
+    Raises:
+        ImportError: If all are installed but cannot work, alone or together.
+    """
+    found = find_distributions()
+    missing = [module for module in DISTRIBUTIONS if find_spec(module) is None]
+    if missing:
+        reason = f'{", ".join(missing)} not installed (pfb_mmseg.core and .blocking work without)'
+        message = describe(reason, found)
+        warnings.warn(message, OpenMMLabMissingWarning, stacklevel=3)
+        return message
+    conflict = find_conflict(found)
+    if conflict:
+        raise ImportError(describe(conflict, found))
+    try:
+        import_module('mmseg.models')
+    except (ImportError, AssertionError) as error:  # mmseg asserts the version of mmcv
+        raise ImportError(describe(f'importing mmseg.models fails ({error})', found)) from error
+    return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r'\d+', version)[:2])
