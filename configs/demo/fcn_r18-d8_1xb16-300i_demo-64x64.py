@@ -1,0 +1,9 @@
+_base_ = [
+    '../_base_/models/fcn_r18-d8_demo.py',
+    '../_base_/datasets/demo_64x64.py',
+    '../_base_/default_runtime.py',
+    '../_base_/schedules/schedule_300i.py',
+]
+model = dict(data_preprocessor=dict(size=(64, 64)))
+optim_wrapper = dict(optimizer=dict(lr=0.05))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=300))

@@ -1,0 +1,227 @@
+"""Configs parse and build; those for Cityscapes and VOC run in the real file layout."""
+
+import copy
+import re
+from pathlib import Path
+
+import mmseg
+import numpy as np
+import pytest
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmseg.registry import MODELS
+from PIL import Image
+
+from pfb_mmseg.reporting import SelectionRecord
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+ALL = sorted(path for path in CONFIGS.glob('*/*.py') if path.parent.name != '_base_')
+PFB = [path for path in ALL if '_pfb-' in path.name]
+ZOO = Path(mmseg.__file__).parent / '.mim' / 'configs' / 'deeplabv3'
+
+CITYSCAPES = CONFIGS / 'cityscapes/deeplabv3_r50-d8_4xb2-36k_cityscapes-512x1024.py'
+VOC = CONFIGS / 'voc12aug/deeplabv3_r50-d8_4xb4-36k_voc12aug-512x512.py'
+
+
+def name(path):
+    return f'{path.parent.name}/{path.stem}'
+
+
+def twin(path):
+    """The full-data config beside a PFB config."""
+    return path.with_name(re.sub(r'_pfb-p\d+', '', path.name))
+
+
+@pytest.mark.parametrize('path', ALL, ids=name)
+def test_config_parses_and_its_model_builds(path):
+    config = Config.fromfile(path)
+    assert 'pfb_mmseg' in config.custom_imports.imports
+    init_default_scope('mmseg')
+    model = MODELS.build(config.model)
+    assert type(model).__name__ == config.model.type
+    assert model.auxiliary_head.in_index == 2
+
+
+@pytest.mark.parametrize('path', PFB, ids=name)
+def test_pfb_config_differs_from_its_twin_in_pruning_only(path):
+    pruned, full = Config.fromfile(path), Config.fromfile(twin(path))
+    pfb = pruned.model.pop('pfb')
+    assert pruned.model.pop('type') == 'PFBEncoderDecoder'
+    assert full.model.pop('type') == 'EncoderDecoder'
+    assert pruned.pop('custom_hooks') == [dict(type='PFBHook', begin=0.025, end=0.9)]
+    assert pruned.to_dict() == full.to_dict()
+    assert pfb.prune_ratio == int(re.search(r'_pfb-p(\d+)', path.name)[1]) / 100
+    # Table S5.
+    assert pfb.exploration == 0.01 and pfb.estimator == dict(num_centroids=64, dim=128)
+
+
+def test_every_full_data_config_has_a_pfb_twin():
+    assert len(ALL) == 8
+    assert {twin(path) for path in PFB} == set(ALL) - set(PFB)
+
+
+@pytest.mark.parametrize(
+    'ours, theirs',
+    [
+        (CITYSCAPES, 'deeplabv3_r50-d8_4xb2-40k_cityscapes-512x1024.py'),
+        (VOC, 'deeplabv3_r50-d8_4xb4-40k_voc12aug-512x512.py'),
+    ],
+    ids=['cityscapes', 'voc12aug'],
+)
+def test_full_data_config_is_the_zoos_with_36k_iterations(ours, theirs):
+    if not ZOO.is_dir():
+        pytest.skip(f'the installed mmseg brings no configs at {ZOO}')
+    ours, theirs = Config.fromfile(ours), Config.fromfile(ZOO / theirs)
+    assert ours.train_cfg.max_iters == ours.param_scheduler[0].end == 36000
+    theirs.train_cfg.max_iters = theirs.param_scheduler[0].end = 36000
+    for key in (
+        'model',
+        'train_dataloader',
+        'val_dataloader',
+        'test_dataloader',
+        'tta_pipeline',
+        'tta_model',
+        'val_evaluator',
+        'test_evaluator',
+        'optim_wrapper',
+        'param_scheduler',
+        'train_cfg',
+        'default_hooks',
+    ):
+        assert ours[key] == theirs[key], key
+
+
+# The Runner on the files: two iterations, a validation, and the multi-scale and flip test.
+
+HEIGHT, WIDTH = 48, 96
+
+
+def write(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def random_pair(rng, num_classes):
+    image = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    labels = rng.integers(0, num_classes, (HEIGHT // 8, WIDTH // 8)).astype(np.uint8)
+    labels[0, 0] = 255
+    return image, labels.repeat(8, axis=0).repeat(8, axis=1)
+
+
+@pytest.fixture
+def cityscapes_root(tmp_path):
+    rng, root = np.random.default_rng(0), tmp_path / 'cityscapes'
+    frames = {'train': ['aachen', 'aachen', 'bochum', 'bochum'], 'val': ['munster']}
+    for split, cities in frames.items():
+        for number, city in enumerate(cities):
+            image, labels = random_pair(rng, 19)
+            stem = f'{city}_{number:06d}_000019'
+            write(root / 'leftImg8bit' / split / city / f'{stem}_leftImg8bit.png', image)
+            write(root / 'gtFine' / split / city / f'{stem}_gtFine_labelTrainIds.png', labels)
+    return root
+
+
+@pytest.fixture
+def voc_root(tmp_path):
+    rng, root = np.random.default_rng(0), tmp_path / 'VOCdevkit' / 'VOC2012'
+    stems = {
+        'train': ['2007_000032', '2007_000039'],
+        'aug': ['2008_000002', '2008_000003'],
+        'val': ['2007_000033'],
+    }
+    for split, names in stems.items():
+        folder = 'SegmentationClassAug' if split == 'aug' else 'SegmentationClass'
+        for stem in names:
+            image, labels = random_pair(rng, 21)
+            write(root / 'JPEGImages' / f'{stem}.jpg', image)
+            write(root / folder / f'{stem}.png', labels)
+        listing = root / 'ImageSets' / 'Segmentation' / f'{split}.txt'
+        listing.parent.mkdir(parents=True, exist_ok=True)
+        listing.write_text('\n'.join(names) + '\n')
+    return root
+
+
+def shrink(config, root, work_dir):
+    """What a CPU needs: no SyncBN, no download, small images, two iterations."""
+    config.work_dir = str(work_dir)
+    config.model.pretrained = None
+    config.model.data_preprocessor.size = (HEIGHT, WIDTH)
+    for part in ('backbone', 'decode_head', 'auxiliary_head'):
+        config.model[part].norm_cfg.type = 'BN'
+    train = config.train_dataloader.dataset
+    datasets = train.get('datasets', [train])
+    for dataset in [*datasets, config.val_dataloader.dataset, config.test_dataloader.dataset]:
+        dataset.data_root = str(root)
+        for step in dataset.pipeline:
+            if 'scale' in step:
+                step.scale = (WIDTH, HEIGHT)
+            if 'crop_size' in step:
+                step.crop_size = (HEIGHT, WIDTH)
+            if step.type == 'Pad':
+                step.size = (HEIGHT, WIDTH)
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        config[loader].update(num_workers=0, persistent_workers=False)
+    config.train_dataloader.batch_size = 4
+    config.train_cfg.update(max_iters=2, val_interval=2)
+    config.default_hooks.checkpoint.update(interval=2, save_optimizer=False)
+    config.default_hooks.logger.interval = 1
+    config.randomness = dict(seed=0)
+    return config
+
+
+def run(config):
+    """Train, validate, then test with augmentation as ``tools/test.py --tta`` does."""
+    trainer = Runner.from_cfg(copy.deepcopy(config))
+    trainer.train()
+    config.load_from = str(Path(config.work_dir) / 'iter_2.pth')
+    config.test_dataloader.dataset.pipeline = config.tta_pipeline
+    config.model = dict(**config.tta_model, module=config.model)
+    config.experiment_name = f'{trainer.experiment_name}_tta'
+    return trainer, Runner.from_cfg(config).test()
+
+
+LAYOUTS = pytest.mark.parametrize(
+    'path, root', [(CITYSCAPES, 'cityscapes_root'), (VOC, 'voc_root')], ids=['cityscapes', 'voc']
+)
+
+
+def scalars(runner, key):
+    values, _ = runner.message_hub.get_scalar(f'train/{key}').data
+    return values.tolist()
+
+
+class TestRunner:
+    @pytest.fixture(autouse=True)
+    def _plain_config_text(self, monkeypatch):
+        """The Runner logs and dumps its config; beautifying that takes longer than the run."""
+        monkeypatch.setattr(Config, 'pretty_text', property(repr))
+
+    @LAYOUTS
+    def test_full_data_config_trains_and_tests(self, path, root, request, tmp_path):
+        root = request.getfixturevalue(root)
+        config = shrink(Config.fromfile(path), root, tmp_path / 'work')
+        assert len(config.tta_pipeline[1].transforms[0]) == 6
+        runner, metrics = run(config)
+        assert runner.iter == 2
+        assert np.isfinite(scalars(runner, 'loss')).all()
+        assert 0 <= metrics['mIoU'] <= 100
+
+    @LAYOUTS
+    def test_pfb_config_prunes_trains_and_tests(self, path, root, request, tmp_path):
+        root = request.getfixturevalue(root)
+        (path,) = [pruned for pruned in PFB if twin(pruned) == path]
+        config = shrink(Config.fromfile(path), root, tmp_path / 'work')
+        # The first batch seeds the centroids, the second is pruned. One process with plain BN
+        # needs two images behind the global pooling of ASPP.
+        config.model.pfb.update(min_keep=2, estimator=dict(num_centroids=4, dim=128))
+        config.custom_hooks[0].begin = 0
+        runner, metrics = run(config)
+        kept = {0.3: 3, 0.7: 2}[config.model.module.pfb.prune_ratio]
+        record = SelectionRecord.load(tmp_path / 'work' / 'pfb_record.npz')
+        assert record.candidates.sum() == 8
+        assert record.kept.sum() == 4 + kept
+        assert all(Path(file).is_file() for file in record.paths)
+        assert scalars(runner, 'pfb/kept')[-1] == kept
+        assert np.isfinite(scalars(runner, 'loss')).all()
+        assert 0 <= metrics['mIoU'] <= 100
