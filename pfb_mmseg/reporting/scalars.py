@@ -1,0 +1,35 @@
+"""The scalars that MMEngine's LocalVisBackend wrote during a run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+
+def read_scalars(work_dir: str | os.PathLike) -> tuple[list[dict], list[dict]]:
+    """All that was logged in a work dir, of interrupted and resumed runs too.
+
+    Args:
+        work_dir: of a run with LocalVisBackend (mmseg's default).
+
+    Returns:
+        Training and validation entries, each with ``step`` (iteration) and ascending by it. Where a
+        resumed run passed an iteration again, its entry counts.
+
+    Raises:
+        FileNotFoundError: nothing was logged there.
+    """
+    files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    if not files:
+        raise FileNotFoundError(
+            f'no */vis_data/scalars.json in {work_dir}: is it the work dir of a run, and is '
+            'LocalVisBackend among the vis_backends?'
+        )
+    train: dict[int, dict] = {}
+    val: dict[int, dict] = {}
+    for file in files:  # named after the time of their start
+        for line in file.read_text().splitlines():
+            entry = json.loads(line)
+            (train if 'loss' in entry else val)[entry['step']] = entry
+    return [train[step] for step in sorted(train)], [val[step] for step in sorted(val)]

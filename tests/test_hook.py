@@ -1,0 +1,137 @@
+"""PFBHook in real runs of MMEngine's Runner: schedule, log, record, refusals, resume."""
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from tiny import DEMO_CONFIG, demo_config, train
+
+from pfb_mmseg.hooks import PFBHook
+from pfb_mmseg.hooks.step_clock import StepClock
+from pfb_mmseg.reporting import SelectionRecord, read_scalars
+
+
+def kept(work_dir):
+    entries, _ = read_scalars(work_dir)
+    return [round(entry['pfb/kept']) for entry in entries]
+
+
+def test_the_schedule_prunes_between_begin_and_end_once_seeded(tmp_path):
+    train(demo_config(tmp_path, custom_hooks=[dict(type='PFBHook', begin=2, end=0.75)]))
+    # 8 centroids from 4 images a step: iterations 3 and 4 seed, 5 to 9 prune, then all is full.
+    assert kept(tmp_path) == [4, 4, 4, 4, 2, 2, 2, 2, 2, 4, 4, 4]
+
+
+def test_without_the_hook_the_ratio_is_constant(tmp_path):
+    runner = train(demo_config(tmp_path, max_iters=4, custom_hooks=[]))
+    assert len(runner.model.pfb.selection.indices) == 2
+
+
+def test_each_interval_logs_totals_densities_centroids_and_time_saved(tmp_path):
+    hook = dict(type='PFBHook', begin=1, end=1.0)
+    train(demo_config(tmp_path, custom_hooks=[hook], **{'default_hooks.logger.interval': 5}))
+    first, second = read_scalars(tmp_path)[0][:2]
+    assert (first['pfb/kept'], first['pfb/candidates']) == (4 * 3 + 2 * 2, 20)
+    assert (second['pfb/kept'], second['pfb/candidates']) == (10, 20)
+    assert second['pfb/log_density_kept'] < second['pfb/log_density_dropped']
+    assert second['pfb/centroids'] == 8
+    assert second['pfb/time_saved'] < 1
+    assert 'pfb/nonfinite' not in second
+
+
+def test_the_record_counts_each_image_by_its_path(tmp_path):
+    train(demo_config(tmp_path, custom_hooks=[dict(type='PFBHook', begin=0, end=1.0)]))
+    record = SelectionRecord.load(tmp_path / 'pfb_record.npz')
+    assert record.candidates.sum() == 12 * 4
+    assert record.kept.sum() == 4 + 4 + 10 * 2
+    assert np.isfinite(record.mean_log_density).sum() > 0
+    assert all(path.startswith('demo/train/') for path in record.paths)
+
+
+def test_a_resumed_run_repeats_what_the_uninterrupted_one_did(tmp_path):
+    options = {'default_hooks.checkpoint.interval': 5}
+    hook = [dict(type='PFBHook', begin=1, end=1.0)]
+    whole = train(demo_config(tmp_path / 'whole', custom_hooks=hook, **options))
+    train(demo_config(tmp_path / 'cut', max_iters=12, custom_hooks=hook, **options))
+    # Start again from the checkpoint of iteration 5, as after a crash in iteration 6 to 9.
+    config = demo_config(tmp_path / 'cut', custom_hooks=hook, **options)
+    config.resume = True
+    config.load_from = str(tmp_path / 'cut' / 'iter_5.pth')
+    resumed = train(config)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    expected = SelectionRecord.load(tmp_path / 'whole' / 'pfb_record.npz')
+    record = SelectionRecord.load(tmp_path / 'cut' / 'pfb_record.npz')
+    assert record.paths == expected.paths
+    np.testing.assert_array_equal(record.kept, expected.kept)
+    np.testing.assert_array_equal(record.candidates, expected.candidates)
+    np.testing.assert_allclose(record.mean_log_density, expected.mean_log_density)
+
+
+@pytest.mark.parametrize(
+    ('options', 'complaint'),
+    [
+        (dict(begin=0.5, end=0.5), r'begin=0.5 must come before end=0.5'),
+        (dict(begin=1.5), r'begin=1.5'),
+        (dict(begin=-1), r'begin=-1'),
+        (dict(end='late'), r"end='late'"),
+        (dict(interval=0), r'interval=0'),
+    ],
+)
+def test_a_wrong_schedule_is_refused(options, complaint):
+    with pytest.raises((TypeError, ValueError), match=complaint):
+        PFBHook(**options)
+
+
+@pytest.mark.parametrize(
+    ('options', 'complaint'),
+    [
+        ({'custom_hooks': [dict(type='PFBHook', begin=11, end=0.5)]}, 'iteration 11.*iteration 6'),
+        ({'model.pfb.min_keep': 4}, r'4 image\(s\) per process.*nothing can ever be pruned'),
+        ({'train_dataloader.batch_size': 1}, r'1 image\(s\).*raise train_dataloader.batch_size'),
+    ],
+)
+def test_what_cannot_work_ends_before_the_first_iteration(tmp_path, options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        train(demo_config(tmp_path, **options))
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_the_hook_refuses_a_model_that_knows_nothing_of_pfb(tmp_path):
+    config = Config(demo_config(tmp_path).to_dict())
+    config.model.type = 'EncoderDecoder'
+    config.model.pop('pfb')
+    with pytest.raises(
+        ValueError, match="PFBHook needs a model with PFBMixin.*'PFBEncoderDecoder'"
+    ):
+        train(config)
+
+
+def test_demo_config_names_the_schedule_of_table_s5():
+    (hook,) = Config.fromfile(DEMO_CONFIG).custom_hooks
+    assert (hook.begin, hook.end) == (0.025, 0.9)
+
+
+class TestStepClock:
+    def test_time_saved_is_measured_against_the_median_full_step(self, monkeypatch):
+        now = iter([0, 4, 4, 5, 5, 6, 6, 6.25, 7, 7.25])
+        monkeypatch.setattr('time.perf_counter', lambda: next(now))
+        clock = StepClock()
+        for full in (True, True, True, False, False):
+            clock.start()
+            clock.stop(full)
+        # steps of 4, 1, 1, 0.25, 0.25 seconds; a full one takes 1
+        assert clock.time_saved == pytest.approx(1 - 6.5 / 5)
+
+    def test_without_a_full_step_nothing_is_claimed(self):
+        clock = StepClock()
+        clock.start()
+        clock.stop(full=False)
+        assert clock.time_saved is None
+
+    def test_state_survives_a_checkpoint(self):
+        clock, other = StepClock(), StepClock()
+        clock.start()
+        clock.stop(full=True)
+        other.load_state_dict(clock.state_dict())
+        assert other.time_saved == clock.time_saved
