@@ -1,0 +1,95 @@
+"""Training runs in processes of their own, and what they logged."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pfb_mmseg.reporting import read_scalars
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Run:
+    """What a run logged.
+
+    Attributes:
+        miou: of the last validation, in percent; None if there was none.
+        step_time: mean seconds of a training step for each entry in the log, without loading.
+        total_time: seconds of all training steps.
+    """
+
+    def __init__(self, work_dir: Path) -> None:
+        self.work_dir = work_dir
+        self.train, val = read_scalars(work_dir)
+        self.miou = val[-1].get('mIoU') if val else None
+        self.steps = np.array([entry['step'] for entry in self.train])
+        self.step_time = np.array([entry['time'] - entry['data_time'] for entry in self.train])
+        self.total_time = float((self.step_time * np.diff(self.steps, prepend=0)).sum())
+        self.blocked = 'pfb/kept' in self.train[-1]
+
+    def sum(self, key: str) -> int:
+        """Total of a scalar that each entry counts anew."""
+        return round(sum(entry[key] for entry in self.train))
+
+    def column(self, key: str) -> np.ndarray:
+        """A scalar over the entries; NaN where it was not logged."""
+        return np.array([entry.get(key, np.nan) for entry in self.train])
+
+
+def progress_bar(console) -> Progress:
+    return Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        TextColumn('{task.completed}/{task.total} iterations'),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def train(config: str | Path, work_dir: Path, options: dict, progress: Progress, name: str) -> Run:
+    """Run tools/train.py from scratch in ``work_dir`` and follow its log.
+
+    A work dir that holds a finished run of the very same command is taken as it is.
+
+    Args:
+        config: config file.
+        work_dir: anything that an unfinished or another run left there is removed.
+        options: as with --cfg-options.
+        progress: shows the iterations.
+        name: of the run on the progress bar.
+    """
+    work_dir = work_dir.resolve()
+    command = [sys.executable, str(ROOT / 'tools/train.py'), str(config)]
+    command += ['--work-dir', str(work_dir)]
+    if options:
+        command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
+    task = progress.add_task(name, total=None)
+    stamp = work_dir / 'finished'
+    if stamp.is_file() and stamp.read_text() == '\n'.join(command):
+        progress.update(task, total=1, completed=1, description=f'{name} (finished before)')
+        return Run(work_dir)
+    if (work_dir / 'console.log').is_file():
+        shutil.rmtree(work_dir)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with (
+        open(work_dir / 'console.log', 'w') as log,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process,
+    ):
+        for line in process.stdout:
+            log.write(line)
+            if found := re.search(r'Iter\(train\) \[ *(\d+)/(\d+)\]', line):
+                done, total = map(int, found.groups())
+                progress.update(task, completed=done, total=total)
+    if process.returncode:
+        sys.exit(f'{name}: training failed, see {log.name}')
+    stamp.write_text('\n'.join(command))
+    return Run(work_dir)
