@@ -54,6 +54,11 @@ class BatchPruner(nn.Module):
         check_number('exploration', exploration, 0, float('inf'), open_high=True)
         check_choice('exploration_space', exploration_space, EXPLORATION_SPACES)
         check_integer('seed', seed, low=0)
+        if estimator is not None and not isinstance(estimator, AdaptiveDensityEstimator):
+            raise TypeError(
+                f'estimator={estimator!r}: expected an AdaptiveDensityEstimator or None, got '
+                f'{type(estimator).__name__}'
+            )
         self.quota = KeepQuota(prune_ratio, min_keep)
         self.estimator = AdaptiveDensityEstimator() if estimator is None else estimator
         self.criterion = criterion

@@ -43,6 +43,7 @@ class KeepQuota:
             iteration: t, counted from 0.
             batch_size: N, at least 1.
         """
+        check_integer('iteration', iteration, low=0)
         check_integer('batch_size', batch_size, low=1)
         quota = self.mean(batch_size)
         return (iteration + 1) * quota // 1 - iteration * quota // 1

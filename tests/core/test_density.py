@@ -173,7 +173,9 @@ def test_a_channel_a_million_times_larger_than_the_rest_does_not_drown_them():
     scale = np.ones(16)
     scale[3] = 1e6
     centroids = np.float32(rng.normal(size=(64, 16)) * scale)
+    # Some rows far from everything, some beside a centroid, where the small channels decide.
     x = np.float32(rng.normal(size=(32, 16)) * scale)
+    x[16:] = centroids[:16] + np.float32(0.5 * rng.normal(size=(16, 16)))
     for bandwidth in ('silverman', 'scott'):
         assert_close(
             seeded(centroids, bandwidth=bandwidth).log_density(torch.from_numpy(x)),

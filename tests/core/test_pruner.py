@@ -280,6 +280,16 @@ def test_nan_images_that_have_to_stay_do_not_enter_the_centroids():
     assert int(pruner.estimator.counts.sum()) == before + 2
 
 
+@pytest.mark.parametrize('criterion', ['rare', 'common'])
+@pytest.mark.parametrize('exploration', [0, 0.01])
+def test_images_with_nan_are_the_first_to_go_under_either_criterion(criterion, exploration):
+    for seed in range(10):
+        pruner = ready_pruner(criterion=criterion, exploration=exploration)
+        features = feature_maps(seed)
+        features[[0, 3, 5, 6], 0] = float('nan')
+        assert pruner(features).indices.tolist() == [1, 2, 4, 7]
+
+
 @pytest.mark.parametrize('autocast', [False, True])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
 def test_other_float_types_are_pooled_in_float32(dtype, autocast):
