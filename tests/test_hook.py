@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from demo_runs import DEMO_CONFIG, demo_config, train
 from mmengine.config import Config
-from tiny import DEMO_CONFIG, demo_config, train
 
 from pfb_mmseg.hooks import PFBHook
 from pfb_mmseg.hooks.step_clock import StepClock

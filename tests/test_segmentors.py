@@ -3,15 +3,41 @@
 import copy
 
 import pytest
+import tiny
 import torch
+from mmengine.config import ConfigDict
+from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import load_state_dict
 from mmengine.structures import PixelData
+from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
-from tiny import BN, batch, build, seeded
 
 from pfb_mmseg.segmentors.samples import select_samples
 
 STRATEGIES = ['two_pass', 'single_pass']
+
+
+def build(model_type='PFBEncoderDecoder', pfb=None, **changes):
+    """The small segmentor before its first step: an FCN head, 4 centroids, no dropout."""
+    init_default_scope('mmseg')
+    torch.manual_seed(0)
+    pfb = dict(estimator=dict(num_centroids=4)) | (pfb or {})
+    config = tiny.model_cfg(model_type, pfb, head=dict(dropout_ratio=0))
+    fcn = config['auxiliary_head'] | dict(in_channels=64, in_index=3)
+    return MODELS.build(ConfigDict(config | dict(decode_head=fcn) | changes)).train()
+
+
+def batch(num=8, size=32, seed=0):
+    return tiny.images(num, size, seed), tiny.samples(num, size, seed)
+
+
+def seeded(model, num=8, size=32):
+    """The model after enough steps for its centroids to be seeded."""
+    seed = 1000
+    while not model.pfb.pruner.ready:
+        model.loss(*batch(num, size, seed))
+        seed += 1
+    return model
 
 
 def watch_heads(model):
@@ -94,6 +120,8 @@ def test_inference_and_the_tensor_mode_are_the_plain_segmentors_bit_for_bit():
     blocked, plain = seeded(build()).eval(), build('EncoderDecoder').eval()
     load_state_dict(plain, blocked.state_dict(), strict=False)
     images, samples = batch()
+    for sample in samples:
+        sample.set_metainfo(dict(ori_shape=(32, 32), pad_shape=(32, 32)))
     step = blocked.pfb.pruner.step.clone()
     with torch.no_grad():
         assert torch.equal(blocked(images, mode='tensor'), plain(images, mode='tensor'))
@@ -144,12 +172,12 @@ def test_an_estimate_of_another_size_starts_afresh_and_says_so():
 
 
 def test_score_scale_shrinks_only_the_scoring_pass():
-    model = seeded(build(pfb=dict(score_scale=0.5)), size=(64, 64))
+    model = seeded(build(pfb=dict(score_scale=0.5)), size=64)
     sizes = []
     model.backbone.stem.register_forward_pre_hook(
         lambda module, args: sizes.append(tuple(args[0].shape))
     )
-    model.loss(*batch(size=(64, 64)))
+    model.loss(*batch(size=64))
     assert sizes == [(8, 3, 32, 32), (4, 3, 64, 64)]
 
 
@@ -195,7 +223,7 @@ def test_a_wrong_option_is_refused_when_the_model_is_built(pfb, complaint):
 def test_two_images_are_kept_where_a_head_normalises_single_pixels():
     aspp = dict(
         type='ASPPHead', in_channels=64, in_index=3, channels=8, dilations=(1, 2),
-        num_classes=5, norm_cfg=BN,
+        num_classes=5, norm_cfg=dict(type='BN'),
     )  # fmt: skip
     model = seeded(build(pfb=dict(prune_ratio=0.9), decode_head=aspp), num=4)
     model.loss(*batch(4))

@@ -38,6 +38,8 @@ def model_cfg(model_type='PFBEncoderDecoder', pfb=None, head=None, **backbone):
         auxiliary_head=dict(
             type='FCNHead', in_channels=32, in_index=2, channels=8, num_convs=1, **head
         ),
+        train_cfg=dict(),
+        test_cfg=dict(mode='whole'),
     )
     if model_type.startswith('PFB'):
         cfg['pfb'] = dict(prune_ratio=0.5, estimator=dict(num_centroids=6, dim=8)) | (pfb or {})
