@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.evaluation import IoUMetric
-from mmseg.registry import DATASETS
+from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner
 from pfb_mmseg.datasets import CamVidDataset, PFBDemoDataset
 from pfb_mmseg.datasets.demo import CLASSES, KIND_SHARES
 
@@ -94,17 +96,28 @@ class TestDemoScenes:
         blue, _, red = pixels.mean(axis=0)
         assert red > blue + 20
 
-    def test_rare_kinds_differ_in_overall_look(self):
-        """The nearest other image by mean colour is usually one of the same rare kind."""
-        dataset = demo(length=400)
-        labels = np.array(kinds(dataset))
-        looks = np.array([dataset[i]['img'].mean(axis=(0, 1)) for i in range(400)])
-        distances = np.linalg.norm(looks[:, None] - looks[None], axis=-1)
-        np.fill_diagonal(distances, np.inf)
-        nearest = labels[distances.argmin(axis=1)]
-        for kind in ('night', 'desert'):
-            rate = (nearest[labels == kind] == kind).mean()
-            assert rate > 5 * KIND_SHARES[kind]
+    def test_rare_kinds_look_rare_to_an_untrained_encoder(self):
+        config = Config.fromfile(CONFIGS / 'demo/fcn_r18-d8_pfb-p50_1xb16-300i_demo-64x64.py')
+        torch.manual_seed(0)
+        config.model.backbone.out_indices = (2,)
+        encoder = MODELS.build(config.model.backbone)
+        encoder.init_weights()
+        pruner = BatchPruner(0.5, AdaptiveDensityEstimator(**config.model.pfb.estimator))
+        dataset = demo(length=640)
+        kept, candidates = Counter(), Counter()
+        for batch in torch.randperm(640).view(-1, 16).tolist():
+            images = np.stack([dataset[i]['img'] for i in batch]).astype(np.float32)
+            with torch.no_grad():
+                (features,) = encoder(torch.from_numpy(images).permute(0, 3, 1, 2) / 64 - 2)
+            selection = pruner(features)
+            if selection.log_density is not None:
+                rare = [
+                    KIND_SHARES[dataset.kind_of(dataset.get_data_info(i)['img_path'])] < 0.1
+                    for i in batch
+                ]
+                candidates.update(rare)
+                kept.update(rare[i] for i in selection.indices.tolist())
+        assert kept[True] / candidates[True] > 1.3 * kept[False] / candidates[False]
 
     def test_kind_is_read_from_the_path(self):
         assert PFBDemoDataset.kind_of('demo/train/night/000123.png') == 'night'

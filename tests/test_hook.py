@@ -1,5 +1,7 @@
 """PFBHook in real runs of MMEngine's Runner: schedule, log, record, refusals, resume."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,16 @@ def test_the_schedule_prunes_between_begin_and_end_once_seeded(tmp_path):
     train(demo_config(tmp_path, custom_hooks=[dict(type='PFBHook', begin=2, end=0.75)]))
     # 8 centroids from 4 images a step: iterations 3 and 4 seed, 5 to 9 prune, then all is full.
     assert kept(tmp_path) == [4, 4, 4, 4, 2, 2, 2, 2, 2, 4, 4, 4]
+
+
+def test_the_log_names_the_blocking_point_and_the_share_of_the_forward_behind_it(tmp_path):
+    train(demo_config(tmp_path, max_iters=3, log_level='INFO'))
+    (log,) = tmp_path.glob('*/*.log')
+    assert re.search(
+        r'50% of the images behind backbone\.layer3 \(32 channels, two_pass\), '
+        r'where [6-9]\d% of the forward pass is still to come, in iterations 0 to 3 of 3',
+        log.read_text(),
+    )
 
 
 def test_without_the_hook_the_ratio_is_constant(tmp_path):

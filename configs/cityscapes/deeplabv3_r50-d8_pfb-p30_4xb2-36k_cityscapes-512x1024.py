@@ -6,7 +6,6 @@ model = dict(
         estimator=dict(num_centroids=64, dim=128),
         exploration=0.01,
         # One image on each of four GPUs is enough: SyncBN normalises over all of them.
-        min_keep=1,
     ),
 )
 custom_hooks = [dict(type='PFBHook', begin=0.025, end=0.9)]

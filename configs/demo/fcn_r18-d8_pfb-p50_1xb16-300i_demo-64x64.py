@@ -3,7 +3,8 @@ model = dict(
     type='PFBEncoderDecoder',
     pfb=dict(
         prune_ratio=0.5,
-        estimator=dict(num_centroids=64, dim=128),
+        # Stage 3 has 128 channels here, not 1024.
+        estimator=dict(num_centroids=64, dim=32),
         exploration=0.01,
     ),
 )

@@ -72,14 +72,15 @@ def _span(low: float, high: float, length: int) -> slice:
 class _Scene:
     """A canvas whose colours and labels are painted together, in coordinates from 0 to 1."""
 
-    def __init__(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
+    def __init__(self, rng: np.random.Generator, size: tuple[int, int], variety: float) -> None:
         self.rng = rng
+        self.variety = variety
         self.height, self.width = size
         self.colour = np.empty((*size, 3), dtype=np.float32)
         self.labels = np.empty(size, dtype=np.uint8)
         jitter = rng.standard_normal((len(CLASSES), 4), dtype=np.float32)
         # Classes change more in brightness, which the channels share, than in hue.
-        self.inks = _COLOUR + _SPREAD * (jitter[:, :1] + 0.5 * jitter[:, 1:])
+        self.inks = _COLOUR + variety * _SPREAD * (jitter[:, :1] + 0.5 * jitter[:, 1:])
 
     def chance(self, probability: float) -> bool:
         return self.rng.random() < probability
@@ -94,31 +95,19 @@ class _Scene:
         """A colour of the class for one object, unlike its other objects' in this image."""
         return self.inks[_LABEL[name]] + _LOOKS[name].spread * self.rng.standard_normal(3)
 
-    def polygon(
-        self, points: list[Point], name: str | None = None, ink: np.ndarray | None = None
-    ) -> None:
-        """Paint a polygon of (x, y); without ``name`` the labels stay as they are."""
-        corners = np.array(points) * (self.width, self.height)
-        corners = [np.rint(corners).astype(np.int32)]
-        if name is not None:
-            cv2.fillPoly(self.labels, corners, _LABEL[name])
-            ink = self.inks[_LABEL[name]] if ink is None else ink
-        cv2.fillPoly(self.colour, corners, ink.tolist())
+    def polygon(self, points: list[Point], name: str, ink: np.ndarray | None = None) -> None:
+        """Paint a polygon of (x, y), in the colour that the class has in this image if not told."""
+        ink = self.inks[_LABEL[name]] if ink is None else ink
+        corners = np.rint(np.array(points) * (self.width, self.height)).astype(np.int32)
+        cv2.fillPoly(self.labels, [corners], _LABEL[name])
+        cv2.fillPoly(self.colour, [corners], ink.tolist())
 
     def box(
-        self,
-        left: float,
-        top: float,
-        right: float,
-        bottom: float,
-        name: str | None = None,
-        ink: np.ndarray | None = None,
+        self, left: float, top: float, right: float, bottom: float, name: str, ink: np.ndarray
     ) -> None:
-        rows, columns = _span(top, bottom, self.height), _span(left, right, self.width)
-        if name is not None:
-            self.labels[rows, columns] = _LABEL[name]
-            ink = self.inks[_LABEL[name]] if ink is None else ink
-        self.colour[rows, columns] = ink
+        pixels = _span(top, bottom, self.height), _span(left, right, self.width)
+        self.labels[pixels] = _LABEL[name]
+        self.colour[pixels] = ink
 
     def disc(
         self, x: float, y: float, rx: float, ry: float, label: int, ink: np.ndarray, turn: float = 0
@@ -179,10 +168,10 @@ class _Scene:
         if self.chance(0.4):  # a gable
             peak = ((left + right) / 2, top - self.between(0.04, 0.12))
             self.polygon([(left, top), peak, (right, top)], 'building', self.ink('building'))
-        pane, step = ink * self.between(0.45, 1.35), self.between(0.07, 0.11)
-        for y in np.arange(top + 0.03, bottom - 0.05, step):
-            for x in np.arange(left + 0.03, right - 0.04, step):
-                self.box(x, y, x + 0.02, y + 0.03, ink=pane)
+        step, rows, columns = self.between(0.07, 0.11), *_grid(self.height, self.width)
+        high = (top + 0.03 < rows) & (rows < bottom - 0.05) & ((rows - top) % step < 0.03)
+        wide = (left + 0.03 < columns) & (columns < right - 0.03) & ((columns - left) % step < 0.03)
+        self.colour[high & wide] = ink * self.between(0.45, 1.35)
 
     def car(self, x: float, y: float, s: float) -> None:
         ink = self.ink('car')
@@ -278,11 +267,13 @@ def _night(scene: _Scene) -> None:
     horizon = _street_front(scene)
     scene.scatter(scene.car, (0, 2), horizon + 0.08)
     lights = scene.scatter(scene.lamp, (1, 3), horizon + 0.1)
-    scene.colour *= np.array([0.24, 0.27, 0.36], dtype=np.float32)
+    moonlight = scene.between(0.6, 1.6)
+    scene.colour *= moonlight * np.array([0.24, 0.27, 0.36], dtype=np.float32)
+    shine = scene.between(0.6, 1.2) * np.array([170, 140, 80]) + 30 * scene.rng.standard_normal(3)
     rows, columns = _grid(scene.height, scene.width)
     for x, y in lights:
         glow = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 0.015)
-        scene.colour += glow[..., None] * np.array([170, 140, 80], dtype=np.float32)
+        scene.colour += glow[..., None] * shine
 
 
 def _desert(scene: _Scene) -> None:
@@ -293,16 +284,18 @@ def _desert(scene: _Scene) -> None:
 
 class _Kind(NamedTuple):
     share: float  # of the images of a split
+    variety: float  # of its colours and its light
     paint: Callable[[_Scene], None]
 
 
+# Common scenes are also much alike, rare ones vary: density is a matter of both.
 _KINDS = {
-    'meadow': _Kind(0.45, _meadow),
-    'street': _Kind(0.26, _street),
-    'coast': _Kind(0.13, _coast),
-    'winter': _Kind(0.07, _winter),
-    'night': _Kind(0.05, _night),
-    'desert': _Kind(0.04, _desert),
+    'meadow': _Kind(0.45, 0.4, _meadow),
+    'street': _Kind(0.26, 0.5, _street),
+    'coast': _Kind(0.13, 0.8, _coast),
+    'winter': _Kind(0.07, 1.3, _winter),
+    'night': _Kind(0.05, 1.5, _night),
+    'desert': _Kind(0.04, 1.3, _desert),
 }
 KIND_SHARES = {name: kind.share for name, kind in _KINDS.items()}
 
@@ -319,11 +312,12 @@ def _finish(scene: _Scene) -> np.ndarray:
     scene.colour += (_ROUGHNESS[scene.labels] * (0.8 * fine + coarse))[..., None]
 
     rows, columns = _grid(*size)
-    gain, tilt = scene.between(0.6, 1.2), scene.between(-0.35, 0.35)
-    cast = 1 + 0.07 * rng.standard_normal(3, dtype=np.float32)
-    light = gain * (1 + tilt * (columns - 0.5) + scene.between(-0.2, 0.2) * (rows - 0.5))
+    gain = scene.between(0.9 - 0.25 * scene.variety, 0.9 + 0.25 * scene.variety)
+    tilt, lean = scene.variety * rng.uniform(-0.3, 0.3, 2)
+    cast = 1 + 0.07 * scene.variety * rng.standard_normal(3, dtype=np.float32)
+    light = gain * (1 + tilt * (columns - 0.5) + lean * (rows - 0.5))
     image = scene.colour * light[..., None] * cast
-    haze = scene.between(0, 0.35)
+    haze = scene.between(0, 0.3 * scene.variety)
     image = (1 - haze) * image + haze * 150 * gain
     image += scene.between(3, 12) * rng.standard_normal(image.shape, dtype=np.float32)
     return np.clip(image, 0, 255).astype(np.uint8)
@@ -346,7 +340,8 @@ def draw_scene(
         ``range(len(CLASSES))`` or 255.
     """
     # The zero keeps this stream apart from the one that deals out the kinds.
-    scene = _Scene(np.random.default_rng((seed, SPLITS.index(split), 0, index)), size)
+    rng = np.random.default_rng((seed, SPLITS.index(split), 0, index))
+    scene = _Scene(rng, size, _KINDS[kind].variety)
     _KINDS[kind].paint(scene)
     image = _finish(scene)
     return np.ascontiguousarray(image[..., ::-1]), scene.labels
@@ -402,7 +397,7 @@ class PFBDemoDataset(BaseSegDataset):
         if not _is_int(seed) or seed < 0:
             raise ValueError(f'seed must be an integer of at least 0, but is {seed!r}.')
         self.split, self.length, self.size, self.seed = split, length, tuple(size), seed
-        super().__init__(**kwargs)
+        super().__init__(reduce_zero_label=False, **kwargs)
 
     @staticmethod
     def kind_of(img_path: str) -> str:

@@ -15,6 +15,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor
 
+from ..blocking import share_behind
 from ..core import Selection, SelectionStatistics
 from ..reporting import SelectionRecord
 from ..segmentors.mixin import PartialForwardBlocking
@@ -70,7 +71,8 @@ class PFBHook(Hook):
 
     def before_train(self, runner) -> None:
         """Resolve the schedule and refuse what cannot work."""
-        self._pfb = _find_pfb(runner.model)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._pfb = _find_pfb(model)
         self._begin = _iteration(self.begin, runner.max_iters)
         self._end = _iteration(self.end, runner.max_iters)
         if self._begin >= self._end:
@@ -84,12 +86,14 @@ class PFBHook(Hook):
             self._interval = loggers[0].interval if loggers else 50
         else:
             self._interval = self.interval
-        pruner = self._pfb.pruner
+        quota, point = self._pfb.pruner.quota, self._pfb.point
+        share = share_behind(model, point, lambda image: model(image, mode='tensor'))
         print_log(
-            f'PFB blocks {pruner.quota.prune_ratio:.0%} of the images behind '
-            f'backbone.{self._pfb.point.name} ({self._pfb.point.num_channels} channels, '
-            f'{self._pfb.strategy}) in iterations {self._begin} to {self._end} of '
-            f'{runner.max_iters}; at least {pruner.quota.min_keep} image(s) are kept.',
+            f'PFB blocks {quota.prune_ratio:.0%} of the images behind backbone.{point.name} '
+            f'({point.num_channels} channels, {self._pfb.strategy}), where '
+            f'{"an unknown share" if share is None else f"{share:.0%}"} of the forward pass is '
+            f'still to come, in iterations {self._begin} to {self._end} of {runner.max_iters}; '
+            f'at least {quota.min_keep} image(s) are kept.',
             logger='current',
         )
 
@@ -202,7 +206,6 @@ def _path(sample: Any) -> str:
 
 
 def _find_pfb(model: Any) -> PartialForwardBlocking:
-    model = model.module if is_model_wrapper(model) else model
     pfb = getattr(model, 'pfb', None)
     if not isinstance(pfb, PartialForwardBlocking):
         raise ValueError(
