@@ -213,9 +213,9 @@ class TestRunner:
         root = request.getfixturevalue(root)
         (path,) = [pruned for pruned in PFB if twin(pruned) == path]
         config = shrink(Config.fromfile(path), root, tmp_path / 'work')
-        # The first batch seeds the centroids, the second is pruned. One process with plain BN
-        # needs two images behind the global pooling of ASPP.
-        config.model.pfb.update(min_keep=2, estimator=dict(num_centroids=4, dim=128))
+        # The first batch seeds the centroids, the second is pruned; of that, one process with plain
+        # BN needs two images behind the global pooling of ASPP.
+        config.model.pfb.update(estimator=dict(num_centroids=4, dim=128))
         config.custom_hooks[0].begin = 0
         runner, metrics = run(config)
         kept = {0.3: 3, 0.7: 2}[config.model.module.pfb.prune_ratio]

@@ -12,6 +12,7 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
+from pfb_mmseg.segmentors.mixin import least_trainable
 from pfb_mmseg.segmentors.samples import select_samples
 
 STRATEGIES = ['two_pass', 'single_pass']
@@ -229,6 +230,16 @@ def test_two_images_are_kept_where_a_head_normalises_single_pixels():
     model.loss(*batch(4))
     assert len(model.pfb.selection.indices) == 2
     assert build(pfb=dict(prune_ratio=0.9)).pfb.pruner.quota.min_keep == 1
+
+
+@pytest.mark.parametrize(('num_processes', 'least'), [(1, 2), (4, 1)])
+def test_one_image_is_enough_where_batchnorm_is_synchronised_over_processes(
+    monkeypatch, num_processes, least
+):
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: num_processes)
+    pooling = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.SyncBatchNorm(3))
+    assert least_trainable(torch.nn.ModuleList([pooling])) == least
 
 
 class TestSelectSamples:

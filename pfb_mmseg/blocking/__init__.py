@@ -1,7 +1,16 @@
 """Where and how a forward pass is cut. Knows torch modules, not OpenMMLab."""
 
+from .cost import share_behind
 from .point import BlockingPoint
 from .scoring import scoring_mode
-from .stages import default_stage, stage_names
+from .stages import FAMILIES, Family, default_stage, stage_names
 
-__all__ = ['BlockingPoint', 'default_stage', 'scoring_mode', 'stage_names']
+__all__ = [
+    'FAMILIES',
+    'BlockingPoint',
+    'Family',
+    'default_stage',
+    'scoring_mode',
+    'share_behind',
+    'stage_names',
+]

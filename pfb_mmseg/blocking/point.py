@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from ..core import spatial_mean
 from .scoring import scoring_mode
@@ -22,43 +23,52 @@ class _Reached(Exception):
         self.output = output
 
 
+class _NotReached(ValueError):
+    """The encoder has the module, but its forward pass does not call it."""
+
+
 class BlockingPoint:
     """A module inside an encoder, whose output represents the images.
 
     The output may be a tensor (N, C, H, W), (N, H, W, C) or (N, L, C), or a tuple, list or dict of
-    such; which dimension holds the channels is found by one pass over an image of zeros, twice as
-    wide as high.
+    such; which dimension holds the channels is found by one pass over a blank image.
 
     Args:
         encoder: the network that contains the module; called as ``encoder(images)``.
         name: dotted name of the module inside the encoder.
-        input_shape: (channels, height, width) of the image of zeros; ``width == 2 * height``.
+        input_shape: (channels, height, width) of the blank image, best twice as wide as high, so
+            that the channels of a square feature map are not mistaken. None: 128x256 with the
+            channels of the encoder's first convolution, or, for an encoder that takes one size
+            only, its ``img_size``.
 
     Attributes:
         num_channels: C, the length of the vectors that :meth:`score` returns.
+        input_shape: of the blank image.
 
     Raises:
-        ValueError: there is no such module, the forward pass never calls it, or it returns no
-            feature map.
+        ValueError: there is no such module, the forward pass never calls it, it returns no
+            feature map with a row for each image, or the encoder cannot take the blank image.
     """
 
     def __init__(
-        self, encoder: nn.Module, name: str, input_shape: tuple[int, int, int] = (3, 128, 256)
+        self, encoder: nn.Module, name: str, input_shape: tuple[int, int, int] | None = None
     ) -> None:
         self.encoder = encoder
         self.name = name
         self.module = _submodule(encoder, name)
-        with scoring_mode(encoder, batch_statistics=False):
-            tensors = _tensors(self._run_to_point(_zeros(encoder, 1, input_shape)))
-        ratio = input_shape[2] // input_shape[1]
+        shapes = _usual_shapes(encoder) if input_shape is None else [tuple(input_shape)]
+        self.input_shape, output = self._first_that_runs(shapes)
+        tensors = _tensors(output)
+        if not tensors or any(len(tensor) != 1 for tensor in tensors):
+            raise ValueError(
+                f'the module {name!r} returns no feature map with a row for each image; choose '
+                'another block_after'
+            )
+        ratio = self.input_shape[2] // self.input_shape[1]
         self._channel_dims = [_channel_dim(tensor, ratio) for tensor in tensors]
         self.num_channels = sum(
             tensor.shape[dim] for tensor, dim in zip(tensors, self._channel_dims, strict=True)
         )
-        if not self.num_channels:
-            raise ValueError(
-                f'the module {name!r} returns no feature map; choose another block_after'
-            )
 
     @torch.compiler.disable
     def score(self, images: Tensor) -> Tensor:
@@ -107,22 +117,59 @@ class BlockingPoint:
             for handle in handles:
                 handle.remove()
 
-    def check_cut(self, input_shape: tuple[int, int, int] = (3, 128, 256)) -> None:
-        """Try a cut on images of zeros.
+    def check_cut(self) -> None:
+        """Try a cut on blank images.
 
         Raises:
             ValueError: behind the blocking point the encoder still needs all the images, as one
                 with several branches does.
         """
-        images = _zeros(self.encoder, 3, input_shape)
-        kept = torch.arange(2, device=images.device)
-        try:
-            with scoring_mode(self.encoder, batch_statistics=False), self.cut(lambda vector: kept):
-                output = self.encoder(images)
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise ValueError(_NO_CHAIN.format(name=self.name)) from error
-        if any(len(tensor) != 2 for tensor in _tensors(output)):
+        images = blank_images(self.encoder, 3, self.input_shape)
+        images += torch.arange(3, device=images.device)[:, None, None, None]
+        kept = torch.tensor([0, 2], device=images.device)
+        cut = False
+        untouched: list[str] = []
+
+        def choose(vector: Tensor) -> Tensor:
+            nonlocal cut
+            cut = True
+            return kept
+
+        def watch(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if cut and any(len(tensor) == 3 for tensor in _tensors([args, kwargs])):
+                untouched.append(type(module).__name__)
+
+        with scoring_mode(self.encoder, batch_statistics=False):
+            whole = self.encoder(images)
+            handles = [
+                module.register_forward_pre_hook(watch, with_kwargs=True)
+                for module in self.encoder.modules()
+            ]
+            try:
+                with self.cut(choose):
+                    output = self.encoder(images)
+            except Exception as error:  # whatever it is that this encoder stumbles over
+                raise ValueError(_NO_CHAIN.format(name=self.name)) from error
+            finally:
+                for handle in handles:
+                    handle.remove()
+        expected = _tensors(_narrow(whole, kept, 3))
+        if untouched or not all(map(_close, _tensors(output), expected)):
             raise ValueError(_NO_CHAIN.format(name=self.name))
+
+    def _first_that_runs(self, shapes: list[tuple]) -> tuple[tuple, Any]:
+        for shape in shapes:
+            try:
+                with scoring_mode(self.encoder, batch_statistics=False):
+                    return shape, self._run_to_point(blank_images(self.encoder, 1, shape))
+            except _NotReached:
+                raise
+            except Exception as error:  # whatever it is that this encoder has against the shape
+                failure = error
+        raise ValueError(
+            f'{type(self.encoder).__name__} cannot take a blank image of shape {shapes[-1]}: '
+            f'{failure}. Set input_shape=(channels, height, width) to one that it takes'
+        ) from failure
 
     def _run_to_point(self, images: Tensor) -> Any:
         def stop(module: nn.Module, args: Any, output: Any) -> None:
@@ -135,7 +182,7 @@ class BlockingPoint:
             return reached.output
         finally:
             handle.remove()
-        raise ValueError(
+        raise _NotReached(
             f'the blocking point {self.name!r} is never reached: the encoder has such a module but '
             'its forward pass does not call it; choose another block_after'
         )
@@ -167,9 +214,18 @@ def _submodule(encoder: nn.Module, name: str) -> nn.Module:
     return encoder.get_submodule(name)
 
 
-def _zeros(encoder: nn.Module, num: int, input_shape: tuple[int, int, int]) -> Tensor:
+def blank_images(encoder: nn.Module, num: int, shape: tuple[int, int, int]) -> Tensor:
+    """(num, *shape) of zeros, of the encoder's type and on its device."""
     parameter = next(encoder.parameters())
-    return torch.zeros(num, *input_shape, device=parameter.device, dtype=parameter.dtype)
+    return torch.zeros(num, *shape, device=parameter.device, dtype=parameter.dtype)
+
+
+def _usual_shapes(encoder: nn.Module) -> list[tuple[int, int, int]]:
+    convolutions = (module for module in encoder.modules() if isinstance(module, _ConvNd))
+    channels = next((conv.in_channels for conv in convolutions), 3)
+    size = getattr(encoder, 'img_size', None)  # of encoders with a table of positions
+    own = [] if size is None else [tuple(size) if isinstance(size, Sequence) else (size, size)]
+    return [(channels, *size) for size in [(128, 256), *own]]
 
 
 def _channel_dim(tensor: Tensor, ratio: int) -> int:
@@ -191,6 +247,10 @@ def _tensors(output: Any) -> list[Tensor]:
     if isinstance(output, (tuple, list)):
         return [tensor for item in output for tensor in _tensors(item)]
     return []
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-3 * float(b.abs().max()))
 
 
 def _narrow(output: Any, indices: Tensor, num_images: int) -> Any:

@@ -1,14 +1,103 @@
-"""Which module is "the third stage", for each family of encoders. One table, easy to extend."""
+"""Which module is "the third stage", for each family of encoders. One table, easy to extend.
+
+A new family is one line in FAMILIES, under the name of its class; subclasses share it.
+"""
 
 from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from torch import nn
 
 
+class Family(NamedTuple):
+    """How the encoders of one family are laid out.
+
+    Attributes:
+        stages: encoder -> dotted names of the modules that end its stages, in running order.
+        outputs: encoder -> for each of its outputs, the position in ``stages`` of the stage it
+            comes straight from, -1 if it comes from anything behind or beside them. None: the
+            encoder's ``out_indices``, or one output for each stage.
+    """
+
+    stages: Callable[[nn.Module], list[str]]
+    outputs: Callable[[nn.Module], Sequence[int]] | None = None
+
+
+def _fixed(*names: str) -> Callable[[nn.Module], list[str]]:
+    return lambda encoder: list(names)
+
+
+def _entries(*lists: str) -> Callable[[nn.Module], list[str]]:
+    """The entries of ModuleLists, whose own entries are run one after the other."""
+    return lambda encoder: [
+        f'{name}.{entry}'
+        for name in lists
+        for entry, _ in encoder.get_submodule(name).named_children()
+    ]
+
+
+def _lasts(name: str, inner: str = '') -> Callable[[nn.Module], list[str]]:
+    """Of each entry of a ModuleList, the last module in its list of blocks."""
+
+    def stages(encoder: nn.Module) -> list[str]:
+        paths = [f'{entry}{inner}' for entry in _entries(name)(encoder)]
+        return [f'{path}.{len(encoder.get_submodule(path)) - 1}' for path in paths]
+
+    return stages
+
+
+def _inside(name: str) -> Callable[[nn.Module], list[str]]:
+    """The stages of another encoder inside this one."""
+    return lambda encoder: [f'{name}.{stage}' for stage in stage_names(encoder.get_submodule(name))]
+
+
+def _none(encoder: nn.Module) -> tuple[int, ...]:
+    return ()
+
+
+# A chain of stages needs no line here if its structure gives it away, see _by_structure.
+FAMILIES: dict[str, Family] = {
+    # Several resolutions side by side: each output is a branch, not a stage.
+    'HRNet': Family(_fixed('layer1', 'stage2', 'stage3', 'stage4'), _none),
+    # Transformers and what is laid out like them: a stage ends with its norm or its last block.
+    'SwinTransformer': Family(_lasts('stages', '.blocks')),
+    'MixVisionTransformer': Family(_lasts('layers')),
+    'MSCAN': Family(lambda e: [f'norm{i + 1}' for i in range(e.num_stages)]),
+    'PCPVT': Family(
+        lambda e: _entries('norm_list')(e) if e.norm_after_stage else _lasts('layers')(e)
+    ),
+    # Two or three branches: the one that goes deep holds the stages.
+    'BiSeNetV1': Family(_inside('context_path.backbone'), _none),
+    'BiSeNetV2': Family(
+        lambda e: [f'semantic.{stage}' for stage in e.semantic.semantic_stages],
+        lambda e: [index - 1 for index in e.out_indices],  # output 0 is the fusion of both
+    ),
+    'DDRNet': Family(lambda e: ['stem', *_entries('context_branch_layers')(e)], _none),
+    'PIDNet': Family(lambda e: ['stem', *_entries('i_branch_layers')(e)], _none),
+    'ICNet': Family(_inside('backbone'), _none),
+    'FastSCNN': Family(
+        _fixed('learning_to_downsample', 'global_feature_extractor', 'feature_fusion')
+    ),
+    # Encoders with a decoder of their own, which counts as lying behind the last stage.
+    'STDCContextPathNet': Family(
+        _inside('backbone'), lambda e: [e.backbone.num_shallow_features, -1, -1, -1]
+    ),
+    'STDCNet': Family(_entries('stages'), lambda e: range(e.num_shallow_features, len(e.stages))),
+    'UNet': Family(_entries('encoder'), _none),
+    'ERFNet': Family(_entries('encoder', 'decoder'), _none),
+    'CGNet': Family(_fixed('norm_prelu_0', 'norm_prelu_1', 'norm_prelu_2')),
+    'Sequential': Family(lambda e: [name for name, _ in e.named_children()]),
+}
+
+
 def stage_names(encoder: nn.Module) -> list[str]:
     """Dotted names of an encoder's stages in the order in which they run; empty if unknown."""
-    names = getattr(encoder, 'res_layers', None)  # ResNet and what is built like it
-    return list(names) if names else []
+    family = _family(encoder)
+    return family.stages(encoder) if family else _by_structure(encoder)
 
 
 def default_stage(encoder: nn.Module, read_indices: list[int]) -> str:
@@ -16,29 +105,51 @@ def default_stage(encoder: nn.Module, read_indices: list[int]) -> str:
 
     Args:
         encoder: a backbone.
-        read_indices: positions, in the encoder's outputs, of what the auxiliary heads read.
+        read_indices: positions, in the encoder's outputs, of what the auxiliary heads read;
+            negative ones count from the end.
 
     Returns:
         Dotted name inside the encoder: the deepest stage that an auxiliary head reads and that is
-        not the last one (the supplement, B.2), else the one at two thirds of the depth.
+        not the last one (the supplement, B.2), else the one at two thirds of the depth, which is
+        the third of four.
 
     Raises:
         ValueError: the encoder's stages are not known.
     """
     stages = stage_names(encoder)
     if len(stages) < 2:
+        children = [name for name, _ in encoder.named_children()]
         raise ValueError(
             f'no rule says where {type(encoder).__name__} has its stages; name the module to '
-            f"block after, e.g. block_after='backbone.{_children(encoder)[-1]}', one of the "
-            f'children {", ".join(_children(encoder))} or a module inside them'
+            f'block after, block_after={"backbone." + children[-1] if children else None!r} for '
+            f'example, one of the children {", ".join(children)} or a module inside them'
         )
-    out_indices = getattr(encoder, 'out_indices', range(len(stages)))
-    read = [out_indices[index] for index in read_indices if index < len(out_indices)]
+    family = _family(encoder)
+    if family and family.outputs:
+        outputs = family.outputs(encoder)
+    else:
+        outputs = getattr(encoder, 'out_indices', range(len(stages)))
+    read = [outputs[i] for i in read_indices if -len(outputs) <= i < len(outputs)]
     before_last = [stage for stage in read if 0 <= stage < len(stages) - 1]
     if before_last:
         return stages[max(before_last)]
-    return stages[min(round(len(stages) * 2 / 3), len(stages) - 1) - 1]
+    return stages[min(math.ceil(len(stages) * 2 / 3), len(stages) - 1) - 1]
 
 
-def _children(encoder: nn.Module) -> list[str]:
-    return [name for name, _ in encoder.named_children()] or ['<none>']
+def _family(encoder: nn.Module) -> Family | None:
+    for base in type(encoder).__mro__:
+        if base.__name__ in FAMILIES:
+            return FAMILIES[base.__name__]
+    return None
+
+
+def _by_structure(encoder: nn.Module) -> list[str]:
+    """Stages of a chain: named in a list, kept in a ModuleList, or numbered like ``layer1``."""
+    for name in ('res_layers', 'stages', 'layers', 'blocks', 'network', 'features'):
+        found = getattr(encoder, name, None)
+        if isinstance(found, (list, tuple)) and all(isinstance(entry, str) for entry in found):
+            return list(found)
+        if isinstance(found, (nn.ModuleList, nn.Sequential)):
+            return _entries(name)(encoder)
+    children = [name for name, _ in encoder.named_children()]
+    return [name for name in children if re.fullmatch(r'(layer|stage|block)_?\d+', name)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -39,8 +40,8 @@ class PartialForwardBlocking(nn.Module):
             ``'batch'`` (as training does) or with the ``'running'`` statistics.
         score_dtype: two_pass only: ``'float16'`` or ``'bfloat16'`` runs the scoring pass under
             autocast; None scores in the precision of the training pass.
-        input_shape: (C, H, W) with W = 2H: shape of the blank image with which the blocking point
-            is checked when the model is built.
+        input_shape: (C, H, W) of the blank image with which the blocking point is checked when the
+            model is built; None finds one, see :class:`BlockingPoint`.
         **pruner: ``prune_ratio``, ``criterion``, ``exploration``, ``exploration_space`` and
             ``seed`` of :class:`BatchPruner`.
 
@@ -63,7 +64,7 @@ class PartialForwardBlocking(nn.Module):
         score_scale: float = 1.0,
         score_statistics: str = 'batch',
         score_dtype: str | None = None,
-        input_shape: tuple[int, int, int] = (3, 128, 256),
+        input_shape: tuple[int, int, int] | None = None,
         **pruner: Any,
     ) -> None:
         super().__init__()
@@ -85,11 +86,9 @@ class PartialForwardBlocking(nn.Module):
         self.score_scale = score_scale
         self.score_statistics = score_statistics
         self.score_dtype = score_dtype
-        self.point = BlockingPoint(
-            model.backbone, _point_name(model, block_after), tuple(input_shape)
-        )
+        self.point = BlockingPoint(model.backbone, _point_name(model, block_after), input_shape)
         if strategy == 'single_pass':
-            self.point.check_cut(tuple(input_shape))
+            self.point.check_cut()
         self.pruner = BatchPruner(
             estimator=_build_estimator(estimator or {}, self.point.num_channels),
             min_keep=least_trainable(model) if min_keep is None else min_keep,
@@ -167,7 +166,7 @@ def least_trainable(model: nn.Module) -> int:
     """Fewest images that the model can be trained on: 2 if it normalises single pixels, else 1.
 
     BatchNorm behind a global average pooling, as in ASPP's image branch, sees one value per image
-    and channel, and refuses a batch of one.
+    and channel, and refuses a batch of one. Synchronised over several processes it sees theirs too.
     """
     for module in model.modules():
         if not isinstance(module, nn.Sequential):
@@ -176,9 +175,14 @@ def least_trainable(model: nn.Module) -> int:
         for part in module.modules():
             if isinstance(part, nn.AdaptiveAvgPool2d):
                 pooled = part.output_size in (1, (1, 1))
-            if pooled and isinstance(part, _BatchNorm):
+            if pooled and isinstance(part, _BatchNorm) and not _synchronised(part):
                 return 2
     return 1
+
+
+def _synchronised(norm: _BatchNorm) -> bool:
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return several and isinstance(norm, nn.SyncBatchNorm)
 
 
 def _build_estimator(options: dict, num_channels: int) -> AdaptiveDensityEstimator:
