@@ -18,8 +18,9 @@ from .density import BANDWIDTHS, bandwidth, log_density
 
 def _normalized(old: Tensor, old_n: Tensor, new_sum: Tensor, new_n: Tensor, beta: float) -> Tensor:
     """Eq. 8 divided by the sum of its own weights; a cluster that received nothing stays."""
-    total = beta * old_n + (1 - beta) * new_n
-    return torch.where(new_n > 0, (beta * old_n * old + (1 - beta) * new_sum) / total, old)
+    old_n = beta * old_n
+    total = old_n + (1 - beta) * new_n
+    return torch.where(new_n > 0, (old_n * old + (1 - beta) * new_sum) / total, old)
 
 
 def _literal(old: Tensor, old_n: Tensor, new_sum: Tensor, new_n: Tensor, beta: float) -> Tensor:
@@ -128,7 +129,7 @@ class AdaptiveDensityEstimator(nn.Module):
         weights = self.weights if self.weighted else torch.ones_like(self.weights)
         return log_density(x, self.centroids, weights, bandwidth(self.centroids, self.bandwidth))
 
-    @torch.no_grad()
+    @torch.inference_mode()  # nothing leaves it, and its many small calls cost less
     def update(self, x: Tensor) -> None:
         """Account for retained samples: seed what is not seeded yet, then Eq. 7–9.
 
@@ -139,8 +140,9 @@ class AdaptiveDensityEstimator(nn.Module):
             ValueError: ``x`` has another shape.
         """
         self._check(x)
-        finite = torch.isfinite(x).all(dim=1)
-        x = torch.where(finite[:, None], x, 0).double()
+        x = x.to(self.centroids.dtype)
+        finite = x.sum(dim=1, dtype=torch.float64).isfinite()
+        x = x.nan_to_num(0, 0, 0)
         num_new = min(len(x), self.num_centroids - self._seeded)
         if num_new:
             self._seed(x[:num_new], finite[:num_new])
@@ -151,8 +153,8 @@ class AdaptiveDensityEstimator(nn.Module):
         first, last = self._seeded, self._seeded + len(x)
         # A non-finite row still uses up its place (the host counts rows, only the device sees
         # values): an empty cluster at the mean of the others, the first one to be revived.
-        mean = x.sum(dim=0) / finite.sum().clamp(min=1)
-        self.centroids[first:last] = torch.where(finite[:, None], x, mean).to(self.centroids.dtype)
+        mean = (x * finite[:, None]).sum(dim=0) / finite.sum().clamp(min=1)
+        self.centroids[first:last] = torch.where(finite[:, None], x, mean)
         self.counts[first:last] = finite.long()
         self.idle[first:last] = torch.where(finite, 0, self.revive_after or 0)
         self.num_seeded.fill_(last)
@@ -161,24 +163,18 @@ class AdaptiveDensityEstimator(nn.Module):
     def _follow(self, x: Tensor, finite: Tensor) -> None:
         if self.revive_after is not None:
             self._revive(x, finite)
-        centroids = self.centroids.double()
+        x, centroids = x.double(), self.centroids.double()
         nearest = _distances(x, centroids).argmin(dim=1)  # Eq. 7
         # A product with the one-hot assignment instead of index_add_: its result does not depend
         # on the order of threads, so every rank holds the same bits.
-        clusters = torch.arange(self.num_centroids, device=x.device)
-        assigned = ((nearest[:, None] == clusters) & finite[:, None]).double()
-        received = assigned.sum(dim=0)
+        assigned = x.new_zeros(self.num_centroids, len(x))
+        assigned.scatter_(0, nearest[None], finite[None].double())
+        received = assigned.sum(dim=1, keepdim=True)
         rule = UPDATE_RULES[self.update_rule]  # Eq. 8
-        moved = rule(
-            centroids,
-            self.counts.double()[:, None],
-            assigned.T @ x,
-            received[:, None],
-            self.momentum,
-        )
-        self.centroids.copy_(moved)
-        self.counts += received.long()  # n_j of Eq. 8, numerator of Eq. 9
-        self.idle.add_(1).masked_fill_(received > 0, 0)
+        counts = self.counts.double()[:, None]
+        self.centroids.copy_(rule(centroids, counts, assigned @ x, received, self.momentum))
+        self.counts.add_(received[:, 0].long())  # n_j of Eq. 8, numerator of Eq. 9
+        self.idle.add_(1).mul_(received[:, 0] == 0)
 
     def _revive(self, x: Tensor, finite: Tensor) -> None:
         """Move the longest idle centroids to the first rows, at most a few in one update.
@@ -188,16 +184,13 @@ class AdaptiveDensityEstimator(nn.Module):
         places = min(len(x), math.ceil(self.num_centroids / self.revive_after))
         slots = self.idle.argsort(descending=True, stable=True)[:places]
         dead = (self.idle[slots] >= self.revive_after) & finite[:places]
-        centroids = self.centroids.double()
-        reach = _distances(centroids[slots], centroids)
-        reach[:, slots] = torch.inf
-        heirs = reach.argmin(dim=1)
-        inherited = torch.where(dead, self.counts[slots], 0)
+        old = self.centroids[slots]
+        heirs = _distances(old, self.centroids).index_fill_(1, slots, torch.inf).argmin(dim=1)
+        inherited = self.counts[slots] * dead
         if self.num_centroids > places:
             self.counts.index_add_(0, heirs, inherited)
-            self.counts.index_add_(0, slots, -inherited)
-        moved = torch.where(dead[:, None], x[:places], centroids[slots])
-        self.centroids.index_copy_(0, slots, moved.to(self.centroids.dtype))
+            self.counts.index_add_(0, slots, inherited, alpha=-1)
+        self.centroids.index_copy_(0, slots, torch.where(dead[:, None], x[:places], old))
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != 2 or x.shape[1] != self.dim:

@@ -39,8 +39,8 @@ def explored_log_density(
         log_density: (N,), natural log.
         exploration: :math:`b`, upper bound of :math:`\alpha` in Eq. 3 (paper: 0.01 or 0.001).
         exploration_space: ``'density'`` is Eq. 3 with one :math:`\alpha_i \sim U(0, b)` per image
-            (a single one per batch would not change any ranking); ``'log_density'`` is the
-            released classification code's :math:`b \cdot N(0, 1) \cdot \max|\log f|` added to the score.
+            (a single one per batch would not change any ranking); ``'log_density'`` adds
+            :math:`b \cdot N(0, 1) \cdot \max|\log f|`, as the released classification code does.
         generator: source of the draws, on the same device.
 
     Returns:
