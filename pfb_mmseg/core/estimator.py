@@ -34,6 +34,8 @@ def _mean(old: Tensor, old_n: Tensor, new_sum: Tensor, new_n: Tensor, beta: floa
     return torch.where(new_n > 0, (old_n * old + new_sum) / (old_n + new_n), old)
 
 
+_FOREVER = torch.iinfo(torch.int64).max
+
 UPDATE_RULES = {'normalized': _normalized, 'literal': _literal, 'mean': _mean}
 
 
@@ -55,7 +57,8 @@ class AdaptiveDensityEstimator(nn.Module):
             collapses; ``'mean'`` is the running mean.
         revive_after: a centroid that has received nothing for this many updates moves to a row
             of the current update; the samples it stood for are counted with its nearest
-            neighbour. None never revives (the paper's behaviour).
+            neighbour. None revives only centroids that never received any (the paper's behaviour:
+            there are none as long as all representations are finite).
 
     Attributes:
         centroids: (N_C, D) float32. counts: (N_C,) int64, samples assigned so far. Buffers.
@@ -152,17 +155,15 @@ class AdaptiveDensityEstimator(nn.Module):
     def _seed(self, x: Tensor, finite: Tensor) -> None:
         first, last = self._seeded, self._seeded + len(x)
         # A non-finite row still uses up its place (the host counts rows, only the device sees
-        # values): an empty cluster at the mean of the others, the first one to be revived.
+        # values): an empty cluster at the mean of the others, which the next update refills.
         mean = (x * finite[:, None]).sum(dim=0) / finite.sum().clamp(min=1)
         self.centroids[first:last] = torch.where(finite[:, None], x, mean)
         self.counts[first:last] = finite.long()
-        self.idle[first:last] = torch.where(finite, 0, self.revive_after or 0)
         self.num_seeded.fill_(last)
         self._seeded = last
 
     def _follow(self, x: Tensor, finite: Tensor) -> None:
-        if self.revive_after is not None:
-            self._revive(x, finite)
+        self._revive(x, finite)
         x, centroids = x.double(), self.centroids.double()
         nearest = _distances(x, centroids).argmin(dim=1)  # Eq. 7
         # A product with the one-hot assignment instead of index_add_: its result does not depend
@@ -177,13 +178,15 @@ class AdaptiveDensityEstimator(nn.Module):
         self.idle.add_(1).mul_(received[:, 0] == 0)
 
     def _revive(self, x: Tensor, finite: Tensor) -> None:
-        """Move the longest idle centroids to the first rows, at most a few in one update.
+        """Move empty and long idle centroids to the first rows, at most a few in one update.
 
         As many as it takes for each centroid to have had its turn within ``revive_after`` updates.
         """
-        places = min(len(x), math.ceil(self.num_centroids / self.revive_after))
-        slots = self.idle.argsort(descending=True, stable=True)[:places]
-        dead = (self.idle[slots] >= self.revive_after) & finite[:places]
+        patience = _FOREVER if self.revive_after is None else self.revive_after
+        places = min(len(x), math.ceil(self.num_centroids / patience))
+        idle = self.idle.masked_fill(self.counts == 0, _FOREVER)
+        slots = idle.argsort(descending=True, stable=True)[:places]
+        dead = (idle[slots] >= patience) & finite[:places]
         old = self.centroids[slots]
         heirs = _distances(old, self.centroids).index_fill_(1, slots, torch.inf).argmin(dim=1)
         inherited = self.counts[slots] * dead

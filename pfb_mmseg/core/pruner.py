@@ -83,6 +83,7 @@ class BatchPruner(nn.Module):
         """Number of images that :meth:`forward` will keep, known before any feature is."""
         return self.quota.keep(self._step, batch_size) if self.ready else batch_size
 
+    @torch.compiler.disable  # driven by the host's counters, which change in every step
     @torch.no_grad()
     def forward(self, features: Tensor) -> Selection:
         """Score a batch, choose, and learn from what was chosen (Algorithm 1, lines 6–10).
