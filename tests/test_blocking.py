@@ -121,6 +121,15 @@ def test_a_network_that_needs_all_images_behind_the_point_is_refused_by_check_cu
     BlockingPoint(Chain(), 'stage2').check_cut()
 
 
+def test_an_encoder_of_one_size_refuses_smaller_images_for_scoring():
+    encoder = Chain()
+    encoder.stage2.register_forward_pre_hook(lambda module, args: args[0].view(-1, 4, 64, 128))
+    point = BlockingPoint(encoder, 'stage2')
+    with pytest.raises(ValueError, match='score_scale=0.5: Chain cannot take images of 64x128'):
+        point.check_scale(0.5)
+    point.check_scale(1.0)
+
+
 class Emits(nn.Module):
     """An encoder whose stage returns whatever ``make`` builds from (N, 4, H, W)."""
 

@@ -242,6 +242,12 @@ def test_one_image_is_enough_where_batchnorm_is_synchronised_over_processes(
     assert least_trainable(torch.nn.ModuleList([pooling])) == least
 
 
+def test_single_pass_says_that_it_cannot_narrow_stacked_labels():
+    model = build(pfb=dict(strategy='single_pass'))
+    with pytest.raises(TypeError, match="use strategy='two_pass'"):
+        model.loss(tiny.images(8, 32), torch.zeros(8))
+
+
 class TestSelectSamples:
     def test_every_pixel_field_is_gathered_and_per_image_metainfo_left_out(self):
         _, samples = batch(5)
@@ -258,6 +264,10 @@ class TestSelectSamples:
             sample.gt_sem_seg = PixelData(data=torch.zeros(1, 2 + i, 2))
         kept = select_samples(samples, torch.tensor([0, 2]))
         assert kept == [samples[0], samples[2]]
+
+    def test_stacked_labels_stay_stacked(self):
+        labels = torch.arange(12).view(4, 3)
+        assert torch.equal(select_samples(labels, torch.tensor([0, 2])), labels[[0, 2]])
 
     def test_plain_tensors_are_labels_too(self):
         labels = [torch.tensor(i) for i in range(4)]

@@ -1,7 +1,7 @@
 """Where and how a forward pass is cut. Knows torch modules, not OpenMMLab."""
 
 from .cost import share_behind
-from .point import BlockingPoint
+from .point import BlockingPoint, shrink
 from .scoring import scoring_mode
 from .stages import FAMILIES, Family, default_stage, stage_names
 
@@ -12,5 +12,6 @@ __all__ = [
     'default_stage',
     'scoring_mode',
     'share_behind',
+    'shrink',
     'stage_names',
 ]

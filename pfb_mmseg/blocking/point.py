@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from ..core import spatial_mean
@@ -157,6 +158,22 @@ class BlockingPoint:
         if untouched or not all(map(_close, _tensors(output), expected)):
             raise ValueError(_NO_CHAIN.format(name=self.name))
 
+    def check_scale(self, scale: float) -> None:
+        """Try to score a blank image of another size.
+
+        Raises:
+            ValueError: the encoder takes images of its own size only.
+        """
+        image = shrink(blank_images(self.encoder, 1, self.input_shape), scale)
+        try:
+            with scoring_mode(self.encoder, batch_statistics=False):
+                self.score(image)
+        except Exception as error:  # whatever it is that this encoder has against the size
+            raise ValueError(
+                f'score_scale={scale}: {type(self.encoder).__name__} cannot take images of '
+                f'{image.shape[2]}x{image.shape[3]} pixels ({error}); leave score_scale at 1'
+            ) from error
+
     def _first_that_runs(self, shapes: list[tuple]) -> tuple[tuple, Any]:
         for shape in shapes:
             try:
@@ -218,6 +235,11 @@ def blank_images(encoder: nn.Module, num: int, shape: tuple[int, int, int]) -> T
     """(num, *shape) of zeros, of the encoder's type and on its device."""
     parameter = next(encoder.parameters())
     return torch.zeros(num, *shape, device=parameter.device, dtype=parameter.dtype)
+
+
+def shrink(images: Tensor, scale: float) -> Tensor:
+    """(N, C, H, W) images at ``scale`` times their height and width."""
+    return F.interpolate(images, scale_factor=scale, mode='bilinear')
 
 
 def _usual_shapes(encoder: nn.Module) -> list[tuple[int, int, int]]:

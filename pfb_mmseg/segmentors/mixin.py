@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..blocking import BlockingPoint, default_stage, scoring_mode
+from ..blocking import BlockingPoint, default_stage, scoring_mode, shrink
 from ..core import AdaptiveDensityEstimator, BatchPruner, Selection
 from ..core.checks import check_choice, check_keys, check_number
 from .samples import select_samples
@@ -89,6 +88,8 @@ class PartialForwardBlocking(nn.Module):
         self.point = BlockingPoint(model.backbone, _point_name(model, block_after), input_shape)
         if strategy == 'single_pass':
             self.point.check_cut()
+        if score_scale != 1:
+            self.point.check_scale(score_scale)
         self.pruner = BatchPruner(
             estimator=_build_estimator(estimator or {}, self.point.num_channels),
             min_keep=least_trainable(model) if min_keep is None else min_keep,
@@ -102,7 +103,7 @@ class PartialForwardBlocking(nn.Module):
         if not self.pruner.needs_features:
             return self.pruner(images)
         if self.score_scale != 1:
-            images = F.interpolate(images, scale_factor=self.score_scale, mode='bilinear')
+            images = shrink(images, self.score_scale)
         dtype = SCORE_DTYPES.get(self.score_dtype)
         with scoring_mode(self.point.encoder, self.score_statistics == 'batch'):
             if dtype is None:
@@ -130,10 +131,13 @@ class PFBMixin:
 
         Args:
             inputs: (N, C, H, W).
-            data_samples: N data samples.
+            data_samples: N data samples, or labels stacked in one tensor (N, ...).
 
         Returns:
             The host's losses, over the kept images only.
+
+        Raises:
+            TypeError: single_pass with stacked labels, which cannot be narrowed on the way.
         """
         pfb = self.pfb
         pfb.selection = None
@@ -143,23 +147,33 @@ class PFBMixin:
             pfb.pruner.skip()
             return super().loss(inputs, data_samples)
         if pfb.strategy == 'single_pass':
-            # The heads read the list after the backbone has run: it is narrowed with the batch.
-            data_samples = list(data_samples)
-
-            def choose(vectors: Tensor) -> Tensor:
-                pfb.selection = pfb.pruner(vectors)
-                if len(pfb.selection.indices) < len(inputs):
-                    data_samples[:] = select_samples(data_samples, pfb.selection.indices)
-                return pfb.selection.indices
-
-            with pfb.point.cut(choose):
-                return super().loss(inputs, data_samples)
+            return self._single_pass_loss(inputs, data_samples)
         pfb.selection = pfb.score(inputs)
         indices = pfb.selection.indices
         if len(indices) < len(inputs):
             inputs = inputs.index_select(0, indices)
             data_samples = select_samples(data_samples, indices)
         return super().loss(inputs, data_samples)
+
+    @torch.compiler.disable  # a compiled network would not call the hooks that cut it
+    def _single_pass_loss(self, inputs: Tensor, data_samples: list) -> dict:
+        if isinstance(data_samples, Tensor):
+            raise TypeError(
+                "strategy='single_pass' needs data_samples as a list, got a tensor; use "
+                "strategy='two_pass'"
+            )
+        pfb = self.pfb
+        # The heads read the list after the backbone has run: it is narrowed with the batch.
+        data_samples = list(data_samples)
+
+        def choose(vectors: Tensor) -> Tensor:
+            pfb.selection = pfb.pruner(vectors)
+            if len(pfb.selection.indices) < len(inputs):
+                data_samples[:] = select_samples(data_samples, pfb.selection.indices)
+            return pfb.selection.indices
+
+        with pfb.point.cut(choose):
+            return super().loss(inputs, data_samples)
 
 
 def least_trainable(model: nn.Module) -> int:
@@ -169,9 +183,9 @@ def least_trainable(model: nn.Module) -> int:
     and channel, and refuses a batch of one. Synchronised over several processes it sees theirs too.
     """
     for module in model.modules():
-        if not isinstance(module, nn.Sequential):
+        pooled = getattr(module, 'pool_scale', None) == 1  # of mmseg's modules that pool themselves
+        if not pooled and not isinstance(module, nn.Sequential):
             continue
-        pooled = False
         for part in module.modules():
             if isinstance(part, nn.AdaptiveAvgPool2d):
                 pooled = part.output_size in (1, (1, 1))

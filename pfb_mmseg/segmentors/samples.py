@@ -10,7 +10,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 
-def select_samples(data_samples: list, indices: Tensor) -> list:
+def select_samples(data_samples: list | Tensor, indices: Tensor) -> list | Tensor:
     """Data samples of the kept images, in their original order.
 
     The host does not know yet which images these are, and need not: label maps of one shape are
@@ -19,12 +19,14 @@ def select_samples(data_samples: list, indices: Tensor) -> list:
     such as boxes, are picked on the host instead, complete but at the price of one synchronisation.
 
     Args:
-        data_samples: N data elements, or tensors.
+        data_samples: N data elements, or tensors, or one tensor (N, ...).
         indices: (K,) int64, ascending.
 
     Returns:
         K samples of the same type.
     """
+    if isinstance(data_samples, Tensor):
+        return data_samples.index_select(0, indices.to(data_samples.device))
     try:
         return _gather(data_samples, indices)
     except _NotStackable:
