@@ -1,0 +1,292 @@
+"""A blocked step must not make the host wait for the device. Watched on the CPU, op by op."""
+
+import pytest
+import tiny
+import torch
+from mmseg.models.decode_heads import decode_head
+from torch import nn
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pfb_mmseg import PFBHook
+from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner
+from pfb_mmseg.segmentors.samples import select_samples
+
+# Their result, or its shape, is a value that lies on the device.
+SYNCING_OPS = {
+    'aten::_local_scalar_dense',  # item, int, float, bool, and iterating or indexing with a scalar
+    'aten::is_nonzero',
+    'aten::nonzero',
+    'aten::masked_select',
+    'aten::equal',
+    'aten::bincount',
+    'aten::_unique2',
+    'aten::unique_dim',
+    'aten::unique_consecutive',
+    'aten::repeat_interleave.Tensor',
+}
+# What no op shows: a tensor on the CPU is handed to the host as it is.
+SYNCING_METHODS = {
+    torch.Tensor.tolist,
+    torch.Tensor.cpu,
+    torch.Tensor.numpy,
+    torch.Tensor.__array__,
+}
+# A copy of pageable memory to the device waits for it too.
+UPLOADS = {torch.tensor, torch.as_tensor, torch.from_numpy, torch.Tensor.new_tensor}
+INDEXING_OPS = {'aten::index.Tensor', 'aten::index_put', 'aten::index_put_'}
+
+
+class WatchOps(TorchDispatchMode):
+    """Names of the ops that would wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name()
+        if name in SYNCING_OPS or (name in INDEXING_OPS and has_mask(args[1])):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+class WatchMethods(TorchFunctionMode):
+    """Names of the methods that would wait, but for those of the ``spared`` tensors."""
+
+    def __init__(self, spared=()):
+        super().__init__()
+        self.seen = []
+        self.spared = [tensor.data_ptr() for tensor in spared]
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if (
+            (func in SYNCING_METHODS and args[0].data_ptr() not in self.spared)
+            or func in UPLOADS
+            # Named outright: a device that another tensor is on would be the same one here.
+            or (func is torch.Tensor.to and isinstance(args[1], str) and args[1] == 'cpu')
+            # The number would be sent to the device first.
+            or (func is torch.Tensor.__setitem__ and has_index(args[1]) and is_number(args[2]))
+        ):
+            self.seen.append(resolve_name(func) or func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def has_mask(indices):
+    return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices)
+
+
+def has_index(key):
+    return any(isinstance(k, torch.Tensor) for k in (key if isinstance(key, tuple) else (key,)))
+
+
+def is_number(value):
+    return not isinstance(value, torch.Tensor)
+
+
+def syncs(function, *args, spared=()):
+    """Names of all that waits for the device in ``function(*args)``, in order of kind."""
+    with WatchMethods(spared) as methods, WatchOps() as ops:
+        function(*args)
+    return sorted(ops.seen + methods.seen)
+
+
+X = torch.arange(4.0)
+
+
+class TestTheWatch:
+    @pytest.mark.parametrize(
+        'wait',
+        [
+            lambda: X.sum().item(),
+            lambda: int(X[0]),
+            lambda: float(X[0]),
+            lambda: bool((X > 1).any()),
+            lambda: 1 if X[1] > 0 else 2,
+            lambda: [0, 1, 2, 3][X[1].long()],
+            lambda: X.tolist(),
+            lambda: X.cpu(),
+            lambda: X.to('cpu'),
+            lambda: X.numpy(),
+            lambda: __import__('numpy').asarray(X),
+            lambda: X.nonzero(),
+            lambda: X[X > 1],
+            lambda: X.clone()[None, X > 1],
+            lambda: X.clone().__setitem__(X > 1, X[2:]),
+            lambda: X.clone().__setitem__(X.long(), 1.0),
+            lambda: X.masked_select(X > 1),
+            lambda: torch.where(X > 1),
+            lambda: torch.equal(X, X),
+            lambda: X.unique(),
+            lambda: torch.tensor([1, 2]),
+        ],
+    )
+    def test_sees_what_waits(self, wait):
+        assert syncs(wait)
+
+    @pytest.mark.parametrize(
+        'go_on',
+        [
+            lambda: X.sum() + 1,
+            lambda: X[1:3],
+            lambda: X[X.long()],
+            lambda: X.index_select(0, X.long()),
+            lambda: torch.where(X > 1, X, 0),
+            lambda: X.masked_fill(X > 1, 0),
+            lambda: X.clone().index_fill_(0, X.long(), 1),
+            lambda: (len(X), X.shape, X.device),
+            lambda: X.argsort(stable=True).double(),
+        ],
+    )
+    def test_lets_pass_what_does_not(self, go_on):
+        assert syncs(go_on) == []
+
+
+def pruner(**options):
+    estimator = {'num_centroids': 6, 'dim': 8} | options.pop('estimator', {})
+    return BatchPruner(0.5, AdaptiveDensityEstimator(**estimator), **options)
+
+
+class TestPruner:
+    @pytest.mark.parametrize(
+        'options',
+        [
+            {},
+            {'exploration': 0},
+            {'exploration_space': 'log_density'},
+            {'criterion': 'common'},
+            {'criterion': 'random'},
+            *({'estimator': {'update_rule': rule}} for rule in ('literal', 'mean')),
+            *({'estimator': {'bandwidth': rule}} for rule in ('scott', 'identity')),
+            {'estimator': {'weighted': False}},
+            {'estimator': {'revive_after': None}},
+            {'estimator': {'revive_after': 1}},
+        ],
+        ids=str,
+    )
+    def test_never_waits_while_seeding_or_later(self, options):
+        chosen = pruner(**options)
+        features = torch.rand(8, 8, 4, 4)
+        for _ in range(4):
+            assert syncs(chosen, features) == []
+        assert chosen.ready
+
+
+class TestSelectSamples:
+    def test_never_waits(self):
+        assert syncs(select_samples, tiny.samples(8), torch.tensor([1, 5])) == []
+
+
+class WaitingPruner(BatchPruner):
+    """What a careless change would be."""
+
+    def forward(self, features):
+        selection = super().forward(features)
+        return selection._replace(indices=torch.as_tensor(selection.indices.tolist()))
+
+
+@pytest.fixture
+def no_accuracy(monkeypatch):
+    """MMSegmentation's accuracy indexes with a mask; the rest of its training step never waits."""
+    monkeypatch.setattr(decode_head, 'accuracy', lambda *args, **kwargs: torch.zeros(1))
+
+
+STEPS = {
+    'two_pass': {},
+    'two_pass, half the size': {'score_scale': 0.5},
+    'two_pass, running statistics': {'score_statistics': 'running'},
+    'two_pass, bfloat16': {'score_dtype': 'bfloat16'},
+    'two_pass, random': {'criterion': 'random'},
+    'single_pass': {'strategy': 'single_pass'},
+}
+
+
+@pytest.mark.parametrize('pfb', STEPS.values(), ids=STEPS)
+class TestLoss:
+    def test_never_waits(self, pfb, no_accuracy):
+        model = tiny.build(pfb)
+        images, samples = tiny.images(), tiny.samples()
+        for _ in range(2):
+            assert syncs(model.loss, images, samples) == []
+            assert len(model.pfb.selection.indices) == 4
+
+    def test_waits_no_more_than_the_plain_model_where_that_one_does(self, pfb):
+        model = tiny.build(pfb)
+        plain = syncs(tiny.plain_twin(model).loss, tiny.images(4), tiny.samples(4))
+        assert plain
+        assert syncs(model.loss, tiny.images(), tiny.samples()) == plain
+
+    def test_is_caught_where_the_pruner_waits(self, pfb, no_accuracy):
+        model = tiny.build(pfb)
+        model.pfb.pruner.__class__ = WaitingPruner
+        assert 'torch.Tensor.tolist' in syncs(model.loss, tiny.images(), tiny.samples())
+
+
+class Trainer:
+    """What PFBHook needs of a runner between two entries in the log."""
+
+    def __init__(self, model):
+        self.model, self.iter, self.max_iters, self.hooks = model, 0, 1000, []
+        self.train_dataloader = nn.Identity()
+        self.train_dataloader.batch_size = 8
+
+
+@pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])
+class TestHook:
+    def test_waits_for_nothing_of_the_step_that_is_over(self, strategy, no_accuracy):
+        """What it reads, of the step before, has been on its way since then."""
+        model = tiny.build({'strategy': strategy})
+        hook, trainer = PFBHook(begin=0, interval=100), Trainer(model)
+        hook.before_train(trainer)
+        images, samples = tiny.images(), tiny.samples()
+        batch = dict(inputs=images, data_samples=samples)
+
+        def step():
+            hook.before_train_iter(trainer, trainer.iter, batch)
+            model.loss(images, samples)
+            hook.after_train_iter(trainer, trainer.iter, batch)
+
+        arrived = ()
+        for trainer.iter in range(4):
+            assert syncs(step, spared=arrived) == []
+            arrived = (model.pfb.selection.indices, model.pfb.selection.log_density)
+        assert hook.record.candidates.tolist() == [3] * 8
+        assert hook.record.kept.sum() == 3 * 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+class TestOnCuda:
+    @pytest.fixture(autouse=True)
+    def _complain(self):
+        yield
+        torch.cuda.set_sync_debug_mode('default')
+
+    @pytest.mark.parametrize('pfb', STEPS.values(), ids=STEPS)
+    def test_whole_step_never_waits(self, pfb, no_accuracy):
+        model = tiny.build(pfb).cuda()
+        hook, trainer = PFBHook(begin=0, interval=100), Trainer(model)
+        hook.before_train(trainer)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, foreach=True)
+        images = tiny.images().cuda()
+        samples = [sample.to('cuda') for sample in tiny.samples()]
+        batch = dict(inputs=images, data_samples=samples)
+        for trainer.iter in range(6):
+            if trainer.iter == 3:  # libraries and caches are set up by now
+                torch.cuda.synchronize()
+                torch.cuda.set_sync_debug_mode('error')
+            hook.before_train_iter(trainer, trainer.iter, batch)
+            tiny.total(model.loss(images, samples)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            hook.after_train_iter(trainer, trainer.iter, batch)
+        assert len(model.pfb.selection.indices) == 4
+
+    def test_is_caught_where_the_pruner_waits(self, no_accuracy):
+        model = tiny.build().cuda()
+        images = tiny.images().cuda()
+        samples = [sample.to('cuda') for sample in tiny.samples()]
+        model.loss(images, samples)
+        model.pfb.pruner.__class__ = WaitingPruner
+        torch.cuda.set_sync_debug_mode('error')
+        with pytest.raises(RuntimeError, match='synchroniz'):
+            model.loss(images, samples)
