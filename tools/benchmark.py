@@ -1,0 +1,447 @@
+"""Measures what PFB saves on this machine: `python tools/benchmark.py CONFIG`.
+
+Full and blocked training steps of one model run in turns on the same batches, on a GPU or the CPU.
+Any config of a segmentor will do, with PFB or without.
+"""
+
+import argparse
+import gc
+import json
+import multiprocessing
+import os
+import platform
+import shlex
+import statistics
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pfb_mmseg import __version__, apply_pfb  # comes first: it says what is missing or does not fit
+
+# isort: split
+import mmcv
+import mmengine
+import mmseg
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmengine.structures import PixelData
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from pfb_mmseg.blocking import scoring_mode
+from pfb_mmseg.reporting.benchmark import Report, Result, Spread, ideal_saving, time_in_turns
+from pfb_mmseg.segmentors import PartialForwardBlocking
+
+FULL = 'full'
+STATUS = Path('/proc/self/status')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description='Time full and blocked training steps side by side.',
+        epilog='ideal = p (1 - s): p is the share of images that is pruned, s the share of a full '
+        'step that the no-grad forward up to the blocking point takes.',
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--ratios', type=float, nargs='+', default=[0.3, 0.5, 0.7], metavar='P')
+    parser.add_argument(
+        '--strategies',
+        nargs='+',
+        choices=['two_pass', 'single_pass'],
+        default=['two_pass', 'single_pass'],
+    )
+    parser.add_argument(
+        '--score-scale',
+        type=float,
+        nargs='+',
+        default=[1.0],
+        metavar='S',
+        help='two_pass: relative sizes of the images in the scoring pass (default: 1)',
+    )
+    parser.add_argument('--steps', type=int, default=20, help='measured steps of each kind')
+    parser.add_argument('--warmup', type=int, default=3, help='steps of each kind before these')
+    parser.add_argument('--batch-size', type=int, help="images per step (default: the config's)")
+    parser.add_argument(
+        '--crop',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help="size of synthetic images (default: the config's crop size)",
+    )
+    parser.add_argument(
+        '--real-data', action='store_true', help="batches of the config's train_dataloader"
+    )
+    parser.add_argument(
+        '--amp',
+        nargs='?',
+        const='default',
+        choices=['default', 'float16', 'bfloat16'],
+        help='mixed precision (default: float16 on a GPU, bfloat16 on the CPU)',
+    )
+    parser.add_argument('--device', choices=['cpu', 'cuda'], help='default: cuda if there is one')
+    parser.add_argument('--no-memory', action='store_true', help='leave peak memory out')
+    parser.add_argument('--out', metavar='FILE', help='write everything to this JSON file')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    args = parser.parse_args()
+    console = Console()
+    try:
+        job = prepare(args)
+        bench = Bench(job)
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+    report = run(bench, args, console)
+    report.show(console)
+    if args.out:
+        Path(args.out).write_text(json.dumps(report.to_dict(), indent=1) + '\n')
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kind of blocked step."""
+
+    strategy: str
+    prune_ratio: float
+    score_scale: float
+
+    @property
+    def name(self) -> str:
+        scale = f' x{self.score_scale:g}' if self.score_scale != 1 else ''
+        return f'{self.strategy}{scale} p={self.prune_ratio:g}'
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that another process needs to set up the same benchmark."""
+
+    cfg: Config
+    variants: list[Variant]
+    device: str
+    amp: str | None
+    batch_size: int
+    crop: tuple[int, int] | None
+    num_batches: int
+
+
+def prepare(args: argparse.Namespace) -> Job:
+    """Turns the command line into a job.
+
+    Raises:
+        ValueError: an argument is outside its range or does not fit the config or the machine.
+    """
+    if not Path(args.config).is_file():
+        raise ValueError(f'config {args.config!r} is not a file')
+    for name, value, low in (
+        ('--steps', args.steps, 1),
+        ('--warmup', args.warmup, 0),
+        ('--batch-size', args.batch_size, 1),
+        *(('--crop', side, 1) for side in args.crop or ()),
+    ):
+        if value is not None and value < low:
+            raise ValueError(f'{name} {value}: expected an integer >= {low}')
+    for ratio in args.ratios:
+        if not 0 < ratio < 1:
+            raise ValueError(f'--ratios {ratio:g}: expected numbers in (0, 1)')
+    if args.real_data and args.crop:
+        raise ValueError(
+            "--crop is for synthetic images; with --real-data the config's pipeline sets the size"
+        )
+    if 'two_pass' not in args.strategies and args.score_scale != [1.0]:
+        raise ValueError('--score-scale is for two_pass, which --strategies leaves out')
+    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if device == 'cuda' and not torch.cuda.is_available():
+        raise ValueError('--device cuda: no GPU was found; use --device cpu')
+    if device == 'cpu' and args.amp == 'float16':
+        raise ValueError(
+            '--amp float16: needs the loss scaling of a GPU; use --amp bfloat16 on the CPU'
+        )
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    batch_size = args.batch_size or cfg.train_dataloader.batch_size
+    if args.real_data:
+        cfg.train_dataloader.batch_size = batch_size
+    crop = None if args.real_data else tuple(args.crop or _crop_size(cfg))
+    apply_pfb(cfg, args.ratios[0])
+    # Batches are made before the clock starts; a few are enough to keep the density estimate busy.
+    num_batches = min(args.steps, 8)
+    variants = [
+        Variant(strategy, ratio, scale)
+        for strategy in dict.fromkeys(args.strategies)
+        for scale in dict.fromkeys(args.score_scale if strategy == 'two_pass' else [1.0])
+        for ratio in dict.fromkeys(args.ratios)
+    ]
+    return Job(cfg, variants, device, args.amp, batch_size, crop, num_batches)
+
+
+class Bench:
+    """A model, its optimizer and batches, ready to step in any variant.
+
+    Raises:
+        TypeError, ValueError: the config's model cannot be blocked in one of the variants.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.notes: list[str] = []
+        torch.manual_seed(0)
+        torch.backends.cudnn.benchmark = job.cfg.get('env_cfg', {}).get('cudnn_benchmark', False)
+        self.model = self._build_model().to(job.device).train()
+        self.optim_wrapper = build_optim_wrapper(self.model, self._optim_wrapper_cfg())
+        self.blockings = {v: self._build_blocking(v) for v in job.variants}
+        self.batches = _real_batches(job) if job.crop is None else _synthetic_batches(job)
+        self._seed_estimators()
+
+    def step(self, variant: Variant | None, index: int) -> int:
+        """One training step, full if ``variant`` is None. Returns how many images it kept."""
+        model = self.model
+        model.pfb = self.blockings[variant or self.job.variants[0]]
+        model.pfb.pruning = variant is not None
+        model.train_step(self._batch(index), self.optim_wrapper)
+        selection = model.pfb.selection
+        return self.job.batch_size if selection is None else len(selection.indices)
+
+    def images(self, index: int) -> Tensor:
+        """(N, C, H, W), as the backbone takes them."""
+        return self.model.data_preprocessor(self._batch(index), True)['inputs']
+
+    def score(self, images: Tensor) -> Tensor:
+        """The no-grad forward up to the blocking point, in the precision of training."""
+        point = self.blockings[self.job.variants[0]].point
+        with self.optim_wrapper.optim_context(self.model), scoring_mode(point.encoder):
+            return point.score(images)
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the estimator is fed with, before any pooling where it is one map (N, C, H, W)."""
+        maps = []
+        point = self.blockings[self.job.variants[0]].point
+        handle = point.module.register_forward_hook(lambda module, args, out: maps.append(out))
+        vectors = self.score(images)
+        handle.remove()
+        return maps[0] if isinstance(maps[0], Tensor) and maps[0].ndim == 4 else vectors
+
+    def _build_model(self) -> nn.Module:
+        cfg = self.job.cfg
+        if self.job.crop is not None and 'data_preprocessor' in cfg.model:
+            # Else it would pad synthetic images to the size of the config's own.
+            cfg.model.data_preprocessor.size = self.job.crop
+        model = MODELS.build(cfg.model)
+        synced = [m for m in model.modules() if isinstance(m, nn.SyncBatchNorm)]
+        if synced:
+            model = revert_sync_batchnorm(model)
+            self.notes.append(
+                f'{len(synced)} SyncBN layers run as BN: this is one process without a group.'
+            )
+        return model
+
+    def _build_blocking(self, variant: Variant) -> PartialForwardBlocking:
+        options = {**self.job.cfg.model.pfb, 'prune_ratio': variant.prune_ratio}
+        if variant.strategy == 'single_pass':
+            for name in ('score_scale', 'score_statistics', 'score_dtype'):
+                options.pop(name, None)
+        else:
+            options['score_scale'] = variant.score_scale
+        blocking = PartialForwardBlocking(self.model, **{**options, 'strategy': variant.strategy})
+        quota = blocking.pruner.quota
+        if quota.mean(self.job.batch_size) == self.job.batch_size:
+            raise ValueError(
+                f'nothing can be pruned at p={variant.prune_ratio:g}: at least {quota.min_keep} of '
+                f'{self.job.batch_size} images are kept; raise --batch-size'
+            )
+        return blocking.to(self.job.device)
+
+    def _optim_wrapper_cfg(self) -> dict:
+        cfg = self.job.cfg.optim_wrapper.copy()
+        amp_in_config = cfg.get('type') == 'AmpOptimWrapper'
+        if self.job.amp is None and not amp_in_config:
+            return cfg
+        if cfg.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper'):
+            raise ValueError(f'--amp: optim_wrapper.type={cfg.type!r} has no counterpart for it')
+        if self.job.device == 'cpu':
+            for name in ('dtype', 'loss_scale', 'use_fsdp'):
+                cfg.pop(name, None)
+            return {**cfg, 'type': CpuAmpOptimWrapper}
+        cfg.type = 'AmpOptimWrapper'
+        if self.job.amp in ('float16', 'bfloat16'):
+            cfg.dtype = self.job.amp
+        return cfg
+
+    def _seed_estimators(self) -> None:
+        vectors = [self.score(self.images(i)) for i in range(len(self.batches))]
+        for blocking in self.blockings.values():
+            rounds = 0
+            while not blocking.pruner.ready:
+                blocking.pruner(vectors[rounds % len(vectors)])
+                rounds += 1
+
+    def _batch(self, index: int) -> dict:
+        return self.batches[index % len(self.batches)]
+
+
+class CpuAmpOptimWrapper(OptimWrapper):
+    """MMEngine's AmpOptimWrapper asks for a GPU; bfloat16 needs neither one nor loss scaling."""
+
+    @contextmanager
+    def optim_context(self, model: nn.Module):
+        with super().optim_context(model), torch.autocast('cpu', torch.bfloat16):
+            yield
+
+
+def run(bench: Bench, args: argparse.Namespace, console: Console) -> Report:
+    """Measures time, then memory."""
+    job = bench.job
+    kinds = {FULL: None, **{variant.name: variant for variant in job.variants}}
+    kept: dict[str, list[int]] = {name: [] for name in kinds}
+    images = bench.images(0)
+    features = bench.features(images)
+    pruner = bench.blockings[job.variants[0]].pruner
+
+    def step(name: str):
+        return lambda index: kept[name].append(bench.step(kinds[name], index))
+
+    workloads = {name: step(name) for name in kinds}
+    workloads['shallow'] = lambda index: bench.score(images)
+    workloads['estimator'] = lambda index: pruner(features)
+    synchronize = torch.cuda.synchronize if job.device == 'cuda' else lambda: None
+    with Progress(console=console) as progress:
+        calls = (args.steps + args.warmup) * len(workloads)
+        timing = progress.add_task('timing', total=calls)
+        seconds = time_in_turns(
+            workloads, args.steps, args.warmup, synchronize, lambda: progress.advance(timing)
+        )
+        memory = dict.fromkeys(kinds)
+        if not args.no_memory:
+            task = progress.add_task('memory', total=len(kinds))
+            for name, variant in kinds.items():
+                memory[name] = peak_memory(bench, variant)
+                progress.advance(task)
+    full = statistics.median(seconds[FULL])
+    shallow_share = statistics.median(seconds['shallow']) / full
+    results = []
+    for name in kinds:
+        step_time = Spread.of(seconds[name])
+        kept_share = statistics.median(kept[name][args.warmup :]) / job.batch_size
+        results.append(
+            Result(
+                name=name,
+                step=step_time,
+                kept_share=kept_share,
+                saved=1 - step_time.median / full,
+                ideal=ideal_saving(1 - kept_share, shallow_share),
+                peak_memory=memory[name],
+            )
+        )
+    estimator_share = statistics.median(seconds['estimator']) / full
+    return Report(_setting(bench, args), results, shallow_share, estimator_share, seconds)
+
+
+def peak_memory(bench: Bench, variant: Variant | None) -> int | None:
+    """Bytes that a step takes at its peak on top of the model and the optimizer's state.
+
+    On a GPU what the allocator handed out. On the CPU growth of the resident set, in a new process
+    with nothing else in it; None where the system does not tell.
+    """
+    if bench.job.device == 'cpu':
+        if not STATUS.exists():
+            return None
+        # A block of its own for every tensor, given back when the tensor is: the resident set
+        # then is what lives, without what the allocator keeps for later.
+        os.environ['MALLOC_MMAP_THRESHOLD_'] = '65536'
+        os.environ['PYTHONWARNINGS'] = 'ignore'  # this process has shown them
+        spawn = multiprocessing.get_context('spawn')
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            return pool.submit(resident_growth, bench.job, variant).result()
+    bench.step(variant, 0)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    bench.step(variant, 1)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def resident_growth(job: Job, variant: Variant | None) -> int:
+    """Peak of the resident set in a training step, less what stays between steps. Bytes."""
+    init_default_scope(job.cfg.get('default_scope', 'mmseg'))
+    bench = Bench(job)
+    bench.step(variant, 0)  # the optimizer makes its state in the first step
+    gc.collect()
+    before = _status('VmRSS')
+    bench.step(variant, 1)
+    return _status('VmHWM') - before
+
+
+def _status(field: str) -> int:
+    [line] = [line for line in STATUS.read_text().splitlines() if line.startswith(f'{field}:')]
+    return int(line.split()[1]) * 1024
+
+
+def _crop_size(cfg: Config) -> tuple[int, int]:
+    size = cfg.get('crop_size') or cfg.model.get('data_preprocessor', {}).get('size')
+    if size is None:
+        raise ValueError('the config has no crop_size; give the size of the images with --crop H W')
+    return size
+
+
+def _synthetic_batches(job: Job) -> list[dict]:
+    height, width = job.crop
+    num_classes = job.cfg.model.decode_head
+    num_classes = (num_classes[-1] if isinstance(num_classes, list) else num_classes).num_classes
+    batches = []
+    for _ in range(job.num_batches):
+        samples = []
+        for _ in range(job.batch_size):
+            sample = SegDataSample(metainfo=dict(img_shape=(height, width)))
+            sample.gt_sem_seg = PixelData(data=torch.randint(0, num_classes, (1, height, width)))
+            samples.append(sample)
+        images = torch.randint(0, 256, (job.batch_size, 3, height, width), dtype=torch.uint8)
+        batches.append(dict(inputs=list(images), data_samples=samples))
+    return batches
+
+
+def _real_batches(job: Job) -> list[dict]:
+    loader = iter(Runner.build_dataloader(job.cfg.train_dataloader, seed=0))
+    return [next(loader) for _ in range(job.num_batches)]
+
+
+def _setting(bench: Bench, args: argparse.Namespace) -> dict[str, object]:
+    job = bench.job
+    if job.device == 'cuda':
+        device = torch.cuda.get_device_name()
+    else:
+        device = f'{_cpu_name()}, {torch.get_num_threads()} threads'
+    size = 'real batches' if job.crop is None else f'{job.crop[0]}x{job.crop[1]}'
+    return {
+        'config': args.config,
+        'batch': f'{job.batch_size} images, {size}',
+        'precision': 'float32' if job.amp is None else f'mixed ({job.amp})',
+        'device': device,
+        'versions': f'pfb_mmseg {__version__}, torch {torch.__version__}, '
+        f'mmengine {mmengine.__version__}, mmcv {mmcv.__version__}, mmseg {mmseg.__version__}, '
+        f'Python {platform.python_version()}',
+        'steps': f'{args.steps} of each kind in turns, after {args.warmup}',
+        'command': shlex.join(['python', *sys.argv]),
+        'notes': ' '.join(bench.notes) or 'none',
+    }
+
+
+def _cpu_name() -> str:
+    info = Path('/proc/cpuinfo')
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith('model name'):
+                return line.partition(':')[2].strip()
+    return platform.processor() or platform.machine()
+
+
+if __name__ == '__main__':
+    main()
