@@ -1,0 +1,301 @@
+"""Measures what each option of the density estimate does: `python tools/evidence.py`.
+
+Trains the plain network of a config once per seed and keeps, for every iteration, the vectors that
+a scoring pass would hand to the estimator. Replays them through BatchPruner for one option changed
+at a time, and prints a table. Streams are kept in the work dir: a second call only replays.
+"""
+
+import argparse
+import copy
+import inspect
+import statistics
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pfb_mmseg  # noqa: F401  comes first: it says what is missing or does not fit
+
+# isort: split
+import numpy as np
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import Progress, track
+from torch import Tensor
+
+from pfb_mmseg.blocking import scoring_mode
+from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, pool_features
+from pfb_mmseg.core.selection import keep_lowest
+from pfb_mmseg.datasets import PFBDemoDataset
+from pfb_mmseg.segmentors import PartialForwardBlocking
+
+CONFIG = Path(__file__).parents[1] / 'configs/demo/fcn_r18-d8_1xb16-300i_demo-64x64.py'
+PRUNE_RATIO = 0.5
+BEGIN = 0.025  # of the run, as PFBHook's default
+AHEAD = 10  # iterations whose images are held out
+EVERY = 5  # iterations between two looks ahead
+WINDOW = 200  # iterations within which a centroid should receive a sample
+
+# Everything that is tried; what equals the default is the first row of the table.
+OPTIONS: dict[str, list] = {
+    'update_rule': ['normalized', 'literal', 'mean'],
+    'momentum': [0.001, 0.01, 0.1, 0.5],
+    'revive_after': [None, 50, 100, 200],
+    'bandwidth': ['silverman', 'scott', 'identity'],
+    'weighted': [True, False],
+    'num_centroids': [16, 64, 256],
+    'dim': [32, 64, 128],
+    'exploration': [0, 0.001, 0.01, 0.1],
+    'exploration_space': ['density', 'log_density'],
+    'score_statistics': ['batch', 'running'],
+}
+COLUMNS = {
+    'held_out': 'held-out log density',
+    'alive': 'centroids alive (%)',
+    'evenness': 'evenness',
+    'largest': 'largest weight (%)',
+    'ranked_rare': 'rare kinds, by rank',
+    'rare': 'rare kinds kept',
+    'ranking': 'as ranked (%)',
+}
+
+
+class Stream(NamedTuple):
+    """What the scoring passes of one run saw.
+
+    Attributes:
+        features: for either kind of BatchNorm statistics, (T, N, C) float32.
+        kinds: (T, N) names of the kinds of scene.
+    """
+
+    features: dict[str, Tensor]
+    kinds: np.ndarray
+
+
+class RecordFeatures(Hook):
+    """Scores every batch as ``two_pass`` would, just before the network is trained on it."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self.progress = progress
+        self.name = name
+        self.features: dict[str, list[Tensor]] = {'batch': [], 'running': []}
+        self.kinds: list[list[str]] = []
+
+    def before_train(self, runner: Runner) -> None:
+        self.task = self.progress.add_task(self.name, total=runner.max_iters)
+        self.point = PartialForwardBlocking(runner.model, estimator=dict(dim=1)).point
+        self.point.encoder.register_forward_pre_hook(self._score)
+
+    def _score(self, encoder: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        if not encoder.training:  # the call of a scoring pass
+            return
+        for kind, vectors in self.features.items():
+            with scoring_mode(encoder, batch_statistics=kind == 'batch'):
+                vectors.append(self.point.score(args[0]).cpu())
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        self.kinds.append([kind_of(sample.img_path) for sample in data_batch['data_samples']])
+        self.progress.advance(self.task)
+
+
+def kind_of(path: str) -> str:
+    """The kind of a demo scene; for files, what stands before the first underscore (a sequence)."""
+    if path.startswith('demo/'):
+        return PFBDemoDataset.kind_of(path)
+    return Path(path).stem.split('_')[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description='Measure what each option of the estimate does.')
+    parser.add_argument('--config', default=str(CONFIG), help='config of a plain segmentor')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--work-dir', help='folder for streams and table')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='settings that override the config'
+    )
+    args = parser.parse_args()
+    if not Path(args.config).is_file():
+        parser.error(f'config {args.config!r} is not a file')
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    work_dir = Path(args.work_dir or Path('work_dirs/evidence', Path(args.config).stem))
+
+    streams = [load_stream(cfg, seed, work_dir) for seed in args.seeds]
+    variants = list_variants(max_dim=streams[0].features['batch'].shape[2])
+    results = [
+        [replay(stream, options) for stream in streams]
+        for options in track(variants.values(), description='Replaying')
+    ]
+    table = format_table(list(variants), results)
+    (work_dir / 'evidence.md').write_text(table)
+    Console().print(Markdown(table))
+    print(f'The table as Markdown: {work_dir / "evidence.md"}')
+
+
+def load_stream(cfg: Config, seed: int, work_dir: Path) -> Stream:
+    """The stream of one seed; the network is trained unless that was done with this config."""
+    path = work_dir / f'stream_{seed}.npz'
+    if path.is_file():
+        with np.load(path) as stored:
+            if str(stored['config']) == cfg.pretty_text:
+                features = {kind: torch.from_numpy(stored[kind]) for kind in ('batch', 'running')}
+                return Stream(features, stored['kinds'])
+    stream = record(cfg, seed, work_dir)
+    arrays = {kind: vectors.numpy() for kind, vectors in stream.features.items()}
+    np.savez(path, config=cfg.pretty_text, kinds=stream.kinds, **arrays)
+    return stream
+
+
+def record(cfg: Config, seed: int, work_dir: Path) -> Stream:
+    """Train the plain network and keep what the scoring passes see."""
+    cfg = copy.deepcopy(cfg)
+    cfg.work_dir = str(work_dir)
+    cfg.experiment_name = f'evidence_{seed}_{time.time_ns()}'
+    cfg.randomness = dict(seed=seed)
+    cfg.log_level = 'WARNING'
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
+    cfg.default_hooks.checkpoint = None
+    runner = Runner.from_cfg(cfg)
+    with Progress() as progress:
+        recorder = RecordFeatures(progress, f'Training, seed {seed}')
+        runner.register_hook(recorder)
+        runner.train()
+    features = {kind: torch.stack(vectors) for kind, vectors in recorder.features.items()}
+    return Stream(features, np.array(recorder.kinds))
+
+
+def list_variants(max_dim: int) -> dict[str, dict]:
+    """The default and every option changed alone: what to print -> what to set."""
+    defaults = {'score_statistics': 'batch'}
+    for owner in (AdaptiveDensityEstimator, BatchPruner):
+        defaults |= {n: p.default for n, p in inspect.signature(owner).parameters.items()}
+    variants = {'default': {}}
+    for name, values in OPTIONS.items():
+        for value in values:
+            if value != defaults[name] and not (name == 'dim' and value > max_dim):
+                variants[f'{name}={value!r}'] = {name: value}
+    return variants
+
+
+def replay(stream: Stream, options: dict) -> dict[str, float]:
+    """Run BatchPruner over a stream.
+
+    Args:
+        stream: what it sees.
+        options: of the estimator, of the pruner, or ``score_statistics``; the rest is default.
+
+    Returns:
+        One number for each of ``COLUMNS``, NaN for what could not be measured in so short a run.
+    """
+    options = dict(options)
+    features = stream.features[options.pop('score_statistics', 'batch')]
+    of_estimator = inspect.signature(AdaptiveDensityEstimator).parameters
+    estimator = AdaptiveDensityEstimator(
+        **{name: value for name, value in options.items() if name in of_estimator}
+    )
+    pruner = BatchPruner(
+        PRUNE_RATIO,
+        estimator,
+        **{name: value for name, value in options.items() if name not in of_estimator},
+    )
+    begin = round(BEGIN * len(features))
+    held_out, alive, ranking, seeded = [], [], [], None
+    kept = np.zeros(stream.kinds.shape, dtype=bool)
+    lowest = kept.copy()
+    for t in range(begin, len(features)):
+        selection = pruner(features[t])
+        if selection.log_density is None:
+            continue
+        seeded = t if seeded is None else seeded
+        kept[t, selection.indices] = True
+        lowest[t, keep_lowest(selection.log_density, len(selection.indices))] = True
+        ranking.append((kept[t] & lowest[t]).sum() / kept[t].sum())
+        if t - seeded >= WINDOW:
+            alive.append(estimator.num_active(WINDOW).item() / estimator.num_centroids)
+        if t % EVERY == 0 and t + AHEAD < len(features):
+            rows = pool_features(features[t + 1 : t + 1 + AHEAD].flatten(0, 1), estimator.dim)
+            held_out.append(advantage(estimator, rows))
+    if seeded is None:
+        return dict.fromkeys(COLUMNS, float('nan'))
+    weights = estimator.weights
+    entropy = torch.special.entr(weights).sum().item()
+    return {
+        'held_out': mean(held_out),
+        'alive': 100 * min(alive, default=float('nan')),
+        'evenness': entropy / np.log(estimator.num_centroids),
+        'largest': 100 * weights.max().item(),
+        'ranked_rare': rare_over_common(stream.kinds[seeded:], lowest[seeded:]),
+        'rare': rare_over_common(stream.kinds[seeded:], kept[seeded:]),
+        'ranking': 100 * mean(ranking),
+    }
+
+
+def advantage(estimator: AdaptiveDensityEstimator, rows: Tensor) -> float:
+    """Mean log density of rows above that of the one Gaussian that fits them best.
+
+    Args:
+        estimator: its density is scaled so that it integrates to one.
+        rows: (M, D). The Gaussian has their own mean and variances, so the number does not depend
+            on the unit of a channel, and may be compared between lengths of the representation.
+
+    Returns:
+        Nats per dimension; higher is better, and 0 is as good as the Gaussian.
+    """
+    log_density = estimator.log_density(rows).double().mean()
+    if estimator.weighted:  # Eq. 4 divides by N_C, although the weights of Eq. 9 sum to one
+        log_density = log_density + np.log(estimator.num_centroids)
+    sigma = rows.double().std(dim=0, correction=0)
+    sigma = torch.where(sigma > 0, sigma, sigma.mean())
+    gaussian = -(0.5 * np.log(2 * np.pi * np.e) + sigma.log()).sum()
+    return ((log_density - gaussian) / estimator.dim).item()
+
+
+def rare_over_common(kinds: np.ndarray, kept: np.ndarray) -> float:
+    """Kept rate of the rarer half of the kinds over that of the commonest kind."""
+    names, counts = np.unique(kinds, return_counts=True)
+    names = names[counts.argsort()]
+    common = kept[kinds == names[-1]]
+    rare = kept[np.isin(kinds, names[: len(names) // 2])]
+    return rare.mean() / common.mean() if len(rare) and common.any() else float('nan')
+
+
+def mean(values: list[float]) -> float:
+    return statistics.fmean(values) if values else float('nan')
+
+
+def format_table(names: list[str], results: list[list[dict[str, float]]]) -> str:
+    """Markdown, with mean ± standard deviation over the seeds.
+
+    Bold, with three seeds or more: differs from the default in the same direction for every seed,
+    on average by more than twice the standard deviation of that difference.
+    """
+    lines = [
+        '| option | ' + ' | '.join(COLUMNS.values()) + ' |',
+        '|---' * (len(COLUMNS) + 1) + '|',
+    ]
+    for name, runs in zip(names, results, strict=True):
+        cells = [f'`{name}`']
+        for column in COLUMNS:
+            values = np.array([run[column] for run in runs])
+            change = values - np.array([run[column] for run in results[0]])
+            digits = 1 if '(%)' in COLUMNS[column] else 2
+            cell = f'{values.mean():.{digits}f} ± {values.std():.{digits}f}'
+            same_sign = (change > 0).all() or (change < 0).all()
+            if np.isnan(values).any():
+                cell = '–'
+            elif len(runs) > 2 and same_sign and abs(change.mean()) > 2 * change.std():
+                cell = f'**{cell}**'
+            cells.append(cell)
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+if __name__ == '__main__':
+    main()
