@@ -1,9 +1,11 @@
 """The arithmetic and the table of tools/benchmark.py, and the tool on a small model."""
 
-import importlib.util
+import importlib
 import json
 import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -89,16 +91,11 @@ class TestReport:
         assert plain['seconds'] == {'full': [1.0]}
 
 
-@pytest.fixture(scope='module')
-def tool():
-    path = ROOT / 'tools' / 'benchmark.py'
-    spec = importlib.util.spec_from_file_location('benchmark', path)
-    module = importlib.util.module_from_spec(spec)
-    # Under the name by which processes that measure memory unpickle what they are given.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+@pytest.fixture
+def tool(monkeypatch):
+    # Processes that measure memory import it too; they are told of this path.
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    return importlib.import_module('benchmark')
 
 
 @pytest.fixture
@@ -170,6 +167,16 @@ class TestTool:
         args = ['--ratios', '0.75', '--strategies', 'two_pass']
         full, blocked = run(PLAIN, *size, *args, *NARROW)['results']
         assert 0 < blocked['peak_memory'] < 0.6 * full['peak_memory']
+
+    def test_survives_the_death_of_a_process_that_measures_memory(self, run, monkeypatch):
+        def die(*args):
+            raise BrokenProcessPool
+
+        monkeypatch.setattr(ProcessPoolExecutor, 'submit', die)
+        args = ['--ratios', '0.5', '--strategies', 'two_pass']
+        report = run(PLAIN, *SMALL, *args, *NARROW)
+        assert [row['peak_memory'] for row in report['results']] == [None, None]
+        assert 'memory of two_pass p=0.5' in report['setting']['notes']
 
     @pytest.mark.parametrize(
         'args, complaint',

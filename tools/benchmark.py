@@ -14,6 +14,7 @@ import shlex
 import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -358,8 +359,13 @@ def peak_memory(bench: Bench, variant: Variant | None) -> int | None:
         os.environ['MALLOC_MMAP_THRESHOLD_'] = '65536'
         os.environ['PYTHONWARNINGS'] = 'ignore'  # this process has shown them
         spawn = multiprocessing.get_context('spawn')
-        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-            return pool.submit(resident_growth, bench.job, variant).result()
+        try:
+            with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+                return pool.submit(resident_growth, bench.job, variant).result()
+        except BrokenProcessPool:  # killed for want of memory, most likely
+            name = variant.name if variant else FULL
+            bench.notes.append(f'No peak memory of {name}: the process that measured it died.')
+            return None
     bench.step(variant, 0)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()

@@ -34,7 +34,7 @@ def _mean(old: Tensor, old_n: Tensor, new_sum: Tensor, new_n: Tensor, beta: floa
     return torch.where(new_n > 0, (old_n * old + new_sum) / (old_n + new_n), old)
 
 
-_FOREVER = torch.iinfo(torch.int64).max
+_FOREVER = 2**62  # updates; room is left to count on
 
 UPDATE_RULES = {'normalized': _normalized, 'literal': _literal, 'mean': _mean}
 
@@ -51,7 +51,7 @@ class AdaptiveDensityEstimator(nn.Module):
         dim: :math:`D`, length of a representation, at least 1 (paper: 128).
         bandwidth: ``'silverman'`` (Eq. 6), ``'scott'`` or ``'identity'`` (Table S2).
         weighted: use the counts as kernel weights (Eq. 9); False sets :math:`w_j = 1` (Table S1).
-        momentum: :math:`\beta` of Eq. 8, in [0, 1).
+        momentum: :math:`\beta` of Eq. 8, in [0, 1); the paper has 0.01, see README.md for why not here.
         update_rule: ``'normalized'`` divides Eq. 8 by the sum of its own weights and leaves
             clusters that received nothing alone; ``'literal'`` is Eq. 8 as printed, which
             collapses; ``'mean'`` is the running mean.
@@ -78,7 +78,7 @@ class AdaptiveDensityEstimator(nn.Module):
         dim: int = 128,
         bandwidth: str = 'silverman',
         weighted: bool = True,
-        momentum: float = 0.01,
+        momentum: float = 0.1,
         update_rule: str = 'normalized',
         revive_after: int | None = 100,
     ) -> None:
@@ -159,6 +159,7 @@ class AdaptiveDensityEstimator(nn.Module):
         mean = (x * finite[:, None]).sum(dim=0) / finite.sum().clamp(min=1)
         self.centroids[first:last] = torch.where(finite[:, None], x, mean)
         self.counts[first:last] = finite.long()
+        self.idle[first:last] = torch.where(finite, 0, _FOREVER)
         self.num_seeded.fill_(last)
         self._seeded = last
 
@@ -184,9 +185,8 @@ class AdaptiveDensityEstimator(nn.Module):
         """
         patience = _FOREVER if self.revive_after is None else self.revive_after
         places = min(len(x), math.ceil(self.num_centroids / patience))
-        idle = self.idle.masked_fill(self.counts == 0, _FOREVER)
-        slots = idle.argsort(descending=True, stable=True)[:places]
-        dead = (idle[slots] >= patience) & finite[:places]
+        slots = self.idle.argsort(descending=True, stable=True)[:places]
+        dead = (self.idle[slots] >= patience) & finite[:places]
         old = self.centroids[slots]
         heirs = _distances(old, self.centroids).index_fill_(1, slots, torch.inf).argmin(dim=1)
         inherited = self.counts[slots] * dead

@@ -111,7 +111,7 @@ class BatchPruner(nn.Module):
 
     def skip(self) -> None:
         """Let an iteration pass without looking at its batch."""
-        self.step += 1
+        self.step.add_(1)
         self._step += 1
 
     def _score(self, features: Tensor, log_density: Tensor | None) -> Tensor:

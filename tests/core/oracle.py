@@ -135,7 +135,7 @@ def eq9_weights(counts):
 class Estimator:
     """The paper's estimator; convention: the first N_C retained samples are the first centroids."""
 
-    def __init__(self, num_centroids, dim, momentum=0.01, update_rule='normalized', **density):
+    def __init__(self, num_centroids, dim, momentum=0.1, update_rule='normalized', **density):
         self.num_centroids = num_centroids
         self.momentum = momentum
         self.update_rule = update_rule

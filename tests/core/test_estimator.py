@@ -110,7 +110,7 @@ def test_the_literal_rule_collapses_and_the_normalized_does_not():
 
 def test_a_literal_cluster_without_samples_shrinks_by_momentum_and_a_normalized_one_stays():
     for rule, expected in (('literal', 0.01 * 7.0), ('normalized', 7.0), ('mean', 7.0)):
-        estimator = paper_estimator(2, 1, update_rule=rule)
+        estimator = paper_estimator(2, 1, update_rule=rule, momentum=0.01)
         estimator.update(torch.tensor([[-7.0], [7.0]]))
         estimator.update(torch.tensor([[-6.0]]))
         assert estimator.centroids[1].item() == pytest.approx(expected)
