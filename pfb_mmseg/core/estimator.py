@@ -51,7 +51,7 @@ class AdaptiveDensityEstimator(nn.Module):
         dim: :math:`D`, length of a representation, at least 1 (paper: 128).
         bandwidth: ``'silverman'`` (Eq. 6), ``'scott'`` or ``'identity'`` (Table S2).
         weighted: use the counts as kernel weights (Eq. 9); False sets :math:`w_j = 1` (Table S1).
-        momentum: :math:`\beta` of Eq. 8, in [0, 1). The paper has 0.01; README.md says why not here.
+        momentum: :math:`\beta` of Eq. 8, in [0, 1). The paper has 0.01, see README.md here.
         update_rule: ``'normalized'`` divides Eq. 8 by the sum of its own weights and leaves
             clusters that received nothing alone; ``'literal'`` is Eq. 8 as printed, which
             collapses; ``'mean'`` is the running mean.
