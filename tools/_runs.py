@@ -47,7 +47,7 @@ def progress_bar(console) -> Progress:
     return Progress(
         TextColumn('{task.description}'),
         BarColumn(),
-        TextColumn('{task.completed}/{task.total} iterations'),
+        TextColumn('{task.completed}/{task.total}'),
         TimeRemainingColumn(),
         console=console,
     )
