@@ -97,7 +97,7 @@ class TestMixedPrecision:
         assert all(gradient.any() for gradient in gradients.values())
 
     def test_scoring_leaves_no_cast_weights_behind(self):
-        """Cast without gradient, they would rob the training pass of its own (torch <= 2.10)."""
+        """Cast without gradient, they robbed the training pass of its own in older torch."""
         encoder = nn.Conv2d(3, 4, 3)
         with torch.autocast('cpu', torch.bfloat16):
             with scoring_mode(encoder):
