@@ -174,9 +174,11 @@ class TestTool:
 
         monkeypatch.setattr(ProcessPoolExecutor, 'submit', die)
         args = ['--ratios', '0.5', '--strategies', 'two_pass']
+        variables = dict(os.environ)
         report = run(PLAIN, *SMALL, *args, *NARROW)
         assert [row['peak_memory'] for row in report['results']] == [None, None]
         assert 'memory of two_pass p=0.5' in report['setting']['notes']
+        assert os.environ == variables  # what is set for those processes is not set here
 
     @pytest.mark.parametrize(
         'args, complaint',

@@ -356,11 +356,10 @@ def peak_memory(bench: Bench, variant: Variant | None) -> int | None:
             return None
         # A block of its own for every tensor, given back when the tensor is: the resident set
         # then is what lives, without what the allocator keeps for later.
-        os.environ['MALLOC_MMAP_THRESHOLD_'] = '65536'
-        os.environ['PYTHONWARNINGS'] = 'ignore'  # this process has shown them
+        variables = {'MALLOC_MMAP_THRESHOLD_': '65536', 'PYTHONWARNINGS': 'ignore'}
         spawn = multiprocessing.get_context('spawn')
         try:
-            with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            with environment(variables), ProcessPoolExecutor(1, mp_context=spawn) as pool:
                 return pool.submit(resident_growth, bench.job, variant).result()
         except BrokenProcessPool:  # killed for want of memory, most likely
             name = variant.name if variant else FULL
@@ -373,6 +372,18 @@ def peak_memory(bench: Bench, variant: Variant | None) -> int | None:
     bench.step(variant, 1)
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
+
+
+@contextmanager
+def environment(variables: dict[str, str]):
+    """Sets variables for processes that are started inside, and puts back what was there."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def resident_growth(job: Job, variant: Variant | None) -> int:
