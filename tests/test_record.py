@@ -10,9 +10,9 @@ from pfb_mmseg.reporting import SelectionRecord, read_scalars
 
 def hand_counted():
     record = SelectionRecord()
-    record.add(['a', 'b', 'c'], [0, 2], np.array([1.0, 2.0, np.nan]))
-    record.add(['b', 'd'], [0])
-    record.add(['a', 'b'], [1], np.array([3.0, 5.0]))
+    record.add(['a', 'b', 'c'], np.array([1, 0, 1], bool), np.array([1.0, 2.0, np.nan]))
+    record.add(['b', 'd'], np.array([1, 0], bool))
+    record.add(['a', 'b'], np.array([0, 1], bool), np.array([3.0, 5.0]))
     return record
 
 
@@ -40,16 +40,16 @@ def test_an_empty_record_survives_its_file(tmp_path):
 
 def test_merging_adds_the_counts_of_two_processes():
     one, other = SelectionRecord(), SelectionRecord()
-    one.add(['a', 'b', 'c'], [0, 2], np.array([1.0, 2.0, np.nan]))
-    other.add(['b', 'd'], [0])
-    other.add(['a', 'b'], [1], np.array([3.0, 5.0]))
+    one.add(['a', 'b', 'c'], np.array([1, 0, 1], bool), np.array([1.0, 2.0, np.nan]))
+    other.add(['b', 'd'], np.array([1, 0], bool))
+    other.add(['a', 'b'], np.array([0, 1], bool), np.array([3.0, 5.0]))
     one.merge(other)
     check(one)
 
 
 def test_an_image_twice_in_a_batch_counts_twice():
     record = SelectionRecord()
-    record.add(['a', 'a'], [0, 1], np.array([1.0, 3.0]))
+    record.add(['a', 'a'], np.array([1, 1], bool), np.array([1.0, 3.0]))
     assert (record.candidates[0], record.kept[0], record.mean_log_density[0]) == (2, 2, 2.0)
 
 
@@ -65,7 +65,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_many_images_stay_small_on_disk(tmp_path):
     record = SelectionRecord()
     paths = [f'leftImg8bit/train/city{i % 50}/frame_{i:07d}_leftImg8bit.png' for i in range(20000)]
-    record.add(paths, np.arange(0, 20000, 2), np.random.default_rng(0).normal(size=20000))
+    record.add(paths, np.arange(20000) % 2 == 0, np.random.default_rng(0).normal(size=20000))
     record.save(tmp_path / 'record.npz')
     # 1.3 million images in tens of MB
     assert (tmp_path / 'record.npz').stat().st_size < 20000 * 30

@@ -26,6 +26,12 @@ class Selection(NamedTuple):
     num_candidates: int
     log_density: Tensor | None
 
+    @property
+    def kept(self) -> Tensor:
+        """(N,) bool, True for the images that stay."""
+        mask = torch.zeros(self.num_candidates, dtype=torch.bool, device=self.indices.device)
+        return mask.index_fill_(0, self.indices, True)
+
 
 def explored_log_density(
     log_density: Tensor,

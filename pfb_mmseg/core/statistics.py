@@ -29,10 +29,9 @@ class SelectionStatistics:
         log_density = selection.log_density
         if log_density is None:
             return
-        kept = torch.zeros_like(log_density).index_fill_(0, selection.indices, 1)
         finite = torch.isfinite(log_density)
         value = log_density.masked_fill(~finite, 0).double()
-        kept, finite = kept.double(), finite.double()
+        kept, finite = selection.kept.double(), finite.double()
         sums = torch.stack(
             [
                 (value * kept).sum(),

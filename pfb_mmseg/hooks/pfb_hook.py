@@ -167,7 +167,7 @@ class PFBHook(Hook):
             runner.message_hub.update_scalar(f'train/pfb/{name}', value)
 
     def _settle_record(self) -> None:
-        """Write down the step before this one, whose indices are on the host by now."""
+        """Write down the step before this one, whose selection is on the host by now."""
         if self._pending is not None:
             self.record.add(*self._pending.read())
             self._pending = None
@@ -178,7 +178,7 @@ class _Pending:
 
     def __init__(self, data_batch: dict, selection: Selection) -> None:
         self._paths = [_path(sample) for sample in data_batch['data_samples']]
-        self._indices = _start_copy(selection.indices)
+        self._kept = _start_copy(selection.kept)
         self._log_density = (
             None if selection.log_density is None else _start_copy(selection.log_density)
         )
@@ -191,7 +191,7 @@ class _Pending:
         if self._arrived is not None:
             self._arrived.synchronize()
         log_density = None if self._log_density is None else self._log_density.numpy()
-        return self._paths, self._indices.numpy(), log_density
+        return self._paths, self._kept.numpy(), log_density
 
 
 def _start_copy(tensor: Tensor) -> Tensor:

@@ -49,19 +49,19 @@ class SelectionRecord:
     def add(
         self,
         paths: Sequence[str],
-        kept: Sequence[int] | np.ndarray,
+        kept: np.ndarray,
         log_density: np.ndarray | None = None,
     ) -> None:
         """Count one batch.
 
         Args:
             paths: of the N candidates.
-            kept: positions in the batch of those that stayed.
+            kept: (N,) bool, True for those that stayed.
             log_density: (N,), or None if nothing was scored.
         """
         rows = self._rows(paths)
         np.add.at(self._counts[:, 0], rows, 1)
-        np.add.at(self._counts[:, 1], rows[np.asarray(kept, dtype=np.int64)], 1)
+        np.add.at(self._counts[:, 1], rows[kept], 1)
         if log_density is not None:
             finite = np.isfinite(log_density)
             np.add.at(self._counts[:, 2], rows[finite], 1)
