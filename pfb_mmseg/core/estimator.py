@@ -35,6 +35,7 @@ def _mean(old: Tensor, old_n: Tensor, new_sum: Tensor, new_n: Tensor, beta: floa
 
 
 _FOREVER = 2**62  # updates; room is left to count on
+_REVIEW = 4  # updates; looking for idle centroids in each one would cost a third of it
 
 UPDATE_RULES = {'normalized': _normalized, 'literal': _literal, 'mean': _mean}
 
@@ -55,10 +56,10 @@ class AdaptiveDensityEstimator(nn.Module):
         update_rule: ``'normalized'`` divides Eq. 8 by the sum of its own weights and leaves
             clusters that received nothing alone; ``'literal'`` is Eq. 8 as printed, which
             collapses; ``'mean'`` is the running mean.
-        revive_after: a centroid that has received nothing for this many updates moves to a row
-            of the current update; the samples it stood for are counted with its nearest
-            neighbour. None revives only centroids that never received any (the paper's behaviour:
-            there are none as long as all representations are finite).
+        revive_after: a centroid that has received nothing for this many updates moves, within the
+            next few, to a row of the current update; the samples it stood for are counted with
+            its nearest neighbour. None revives only centroids that never received any (the
+            paper's behaviour: there are none as long as all representations are finite).
 
     Attributes:
         centroids: (N_C, D) float32. counts: (N_C,) int64, samples assigned so far. Buffers.
@@ -71,6 +72,7 @@ class AdaptiveDensityEstimator(nn.Module):
     counts: Tensor
     idle: Tensor
     num_seeded: Tensor
+    num_updates: Tensor
 
     def __init__(
         self,
@@ -102,8 +104,10 @@ class AdaptiveDensityEstimator(nn.Module):
         self.register_buffer('counts', torch.zeros(num_centroids, dtype=torch.int64))
         self.register_buffer('idle', torch.zeros(num_centroids, dtype=torch.int64))
         self.register_buffer('num_seeded', torch.zeros((), dtype=torch.int64))
-        # How many rows arrive is known on the host: the buffer is for checkpoints only.
+        self.register_buffer('num_updates', torch.zeros((), dtype=torch.int64))
+        # Both are known on the host: the buffers are for checkpoints only.
         self._seeded = 0
+        self._updates = 0
 
     @property
     def ready(self) -> bool:
@@ -155,7 +159,7 @@ class AdaptiveDensityEstimator(nn.Module):
     def _seed(self, x: Tensor, finite: Tensor) -> None:
         first, last = self._seeded, self._seeded + len(x)
         # A non-finite row still uses up its place (the host counts rows, only the device sees
-        # values): an empty cluster at the mean of the others, which the next update refills.
+        # values): an empty cluster at the mean of the others, which a later update refills.
         mean = (x * finite[:, None]).sum(dim=0) / finite.sum().clamp(min=1)
         self.centroids[first:last] = torch.where(finite[:, None], x, mean)
         self.counts[first:last] = finite.long()
@@ -164,7 +168,10 @@ class AdaptiveDensityEstimator(nn.Module):
         self._seeded = last
 
     def _follow(self, x: Tensor, finite: Tensor) -> None:
-        self._revive(x, finite)
+        if self._updates % _REVIEW == 0:
+            self._revive(x, finite)
+        self.num_updates.add_(1)
+        self._updates += 1
         x, centroids = x.double(), self.centroids.double()
         nearest = _distances(x, centroids).argmin(dim=1)  # Eq. 7
         # A product with the one-hot assignment instead of index_add_: its result does not depend
@@ -184,7 +191,8 @@ class AdaptiveDensityEstimator(nn.Module):
         As many as it takes for each centroid to have had its turn within ``revive_after`` updates.
         """
         patience = _FOREVER if self.revive_after is None else self.revive_after
-        places = min(len(x), math.ceil(self.num_centroids / patience))
+        turns = math.ceil(_REVIEW * self.num_centroids / patience)
+        places = min(len(x), turns, self.num_centroids)
         slots = self.idle.argsort(descending=True, stable=True)[:places]
         dead = (self.idle[slots] >= patience) & finite[:places]
         old = self.centroids[slots]
@@ -216,11 +224,12 @@ class AdaptiveDensityEstimator(nn.Module):
                 'loaded',
                 stacklevel=2,
             )
-            for name in ('centroids', 'counts', 'idle', 'num_seeded'):
+            for name in ('centroids', 'counts', 'idle', 'num_seeded', 'num_updates'):
                 state_dict.pop(f'{prefix}{name}', None)
             state_dict.update(self.state_dict(prefix=prefix))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._seeded = int(self.num_seeded)
+        self._updates = int(self.num_updates)
 
     def extra_repr(self) -> str:
         return (

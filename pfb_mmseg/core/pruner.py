@@ -84,7 +84,6 @@ class BatchPruner(nn.Module):
         return self.quota.keep(self._step, batch_size) if self.ready else batch_size
 
     @torch.compiler.disable  # driven by the host's counters, which change in every step
-    @torch.no_grad()
     def forward(self, features: Tensor) -> Selection:
         """Score a batch, choose, and learn from what was chosen (Algorithm 1, lines 6–10).
 
@@ -96,6 +95,13 @@ class BatchPruner(nn.Module):
             The selection; ``log_density`` is None for a criterion that needs none, and before
             the estimator is ready.
         """
+        with torch.inference_mode():  # its many small calls cost less
+            indices, log_density = self._decide(features)
+        # Autograd takes no tensor that was made in there.
+        log_density = None if log_density is None else log_density.clone()
+        return Selection(indices.clone(), len(features), log_density)
+
+    def _decide(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
         num_keep = self.num_keep(len(features))
         x = pool_features(features, self.estimator.dim) if self.needs_features else None
         if self.ready:
@@ -107,7 +113,7 @@ class BatchPruner(nn.Module):
         if x is not None:
             self.estimator.update(_from_all_ranks(x.index_select(0, indices)))
         self.skip()
-        return Selection(indices, len(features), log_density)
+        return indices, log_density
 
     def skip(self) -> None:
         """Let an iteration pass without looking at its batch."""

@@ -205,16 +205,16 @@ def test_while_seeding_a_row_with_nan_leaves_an_empty_cluster_that_the_next_row_
 
 
 def test_seeding_with_nothing_but_nan_recovers():
-    estimator, reference = (AdaptiveDensityEstimator(num_centroids=3, dim=2) for _ in range(2))
+    estimator = AdaptiveDensityEstimator(num_centroids=3, dim=2)
     estimator.update(torch.full((3, 2), float('nan')))
     assert estimator.counts.sum().item() == 0
     assert estimator.log_density(torch.zeros(2, 2)).isfinite().all()
     x = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
-    for row in x:
-        estimator.update(row[None])
-    reference.update(x)
-    assert torch.equal(estimator.centroids, reference.centroids)
-    assert torch.equal(estimator.counts, reference.counts)
+    for _ in range(20):
+        for row in x:
+            estimator.update(row[None])
+    torch.testing.assert_close(torch.tensor(sorted(estimator.centroids.tolist())), x)
+    assert estimator.counts.sum().item() == 60
 
 
 @pytest.mark.parametrize('rule', ['normalized', 'mean'])
@@ -361,12 +361,12 @@ def test_a_revived_centroid_is_the_new_sample_and_its_count_goes_to_its_neighbou
         estimator.update(torch.tensor([[0.0], [100.0]]))
     assert estimator.centroids.tolist() == [[0.0], [100.0], [104.0]]
     assert estimator.counts.tolist() == [4, 4, 1]
-    for _ in range(4):
+    for _ in range(8):
         estimator.update(torch.tensor([[0.0], [100.0]]))
     assert estimator.centroids[2].item() in (0.0, 100.0)
     # Its one sample lay nearest to the centroid at 100, which now speaks for it.
     assert sorted(estimator.centroids[:2].flatten().tolist()) == [0.0, 100.0]
-    assert estimator.counts.sum().item() == 17
+    assert estimator.counts.sum().item() == 25
 
 
 def test_centroids_that_receive_samples_are_not_revived():
