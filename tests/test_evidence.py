@@ -45,10 +45,17 @@ def test_there_is_a_row_for_the_default_and_for_each_option_changed_alone(first)
         'momentum=0.5',
         'revive_after=None',
         "score_statistics='running'",
+        'score_scale=0.5',
     } < set(rows)
     agreement = {name: row['as ranked (%)'].split(' ± ')[0] for name, row in rows.items()}
     assert float(agreement['exploration=0']) == 100
     assert float(agreement['default']) < 100
+    choice = {
+        name: float(row['as default, by rank (%)'].split(' ± ')[0].strip('*'))
+        for name, row in rows.items()
+    }
+    assert choice['default'] == 100
+    assert choice["score_statistics='running'"] < 100
 
 
 def test_a_second_call_replays_the_kept_stream_to_the_same_table(first):

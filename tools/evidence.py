@@ -26,7 +26,7 @@ from rich.markdown import Markdown
 from rich.progress import Progress, track
 from torch import Tensor
 
-from pfb_mmseg.blocking import scoring_mode
+from pfb_mmseg.blocking import scoring_mode, shrink
 from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, pool_features
 from pfb_mmseg.core.selection import keep_lowest
 from pfb_mmseg.datasets import PFBDemoDataset
@@ -51,7 +51,10 @@ OPTIONS: dict[str, list] = {
     'exploration': [0, 0.001, 0.01, 0.1],
     'exploration_space': ['density', 'log_density'],
     'score_statistics': ['batch', 'running'],
+    'score_scale': [0.5, 1.0],
 }
+# The scoring passes that are recorded: (score_statistics, score_scale), and their names in a file.
+PASSES = {('batch', 1.0): 'batch', ('running', 1.0): 'running', ('batch', 0.5): 'half_size'}
 COLUMNS = {
     'held_out': 'held-out log density',
     'alive': 'centroids alive (%)',
@@ -60,6 +63,7 @@ COLUMNS = {
     'ranked_rare': 'rare kinds, by rank',
     'rare': 'rare kinds kept',
     'ranking': 'as ranked (%)',
+    'default': 'as default, by rank (%)',
 }
 
 
@@ -67,7 +71,7 @@ class Stream(NamedTuple):
     """What the scoring passes of one run saw.
 
     Attributes:
-        features: for either kind of BatchNorm statistics, (T, N, C) float32.
+        features: for each name of ``PASSES``, (T, N, C) float32.
         kinds: (T, N) names of the kinds of scene.
     """
 
@@ -81,7 +85,7 @@ class RecordFeatures(Hook):
     def __init__(self, progress: Progress, name: str) -> None:
         self.progress = progress
         self.name = name
-        self.features: dict[str, list[Tensor]] = {'batch': [], 'running': []}
+        self.features: dict[str, list[Tensor]] = {name: [] for name in PASSES.values()}
         self.kinds: list[list[str]] = []
 
     def before_train(self, runner: Runner) -> None:
@@ -92,9 +96,10 @@ class RecordFeatures(Hook):
     def _score(self, encoder: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
         if not encoder.training:  # the call of a scoring pass
             return
-        for kind, vectors in self.features.items():
-            with scoring_mode(encoder, batch_statistics=kind == 'batch'):
-                vectors.append(self.point.score(args[0]).cpu())
+        for (statistics_of, scale), name in PASSES.items():
+            images = args[0] if scale == 1 else shrink(args[0], scale)
+            with scoring_mode(encoder, batch_statistics=statistics_of == 'batch'):
+                self.features[name].append(self.point.score(images).cpu())
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -128,10 +133,14 @@ def main() -> None:
 
     streams = [load_stream(cfg, seed, work_dir) for seed in args.seeds]
     variants = list_variants(max_dim=streams[0].features['batch'].shape[2])
-    results = [
-        [replay(stream, options) for stream in streams]
-        for options in track(variants.values(), description='Replaying')
-    ]
+    results = []
+    for options in track(variants.values(), description='Replaying'):
+        runs = [replay(stream, options) for stream in streams]
+        defaults = results[0] if results else runs
+        for run, default in zip(runs, defaults, strict=True):
+            both = run['lowest'] & default['lowest']
+            run['default'] = 100 * both.sum() / default['lowest'].sum()
+        results.append(runs)
     table = format_table(list(variants), results)
     (work_dir / 'evidence.md').write_text(table)
     Console().print(Markdown(table))
@@ -144,10 +153,10 @@ def load_stream(cfg: Config, seed: int, work_dir: Path) -> Stream:
     if path.is_file():
         with np.load(path) as stored:
             if str(stored['config']) == cfg.pretty_text:
-                features = {kind: torch.from_numpy(stored[kind]) for kind in ('batch', 'running')}
+                features = {name: torch.from_numpy(stored[name]) for name in PASSES.values()}
                 return Stream(features, stored['kinds'])
     stream = record(cfg, seed, work_dir)
-    arrays = {kind: vectors.numpy() for kind, vectors in stream.features.items()}
+    arrays = {name: vectors.numpy() for name, vectors in stream.features.items()}
     np.savez(path, config=cfg.pretty_text, kinds=stream.kinds, **arrays)
     return stream
 
@@ -167,14 +176,14 @@ def record(cfg: Config, seed: int, work_dir: Path) -> Stream:
         recorder = RecordFeatures(progress, f'Training, seed {seed}')
         runner.register_hook(recorder)
         runner.train()
-    features = {kind: torch.stack(vectors) for kind, vectors in recorder.features.items()}
+    features = {name: torch.stack(vectors) for name, vectors in recorder.features.items()}
     return Stream(features, np.array(recorder.kinds))
 
 
 def list_variants(max_dim: int) -> dict[str, dict]:
     """The default and every option changed alone: what to print -> what to set."""
-    defaults = {'score_statistics': 'batch'}
-    for owner in (AdaptiveDensityEstimator, BatchPruner):
+    defaults: dict[str, Any] = {}
+    for owner in (AdaptiveDensityEstimator, BatchPruner, PartialForwardBlocking):
         defaults |= {n: p.default for n, p in inspect.signature(owner).parameters.items()}
     variants = {'default': {}}
     for name, values in OPTIONS.items():
@@ -184,18 +193,20 @@ def list_variants(max_dim: int) -> dict[str, dict]:
     return variants
 
 
-def replay(stream: Stream, options: dict) -> dict[str, float]:
+def replay(stream: Stream, options: dict) -> dict[str, Any]:
     """Run BatchPruner over a stream.
 
     Args:
         stream: what it sees.
-        options: of the estimator, of the pruner, or ``score_statistics``; the rest is default.
+        options: of the estimator, of the pruner, or of the scoring pass; the rest is default.
 
     Returns:
-        One number for each of ``COLUMNS``, NaN for what could not be measured in so short a run.
+        A number for each of ``COLUMNS`` but the last, NaN for what could not be measured in so
+        short a run; and ``lowest``, (T, N) bool: the images of lowest density.
     """
     options = dict(options)
-    features = stream.features[options.pop('score_statistics', 'batch')]
+    scored = options.pop('score_statistics', 'batch'), options.pop('score_scale', 1.0)
+    features = stream.features[PASSES[scored]]
     of_estimator = inspect.signature(AdaptiveDensityEstimator).parameters
     estimator = AdaptiveDensityEstimator(
         **{name: value for name, value in options.items() if name in of_estimator}
@@ -223,7 +234,7 @@ def replay(stream: Stream, options: dict) -> dict[str, float]:
             rows = pool_features(features[t + 1 : t + 1 + AHEAD].flatten(0, 1), estimator.dim)
             held_out.append(advantage(estimator, rows))
     if seeded is None:
-        return dict.fromkeys(COLUMNS, float('nan'))
+        return {**dict.fromkeys(COLUMNS, float('nan')), 'lowest': lowest}
     weights = estimator.weights
     entropy = torch.special.entr(weights).sum().item()
     return {
@@ -234,6 +245,7 @@ def replay(stream: Stream, options: dict) -> dict[str, float]:
         'ranked_rare': rare_over_common(stream.kinds[seeded:], lowest[seeded:]),
         'rare': rare_over_common(stream.kinds[seeded:], kept[seeded:]),
         'ranking': 100 * mean(ranking),
+        'lowest': lowest,
     }
 
 
