@@ -27,7 +27,8 @@ from rich.progress import Progress, track
 from torch import Tensor
 
 from pfb_mmseg.blocking import scoring_mode
-from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, pool_features
+from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, Selection, pool_features
+from pfb_mmseg.core.ranks import Gather
 from pfb_mmseg.core.selection import keep_lowest
 from pfb_mmseg.datasets import PFBDemoDataset
 from pfb_mmseg.segmentors import PartialForwardBlocking
@@ -51,6 +52,7 @@ OPTIONS: dict[str, list] = {
     'exploration': [0, 0.001, 0.01, 0.1],
     'exploration_space': ['density', 'log_density'],
     'score_statistics': ['batch', 'running'],
+    'ranks': [1, 2, 4, 8],
 }
 COLUMNS = {
     'held_out': 'held-out log density',
@@ -73,6 +75,29 @@ class Stream(NamedTuple):
 
     features: dict[str, Tensor]
     kinds: np.ndarray
+
+
+class RanksPruner(BatchPruner):
+    """What several processes with ``selection_scope='rank'`` keep between them, in one process.
+
+    With ``'global'`` they keep what one process does.
+    """
+
+    def __init__(self, *args: Any, ranks: int, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.ranks = ranks
+
+    def select(self, features: Tensor) -> Selection:
+        selections, lessons = [], []
+        for part in features.chunk(self.ranks):
+            selections.append(super().select(part))
+            lessons.append(self._lesson.wait())
+        self._lesson = Gather(torch.cat(lessons))
+        size = len(features) // self.ranks
+        indices = torch.cat([s.indices + i * size for i, s in enumerate(selections)])
+        densities = [s.log_density for s in selections]
+        log_density = None if densities[0] is None else torch.cat(densities)
+        return Selection(indices, len(features), log_density)
 
 
 class RecordFeatures(Hook):
@@ -173,7 +198,7 @@ def record(cfg: Config, seed: int, work_dir: Path) -> Stream:
 
 def list_variants(max_dim: int) -> dict[str, dict]:
     """The default and every option changed alone: what to print -> what to set."""
-    defaults = {'score_statistics': 'batch'}
+    defaults = {'score_statistics': 'batch', 'ranks': 1}
     for owner in (AdaptiveDensityEstimator, BatchPruner):
         defaults |= {n: p.default for n, p in inspect.signature(owner).parameters.items()}
     variants = {'default': {}}
@@ -189,7 +214,8 @@ def replay(stream: Stream, options: dict) -> dict[str, float]:
 
     Args:
         stream: what it sees.
-        options: of the estimator, of the pruner, or ``score_statistics``; the rest is default.
+        options: of the estimator, of the pruner, ``score_statistics``, or ``ranks``, the number of
+            processes that share a batch and each keep images of their own; the rest is default.
 
     Returns:
         One number for each of ``COLUMNS``, NaN for what could not be measured in so short a run.
@@ -200,9 +226,10 @@ def replay(stream: Stream, options: dict) -> dict[str, float]:
     estimator = AdaptiveDensityEstimator(
         **{name: value for name, value in options.items() if name in of_estimator}
     )
-    pruner = BatchPruner(
+    pruner = RanksPruner(
         PRUNE_RATIO,
         estimator,
+        ranks=options.pop('ranks', 1),
         **{name: value for name, value in options.items() if name not in of_estimator},
     )
     begin = round(BEGIN * len(features))
