@@ -143,6 +143,22 @@ def main() -> None:
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='settings that override the config'
     )
+    parser.add_argument(
+        '--vary',
+        nargs='+',
+        choices=OPTIONS,
+        default=list(OPTIONS),
+        metavar='OPTION',
+        help='options that are tried; all by default',
+    )
+    parser.add_argument(
+        '--fix',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='options that hold in every row, e.g. exploration=0',
+    )
     args = parser.parse_args()
     if not Path(args.config).is_file():
         parser.error(f'config {args.config!r} is not a file')
@@ -152,7 +168,7 @@ def main() -> None:
     work_dir = Path(args.work_dir or Path('work_dirs/evidence', Path(args.config).stem))
 
     streams = [load_stream(cfg, seed, work_dir) for seed in args.seeds]
-    variants = list_variants(max_dim=streams[0].features['batch'].shape[2])
+    variants = list_variants(args.vary, args.fix, streams[0].features['batch'].shape[2])
     results = [
         [replay(stream, options) for stream in streams]
         for options in track(variants.values(), description='Replaying')
@@ -196,16 +212,22 @@ def record(cfg: Config, seed: int, work_dir: Path) -> Stream:
     return Stream(features, np.array(recorder.kinds))
 
 
-def list_variants(max_dim: int) -> dict[str, dict]:
-    """The default and every option changed alone: what to print -> what to set."""
+def list_variants(names: list[str], fixed: dict, max_dim: int) -> dict[str, dict]:
+    """The default and every option changed alone: what to print -> what to set.
+
+    Args:
+        names: of the options to change.
+        fixed: options that hold for all of them, the default too.
+        max_dim: number of channels there are.
+    """
     defaults = {'score_statistics': 'batch', 'ranks': 1}
     for owner in (AdaptiveDensityEstimator, BatchPruner):
         defaults |= {n: p.default for n, p in inspect.signature(owner).parameters.items()}
-    variants = {'default': {}}
-    for name, values in OPTIONS.items():
-        for value in values:
+    variants = {'default': fixed}
+    for name in names:
+        for value in OPTIONS[name]:
             if value != defaults[name] and not (name == 'dim' and value > max_dim):
-                variants[f'{name}={value!r}'] = {name: value}
+                variants[f'{name}={value!r}'] = {**fixed, name: value}
     return variants
 
 
