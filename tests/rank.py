@@ -4,16 +4,22 @@ rank.py SCENARIO FOLDER TIMEOUT; what it saw goes to FOLDER/<rank>.pt.
 """
 
 import itertools
+import os
+import signal
 import sys
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
 from demo_runs import demo_config, train
+from mmcv.transforms import BaseTransform
 from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
-from mmengine.registry import DATA_SAMPLERS
+from mmengine.registry import DATA_SAMPLERS, HOOKS
+from mmseg.registry import TRANSFORMS
+from test_no_sync import syncs
 from torch import distributed as dist
 
 from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner
@@ -52,12 +58,30 @@ class BlockSampler:
         return self.size
 
 
-class Vanish(Hook):
-    """Rank 1 does not come to the next collective."""
+@TRANSFORMS.register_module()
+class EmptyLabels(BaseTransform):
+    """Rank 1 has nothing but pixels to be ignored."""
+
+    def transform(self, results):
+        if get_dist_info()[0] == 1:
+            results['gt_seg_map'].fill(255)
+        return results
+
+
+@HOOKS.register_module()
+class Leave(Hook):
+    """Rank 1 does not come to the next collective: it hangs, or dies."""
+
+    priority = 'NORMAL'
+
+    def __init__(self, how):
+        self.how = how
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.iter == 6 and runner.rank == 1:
-            time.sleep(60)
+            if self.how == 'die':
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(120)
 
 
 # Globally a half, so that one process keeps as many of all images as several together.
@@ -97,6 +121,22 @@ def follow(scope):
         rows = selection.take(mine)
         steps.append(dict(rows=rows, kept=selection.kept, log_density=selection.log_density))
     return dict(steps=steps, state=chosen.state_dict())
+
+
+def waits(scope):
+    """What makes the host wait in any step but the first, when the ranks agree on the size."""
+    rank, world_size = get_dist_info()
+    chosen = pruner(scope)
+
+    def step():
+        mine = part(whole_batch(0, world_size), rank, 0)
+        if not chosen.keeps_all(NUM):
+            chosen(mine).take(mine)
+
+    step()
+    found = [syncs(step) for _ in range(4)]
+    assert chosen.ready
+    return found
 
 
 def labels(position, dtype):
@@ -172,6 +212,7 @@ def run(config):
 
 def core():
     seen = {scope: follow(scope) for scope in ('rank', 'global')}
+    seen['waits'] = {scope: waits(scope) for scope in ('rank', 'global')}
     return seen | dict(exchange=exchange(), complaints=complaints())
 
 
@@ -187,12 +228,14 @@ def four(folder):
         'train_dataloader.dataset.length': 4 * 32 + 1,
         'train_dataloader.sampler': dict(type='DefaultSampler', round_up=False),
     }
-    return core() | dict(run=run(demo_config(folder / 'run', 50, **options)))
+    config = demo_config(folder / 'run', 50, **options)
+    config.train_dataloader.dataset.pipeline.insert(2, dict(type='EmptyLabels'))
+    return core() | dict(run=run(config))
 
 
-def vanish(folder):
+def left_alone(how, folder):
     config = run_config(folder / 'run', 4, log_level='ERROR')
-    config.custom_hooks.append(dict(type=Vanish))
+    config.custom_hooks.append(dict(type='Leave', how=how))
     return run(config)
 
 
@@ -204,5 +247,7 @@ def main(scenario, folder, seconds):
 
 
 if __name__ == '__main__':
-    scenarios = dict(two=two, four=four, vanish=vanish)
+    scenarios = dict(
+        two=two, four=four, hang=partial(left_alone, 'hang'), die=partial(left_alone, 'die')
+    )
     main(scenarios[sys.argv[1]], Path(sys.argv[2]), float(sys.argv[3]))
