@@ -26,6 +26,9 @@ SCRIPT = Path(__file__).parent / 'interruptible.py'
 TIMES = ('time', 'data_time', 'memory', 'pfb/time_saved')
 
 
+HOOK = dict(type='PFBHook', begin=0, end=1.0)
+
+
 def start(work_dir, num_ranks=1):
     """The run in a process of its own, which the GPU is kept from: it might not repeat itself."""
     command = [sys.executable]
@@ -112,7 +115,7 @@ def test_a_run_killed_ten_times_goes_on_as_the_one_that_was_not(tmp_path, num_ra
 
 def resume(checkpoint, work_dir, **options):
     """Two iterations more, and what the log says of the start."""
-    config = demo_config(work_dir, 6, log_level='INFO', **options)
+    config = demo_config(work_dir, 6, log_level='INFO', custom_hooks=[HOOK], **options)
     config.load_from, config.resume = str(checkpoint), True
     runner = train(config)
     (file,) = work_dir.glob('*/*.log')
@@ -123,8 +126,7 @@ def resume(checkpoint, work_dir, **options):
 def trained(tmp_path_factory):
     """A checkpoint after four iterations with PFB."""
     folder = tmp_path_factory.mktemp('trained')
-    hook = dict(type='PFBHook', begin=0, end=1.0)
-    train(demo_config(folder, 4, custom_hooks=[hook], **{'default_hooks.checkpoint.interval': 4}))
+    train(demo_config(folder, 4, custom_hooks=[HOOK], **{'default_hooks.checkpoint.interval': 4}))
     return folder / 'iter_4.pth'
 
 
@@ -150,7 +152,7 @@ def test_a_checkpoint_without_pfb_gives_its_weights_and_the_log_says_what_starts
     with pytest.warns(UserWarning, match='found none: the estimate starts afresh'):
         runner, text = resume(tmp_path / 'plain' / 'iter_4.pth', tmp_path / 'pfb')
     assert re.search('written without PFBHook.*the record of kept images and the clock start', text)
-    assert runner.model.pfb.pruner.step == 1  # of the two steps, the last comes after the end
+    assert runner.model.pfb.pruner.step == 2
     assert runner.iter == 6
 
 
