@@ -156,9 +156,12 @@ class PFBHook(Hook):
             )
         self._statistics.load_state_dict(state['statistics'])
         self.clock.load_state_dict(state['clock'])
-        # MMEngine puts whatever a checkpoint holds on the device; the record lives on the host.
-        record = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in state['record'].items()}
-        self.record = SelectionRecord.from_state_dict(record)
+        if is_main_process():  # once: the processes' records are added up in the end
+            # MMEngine puts whatever a checkpoint holds on the device; the record lives on the host.
+            record = {
+                k: v.cpu() if isinstance(v, Tensor) else v for k, v in state['record'].items()
+            }
+            self.record = SelectionRecord.from_state_dict(record)
 
     def _check_batch_size(self, batch_size: int | None) -> None:
         quota = self._pfb.pruner.quota
