@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pfb_mmseg import PFBHook
-from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner
+from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, Selection
 from pfb_mmseg.segmentors.samples import select_samples
 
 # Their result, or its shape, is a value that lies on the device.
@@ -174,14 +174,15 @@ class TestPruner:
 
 class TestSelectSamples:
     def test_never_waits(self):
-        assert syncs(select_samples, tiny.samples(8), torch.tensor([1, 5])) == []
+        selection = Selection(torch.tensor([1, 5]), 8, None)
+        assert syncs(select_samples, tiny.samples(8), selection) == []
 
 
 class WaitingPruner(BatchPruner):
     """What a careless change would be."""
 
-    def forward(self, features):
-        selection = super().forward(features)
+    def select(self, features):
+        selection = super().select(features)
         return selection._replace(indices=torch.as_tensor(selection.indices.tolist()))
 
 

@@ -12,6 +12,7 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
+from pfb_mmseg.core import Selection
 from pfb_mmseg.segmentors.mixin import least_trainable
 from pfb_mmseg.segmentors.samples import select_samples
 
@@ -248,12 +249,16 @@ def test_single_pass_says_that_it_cannot_narrow_stacked_labels():
         model.loss(tiny.images(8, 32), torch.zeros(8))
 
 
+def select(indices):
+    return Selection(torch.tensor(indices), 8, None)
+
+
 class TestSelectSamples:
     def test_every_pixel_field_is_gathered_and_per_image_metainfo_left_out(self):
         _, samples = batch(5)
         for i, sample in enumerate(samples):
             sample.gt_edge_map = PixelData(data=torch.full((1, 4, 4), i))
-        kept = select_samples(samples, torch.tensor([1, 3]))
+        kept = select_samples(samples, select([1, 3]))
         assert [int(sample.gt_edge_map.data[0, 0, 0]) for sample in kept] == [1, 3]
         assert all(type(sample) is SegDataSample for sample in kept)
         assert kept[0].metainfo_keys() == ['img_shape']
@@ -262,13 +267,13 @@ class TestSelectSamples:
         samples = [SegDataSample(metainfo=dict(img_path=str(i))) for i in range(3)]
         for i, sample in enumerate(samples):
             sample.gt_sem_seg = PixelData(data=torch.zeros(1, 2 + i, 2))
-        kept = select_samples(samples, torch.tensor([0, 2]))
+        kept = select_samples(samples, select([0, 2]))
         assert kept == [samples[0], samples[2]]
 
     def test_stacked_labels_stay_stacked(self):
         labels = torch.arange(12).view(4, 3)
-        assert torch.equal(select_samples(labels, torch.tensor([0, 2])), labels[[0, 2]])
+        assert torch.equal(select_samples(labels, select([0, 2])), labels[[0, 2]])
 
     def test_plain_tensors_are_labels_too(self):
         labels = [torch.tensor(i) for i in range(4)]
-        assert select_samples(labels, torch.tensor([2, 3])) == [2, 3]
+        assert select_samples(labels, select([2, 3])) == [2, 3]

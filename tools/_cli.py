@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -51,7 +52,8 @@ def prepare_cpu_launch(cfg: Config) -> None:
     """Lets a run under torchrun work without a GPU: MMEngine's start-up would ask for one."""
     if cfg.launcher != 'pytorch' or torch.cuda.is_available():
         return
-    torch.distributed.init_process_group('gloo')
+    seconds = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
+    torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=seconds))
     if cfg.get('model_wrapper_cfg') is None:
         cfg.model_wrapper_cfg = dict(
             type='MMDistributedDataParallel',

@@ -27,7 +27,8 @@ from rich.progress import Progress, track
 from torch import Tensor
 
 from pfb_mmseg.blocking import scoring_mode, shrink
-from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, pool_features
+from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, Selection, pool_features
+from pfb_mmseg.core.ranks import Gather
 from pfb_mmseg.core.selection import keep_lowest
 from pfb_mmseg.datasets import PFBDemoDataset
 from pfb_mmseg.segmentors import PartialForwardBlocking
@@ -52,6 +53,7 @@ OPTIONS: dict[str, list] = {
     'exploration_space': ['density', 'log_density'],
     'score_statistics': ['batch', 'running'],
     'score_scale': [0.5, 1.0],
+    'ranks': [1, 2, 4, 8],
 }
 # The scoring passes that are recorded: (score_statistics, score_scale), and their names in a file.
 PASSES = {('batch', 1.0): 'batch', ('running', 1.0): 'running', ('batch', 0.5): 'half_size'}
@@ -77,6 +79,29 @@ class Stream(NamedTuple):
 
     features: dict[str, Tensor]
     kinds: np.ndarray
+
+
+class RanksPruner(BatchPruner):
+    """What several processes with ``selection_scope='rank'`` keep between them, in one process.
+
+    With ``'global'`` they keep what one process does.
+    """
+
+    def __init__(self, *args: Any, ranks: int, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.ranks = ranks
+
+    def select(self, features: Tensor) -> Selection:
+        selections, lessons = [], []
+        for part in features.chunk(self.ranks):
+            selections.append(super().select(part))
+            lessons.append(self._lesson.wait())
+        self._lesson = Gather(torch.cat(lessons))
+        size = len(features) // self.ranks
+        indices = torch.cat([s.indices + i * size for i, s in enumerate(selections)])
+        densities = [s.log_density for s in selections]
+        log_density = None if densities[0] is None else torch.cat(densities)
+        return Selection(indices, len(features), log_density)
 
 
 class RecordFeatures(Hook):
@@ -123,6 +148,22 @@ def main() -> None:
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='settings that override the config'
     )
+    parser.add_argument(
+        '--vary',
+        nargs='+',
+        choices=OPTIONS,
+        default=list(OPTIONS),
+        metavar='OPTION',
+        help='options that are tried; all by default',
+    )
+    parser.add_argument(
+        '--fix',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='options that hold in every row, e.g. exploration=0',
+    )
     args = parser.parse_args()
     if not Path(args.config).is_file():
         parser.error(f'config {args.config!r} is not a file')
@@ -132,7 +173,7 @@ def main() -> None:
     work_dir = Path(args.work_dir or Path('work_dirs/evidence', Path(args.config).stem))
 
     streams = [load_stream(cfg, seed, work_dir) for seed in args.seeds]
-    variants = list_variants(max_dim=streams[0].features['batch'].shape[2])
+    variants = list_variants(args.vary, args.fix, streams[0].features['batch'].shape[2])
     results = []
     for options in track(variants.values(), description='Replaying'):
         runs = [replay(stream, options) for stream in streams]
@@ -180,16 +221,22 @@ def record(cfg: Config, seed: int, work_dir: Path) -> Stream:
     return Stream(features, np.array(recorder.kinds))
 
 
-def list_variants(max_dim: int) -> dict[str, dict]:
-    """The default and every option changed alone: what to print -> what to set."""
-    defaults: dict[str, Any] = {}
+def list_variants(names: list[str], fixed: dict, max_dim: int) -> dict[str, dict]:
+    """The default and every option changed alone: what to print -> what to set.
+
+    Args:
+        names: of the options to change.
+        fixed: options that hold for all of them, the default too.
+        max_dim: number of channels there are.
+    """
+    defaults: dict[str, Any] = {'ranks': 1}
     for owner in (AdaptiveDensityEstimator, BatchPruner, PartialForwardBlocking):
         defaults |= {n: p.default for n, p in inspect.signature(owner).parameters.items()}
-    variants = {'default': {}}
-    for name, values in OPTIONS.items():
-        for value in values:
+    variants = {'default': fixed}
+    for name in names:
+        for value in OPTIONS[name]:
             if value != defaults[name] and not (name == 'dim' and value > max_dim):
-                variants[f'{name}={value!r}'] = {name: value}
+                variants[f'{name}={value!r}'] = {**fixed, name: value}
     return variants
 
 
@@ -198,7 +245,8 @@ def replay(stream: Stream, options: dict) -> dict[str, Any]:
 
     Args:
         stream: what it sees.
-        options: of the estimator, of the pruner, or of the scoring pass; the rest is default.
+        options: of the estimator, of the pruner, of the scoring pass, or ``ranks``, the number of
+            processes that share a batch and each keep images of their own; the rest is default.
 
     Returns:
         A number for each of ``COLUMNS`` but the last, NaN for what could not be measured in so
@@ -211,9 +259,10 @@ def replay(stream: Stream, options: dict) -> dict[str, Any]:
     estimator = AdaptiveDensityEstimator(
         **{name: value for name, value in options.items() if name in of_estimator}
     )
-    pruner = BatchPruner(
+    pruner = RanksPruner(
         PRUNE_RATIO,
         estimator,
+        ranks=options.pop('ranks', 1),
         **{name: value for name, value in options.items() if name not in of_estimator},
     )
     begin = round(BEGIN * len(features))

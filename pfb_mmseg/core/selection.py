@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_choice, check_integer, check_number
+from .ranks import Exchange
 
 EXPLORATION_SPACES = ('density', 'log_density')
 
@@ -16,21 +17,42 @@ class Selection(NamedTuple):
     """Which images of a batch go on.
 
     Attributes:
-        indices: (K,) int64, ascending positions in the batch of the images that stay.
-        num_candidates: N, the number of images that were looked at.
+        indices: (K,) int64, ascending positions of the images that this process goes on with: in
+            its batch or, where there is an ``exchange``, in the batches of all processes one after
+            the other.
+        num_candidates: N, the number of images of this process that were looked at.
         log_density: (N,) float32, NaN where an image was not finite; None where no density was
             needed to decide.
+        exchange: what fetches the images that were chosen from the batches of all processes; None
+            where each process goes on with images of its own.
     """
 
     indices: Tensor
     num_candidates: int
     log_density: Tensor | None
+    exchange: Exchange | None = None
 
     @property
     def kept(self) -> Tensor:
-        """(N,) bool, True for the images that stay."""
+        """(N,) bool, True for the images of this process that stay, with whichever process."""
+        if self.exchange is not None:
+            return self.exchange.own(self.num_candidates)
         mask = torch.zeros(self.num_candidates, dtype=torch.bool, device=self.indices.device)
         return mask.index_fill_(0, self.indices, True)
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether this process goes on with the batch that it had. Known to the host."""
+        return self.exchange is None and len(self.indices) == self.num_candidates
+
+    def take(self, rows: Tensor) -> Tensor:
+        """(N, ...) of this process's batch -> (K, ...) of the images that it goes on with.
+
+        Where there is an ``exchange``, every process must call this, in the same order.
+        """
+        if self.exchange is not None:
+            return self.exchange.move(rows)
+        return rows.index_select(0, self.indices.to(rows.device))
 
 
 def explored_log_density(

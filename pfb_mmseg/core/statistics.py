@@ -10,7 +10,7 @@ from .selection import Selection
 class SelectionStatistics:
     """Adds up what was kept and dropped; :meth:`flush` reads the sums and starts over.
 
-    Only :meth:`flush` waits for the device.
+    Only :meth:`flush` and :meth:`state_dict` wait for the device.
     """
 
     def __init__(self) -> None:
@@ -41,12 +41,27 @@ class SelectionStatistics:
                 (1 - finite).sum(),
             ]
         )
-        self._sums = sums if self._sums is None else self._sums + sums
+        self._sums = sums if self._sums is None else self._sums.to(sums.device) + sums
 
     def count_full(self, batch_size: int) -> None:
         """Count a step in which every image was trained on without being scored."""
         self._kept += batch_size
         self._candidates += batch_size
+
+    def state_dict(self) -> dict:
+        """The sums since the last :meth:`flush`, as plain numbers."""
+        return {
+            'kept': self._kept,
+            'candidates': self._candidates,
+            'sums': None if self._sums is None else self._sums.tolist(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on adding where :meth:`state_dict` was taken."""
+        self._kept = state['kept']
+        self._candidates = state['candidates']
+        sums = state['sums']
+        self._sums = None if sums is None else torch.tensor(sums, dtype=torch.float64)
 
     def flush(self) -> dict[str, float]:
         """Totals since the last call.

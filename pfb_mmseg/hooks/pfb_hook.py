@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather_object, is_main_process
+from mmengine.dist import all_gather_object, get_world_size, is_main_process
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -16,7 +17,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor
 
 from ..blocking import share_behind
-from ..core import Selection, SelectionStatistics
+from ..core import KeepQuota, Selection, SelectionStatistics
 from ..reporting import SelectionRecord
 from ..segmentors.mixin import PartialForwardBlocking
 from .step_clock import StepClock
@@ -92,8 +93,8 @@ class PFBHook(Hook):
             f'PFB blocks {quota.prune_ratio:.0%} of the images behind backbone.{point.name} '
             f'({point.num_channels} channels, {self._pfb.strategy}), where '
             f'{"an unknown share" if share is None else f"{share:.0%}"} of the forward pass is '
-            f'still to come, in iterations {self._begin} to {self._end} of {runner.max_iters}; '
-            f'at least {quota.min_keep} image(s) are kept.',
+            f'still to come, in iterations {self._begin} to {self._end} of {runner.max_iters}. '
+            + _describe_quota(quota, runner.train_dataloader.batch_size, get_world_size()),
             logger='current',
         )
 
@@ -129,15 +130,38 @@ class PFBHook(Hook):
         self._settle_record()
         record = self.record.state_dict()
         checkpoint['pfb'] = {
+            'world_size': get_world_size(),
+            'statistics': self._statistics.state_dict(),
             'clock': self.clock.state_dict(),
             'record': {k: torch.from_numpy(v) if k != 'paths' else v for k, v in record.items()},
         }
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        if not runner._resume:
+            return
         state = checkpoint.get('pfb')
-        if state is not None and runner._resume:
-            self.clock.load_state_dict(state['clock'])
-            self.record = SelectionRecord.from_state_dict(state['record'])
+        if state is None:
+            print_log(
+                'The checkpoint was written without PFBHook: weights, optimizer and schedule go '
+                'on from it, the record of kept images and the clock start afresh.',
+                logger='current',
+            )
+            return
+        if state['world_size'] != get_world_size():
+            print_log(
+                f'The checkpoint was written by {state["world_size"]} process(es), this run has '
+                f'{get_world_size()}: the density estimate, the record and the schedule go on; '
+                'from here on batches are made up differently, so what is kept will differ.',
+                logger='current',
+            )
+        self._statistics.load_state_dict(state['statistics'])
+        self.clock.load_state_dict(state['clock'])
+        if is_main_process():  # once: the processes' records are added up in the end
+            # MMEngine puts whatever a checkpoint holds on the device; the record lives on the host.
+            record = {
+                k: v.cpu() if isinstance(v, Tensor) else v for k, v in state['record'].items()
+            }
+            self.record = SelectionRecord.from_state_dict(record)
 
     def _check_batch_size(self, batch_size: int | None) -> None:
         quota = self._pfb.pruner.quota
@@ -213,6 +237,21 @@ def _find_pfb(model: Any) -> PartialForwardBlocking:
             "type='PFBEncoderDecoder' with pfb=dict(prune_ratio=...), or remove the hook"
         )
     return pfb
+
+
+def _describe_quota(quota: KeepQuota, batch_size: int | None, num_ranks: int) -> str:
+    """What each process keeps, and what becomes of the ratio where a minimum raises it."""
+    least = f'at least {quota.min_keep} image(s) are kept'
+    if batch_size is None:
+        return f'In each of {num_ranks} process(es) {least}.'
+    mean = quota.mean(batch_size)
+    low, high = math.floor(mean), math.ceil(mean)
+    number = f'{low}' if low == high else f'{low} or {high}, on average {float(mean):g},'
+    sentence = f'Each of {num_ranks} process(es) keeps {number} of its {batch_size}; {least}'
+    ratio = float(1 - mean / batch_size)
+    if ratio < quota.prune_ratio:
+        sentence += f', which makes it {ratio:.0%} that are blocked'
+    return f'{sentence}.'
 
 
 def _check_moment(name: str, value: Any) -> None:

@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..blocking import BlockingPoint, default_stage, scoring_mode, shrink
 from ..core import AdaptiveDensityEstimator, BatchPruner, Selection
 from ..core.checks import check_choice, check_keys, check_number
+from ..core.ranks import all_values, rank, world_size
 from .samples import select_samples
 
 STRATEGIES = ('two_pass', 'single_pass')
 SCORE_STATISTICS = ('batch', 'running')
+_ONE_SHAPE = "Crop or pad to one size (data_preprocessor=dict(size=...)), or choose 'rank'"
 SCORE_DTYPES = {'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
 
@@ -41,8 +42,8 @@ class PartialForwardBlocking(nn.Module):
             autocast; None scores in the precision of the training pass.
         input_shape: (C, H, W) of the blank image with which the blocking point is checked when the
             model is built; None finds one, see :class:`BlockingPoint`.
-        **pruner: ``prune_ratio``, ``criterion``, ``exploration``, ``exploration_space`` and
-            ``seed`` of :class:`BatchPruner`.
+        **pruner: ``prune_ratio``, ``criterion``, ``exploration``, ``exploration_space``, ``seed``
+            and ``selection_scope`` of :class:`BatchPruner`; ``'global'`` with two_pass only.
 
     Attributes:
         pruning (bool): whether steps are blocked; PFBHook switches it. True without the hook.
@@ -74,6 +75,12 @@ class PartialForwardBlocking(nn.Module):
         check_choice('score_statistics', score_statistics, SCORE_STATISTICS)
         if score_dtype is not None:
             check_choice('score_dtype', score_dtype, SCORE_DTYPES)
+        if strategy == 'single_pass' and pruner.get('selection_scope', 'rank') != 'rank':
+            raise ValueError(
+                f'selection_scope={pruner["selection_scope"]!r} moves images between ranks before '
+                "the training pass; strategy='single_pass' has run half of it by then. Leave it "
+                "out or use strategy='two_pass'"
+            )
         if strategy == 'single_pass' and (
             score_scale != 1 or score_statistics != 'batch' or score_dtype is not None
         ):
@@ -97,20 +104,46 @@ class PartialForwardBlocking(nn.Module):
         )
         self.pruning = True
         self.selection: Selection | None = None
+        self._shape: tuple[int, ...] | None = None
 
     def score(self, images: Tensor) -> Selection:
         """The scoring pass of two_pass: (N, C, H, W) images in, who stays out."""
         if not self.pruner.needs_features:
-            return self.pruner(images)
+            return self.pruner.select(images)
         if self.score_scale != 1:
             images = shrink(images, self.score_scale)
         dtype = SCORE_DTYPES.get(self.score_dtype)
         with scoring_mode(self.point.encoder, self.score_statistics == 'batch'):
             if dtype is None:
-                return self.pruner(self.point.score(images))
+                return self.pruner.select(self.point.score(images))
             with torch.autocast(images.device.type, dtype=dtype, cache_enabled=False):
                 vectors = self.point.score(images)
-            return self.pruner(vectors)
+            return self.pruner.select(vectors)
+
+    @torch.compiler.disable
+    def narrow(self, images: Tensor, data_samples: list | Tensor) -> tuple[Tensor, list | Tensor]:
+        """Images and labels of those that :attr:`selection` says stay here."""
+        selection = self.selection
+        if selection.exchange is not None:
+            self._check_shape(images)
+        return selection.take(images), select_samples(data_samples, selection)
+
+    def _check_shape(self, images: Tensor) -> None:
+        """Images can only be handed on if their shapes agree; asked of the others once."""
+        shape = tuple(images.shape[1:])
+        if self._shape is None:
+            shapes = all_values(shape, images.device)
+            if len(set(shapes)) > 1:
+                raise ValueError(
+                    "selection_scope='global' hands images from rank to rank, which takes the "
+                    f'same shape everywhere; found {", ".join(map(str, shapes))}. {_ONE_SHAPE}'
+                )
+            self._shape = shape
+        if shape != self._shape:
+            raise ValueError(
+                "selection_scope='global' takes images of the same shape in every iteration; "
+                f'found {shape} on rank {rank()} after {self._shape}. {_ONE_SHAPE}'
+            )
 
 
 class PFBMixin:
@@ -137,23 +170,26 @@ class PFBMixin:
             The host's losses, over the kept images only.
 
         Raises:
+            ValueError: ``selection_scope='global'``, and images or labels of several shapes.
             TypeError: single_pass with stacked labels, which cannot be narrowed on the way.
         """
         pfb = self.pfb
         pfb.selection = None
         if not (self.training and pfb.pruning):
             return super().loss(inputs, data_samples)
-        if pfb.pruner.ready and pfb.pruner.num_keep(len(inputs)) == len(inputs):
+        if pfb.pruner.keeps_all(len(inputs)):
             pfb.pruner.skip()
             return super().loss(inputs, data_samples)
         if pfb.strategy == 'single_pass':
-            return self._single_pass_loss(inputs, data_samples)
-        pfb.selection = pfb.score(inputs)
-        indices = pfb.selection.indices
-        if len(indices) < len(inputs):
-            inputs = inputs.index_select(0, indices)
-            data_samples = select_samples(data_samples, indices)
-        return super().loss(inputs, data_samples)
+            losses = self._single_pass_loss(inputs, data_samples)
+        else:
+            pfb.selection = pfb.score(inputs)
+            if not pfb.selection.unchanged:
+                inputs, data_samples = pfb.narrow(inputs, data_samples)
+            losses = super().loss(inputs, data_samples)
+        # Only now: what the other processes kept has travelled during the forward pass.
+        pfb.pruner.learn()
+        return losses
 
     @torch.compiler.disable  # a compiled network would not call the hooks that cut it
     def _single_pass_loss(self, inputs: Tensor, data_samples: list) -> dict:
@@ -167,9 +203,9 @@ class PFBMixin:
         data_samples = list(data_samples)
 
         def choose(vectors: Tensor) -> Tensor:
-            pfb.selection = pfb.pruner(vectors)
-            if len(pfb.selection.indices) < len(inputs):
-                data_samples[:] = select_samples(data_samples, pfb.selection.indices)
+            pfb.selection = pfb.pruner.select(vectors)
+            if not pfb.selection.unchanged:
+                data_samples[:] = select_samples(data_samples, pfb.selection)
             return pfb.selection.indices
 
         with pfb.point.cut(choose):
@@ -195,8 +231,7 @@ def least_trainable(model: nn.Module) -> int:
 
 
 def _synchronised(norm: _BatchNorm) -> bool:
-    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    return several and isinstance(norm, nn.SyncBatchNorm)
+    return world_size() > 1 and isinstance(norm, nn.SyncBatchNorm)
 
 
 def _build_estimator(options: dict, num_channels: int) -> AdaptiveDensityEstimator:

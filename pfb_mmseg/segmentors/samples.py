@@ -9,9 +9,11 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from ..core import Selection
 
-def select_samples(data_samples: list | Tensor, indices: Tensor) -> list | Tensor:
-    """Data samples of the kept images, in their original order.
+
+def select_samples(data_samples: list | Tensor, selection: Selection) -> list | Tensor:
+    """Data samples of the kept images, in their order.
 
     The host does not know yet which images these are, and need not: label maps of one shape are
     stacked and gathered where they lie. Metainfo that all samples share (shapes, say) stays;
@@ -20,38 +22,47 @@ def select_samples(data_samples: list | Tensor, indices: Tensor) -> list | Tenso
 
     Args:
         data_samples: N data elements, or tensors, or one tensor (N, ...).
-        indices: (K,) int64, ascending.
+        selection: K of these N, or of those of all processes.
 
     Returns:
         K samples of the same type.
+
+    Raises:
+        ValueError: the samples would have to go to other processes and cannot be stacked.
     """
     if isinstance(data_samples, Tensor):
-        return data_samples.index_select(0, indices.to(data_samples.device))
+        return selection.take(data_samples)
     try:
-        return _gather(data_samples, indices)
+        return _gather(data_samples, selection)
     except _NotStackable:
-        return [data_samples[i] for i in indices.tolist()]
+        if selection.exchange is not None:
+            raise ValueError(
+                "selection_scope='global' hands labels from rank to rank, which takes tensors of "
+                f'one shape; those of {type(data_samples[0]).__name__} differ in kind or shape. '
+                "Crop or pad to one size, or choose 'rank'"
+            ) from None
+        return [data_samples[i] for i in selection.indices.tolist()]
 
 
 class _NotStackable(Exception):
     """The samples' labels differ in kind or shape."""
 
 
-def _gather(values: list, indices: Tensor) -> list:
+def _gather(values: list, selection: Selection) -> list:
     first = values[0]
     if isinstance(first, Tensor):
         if any(not isinstance(v, Tensor) or v.shape != first.shape for v in values):
             raise _NotStackable
-        return list(torch.stack(values).index_select(0, indices.to(first.device)))
+        return list(selection.take(torch.stack(values)))
     if not isinstance(first, BaseDataElement):
         raise _NotStackable
     if any(type(v) is not type(first) or v.keys() != first.keys() for v in values):
         raise _NotStackable
-    fields = {key: _gather([v.get(key) for v in values], indices) for key, _ in first.items()}
+    fields = {key: _gather([v.get(key) for v in values], selection) for key, _ in first.items()}
     metainfo = _shared([v.metainfo for v in values])
     return [
         type(first)(metainfo=metainfo, **{key: column[k] for key, column in fields.items()})
-        for k in range(len(indices))
+        for k in range(len(selection.indices))
     ]
 
 

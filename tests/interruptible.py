@@ -1,0 +1,50 @@
+"""A run in a process of its own, for test_resume.py to kill: interruptible.py WORK_DIR THREADS.
+
+It goes on from the latest checkpoint in the work dir, and says when an iteration begins.
+"""
+
+import os
+import sys
+
+import torch
+from demo_runs import demo_config, train
+from mmengine.hooks import Hook
+from torch import distributed as dist
+
+ITERATIONS = 40
+
+
+class Announce(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.rank == 0:
+            print(f'iteration {runner.iter}', flush=True)
+
+
+def interruptible_config(work_dir, **options):
+    """Without chance, with log intervals that do not end where checkpoints are written."""
+    options = {
+        'custom_hooks': [dict(type='PFBHook', begin=3, end=36)],
+        'default_hooks.logger.interval': 3,
+        'default_hooks.checkpoint.interval': 4,
+        **options,
+    }
+    config = demo_config(work_dir, ITERATIONS, **options)
+    config.resume = True
+    return config
+
+
+def main(work_dir, num_threads):
+    torch.set_num_threads(num_threads)
+    config = interruptible_config(work_dir)
+    config.custom_hooks.append(dict(type=Announce))
+    if 'RANK' in os.environ:
+        dist.init_process_group('gloo')
+        config.launcher = 'pytorch'
+        config.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None
+        )
+    train(config)
+
+
+if __name__ == '__main__':
+    main(sys.argv[1], int(sys.argv[2]))

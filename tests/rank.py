@@ -1,0 +1,253 @@
+"""One process of a distributed run on the CPU, started by test_distributed.py.
+
+rank.py SCENARIO FOLDER TIMEOUT; what it saw goes to FOLDER/<rank>.pt.
+"""
+
+import itertools
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import torch
+from demo_runs import demo_config, train
+from mmcv.transforms import BaseTransform
+from mmengine.dist import get_dist_info
+from mmengine.hooks import Hook
+from mmengine.registry import DATA_SAMPLERS, HOOKS
+from mmseg.registry import TRANSFORMS
+from test_no_sync import syncs
+from torch import distributed as dist
+
+from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner
+from pfb_mmseg.core.ranks import Exchange
+from pfb_mmseg.segmentors import PartialForwardBlocking
+
+NUM, DIM = 4, 8  # images per rank, channels
+SHORT = 12  # the iteration in which rank 1 has fewer images
+POISONED = 15  # the iteration in which an image of rank 1 is not finite
+ITERATIONS = 40
+# Positions in the whole batch, on purpose not spread evenly.
+KEPT = {2: [0, 1, 2, 6], 4: [0, 1, 2, 3, 9, 12, 13, 15]}
+DTYPES = (torch.float32, torch.float16, torch.int64, torch.uint8, torch.bool)
+
+
+@DATA_SAMPLERS.register_module()
+class BlockSampler:
+    """Gives one process the batch that several get as consecutive blocks."""
+
+    def __init__(self, dataset, whole, seed=0):
+        self.size, self.whole, self.seed = len(dataset), whole, seed
+
+    def __iter__(self):
+        rank, world_size = get_dist_info()
+        share = self.whole // world_size
+        generator = torch.Generator().manual_seed(self.seed)
+        endless = (
+            i
+            for _ in itertools.count()
+            for i in torch.randperm(self.size, generator=generator).tolist()
+        )
+        while True:
+            yield from list(itertools.islice(endless, self.whole))[rank * share :][:share]
+
+    def __len__(self):
+        return self.size
+
+
+@TRANSFORMS.register_module()
+class EmptyLabels(BaseTransform):
+    """Rank 1 has nothing but pixels to be ignored."""
+
+    def transform(self, results):
+        if get_dist_info()[0] == 1:
+            results['gt_seg_map'].fill(255)
+        return results
+
+
+@HOOKS.register_module()
+class Leave(Hook):
+    """Rank 1 does not come to the next collective: it hangs, or dies."""
+
+    priority = 'NORMAL'
+
+    def __init__(self, how):
+        self.how = how
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 6 and runner.rank == 1:
+            if self.how == 'die':
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(120)
+
+
+# Globally a half, so that one process keeps as many of all images as several together.
+PRUNE_RATIO = {'rank': 0.35, 'global': 0.5}
+
+
+def pruner(scope='rank'):
+    estimator = AdaptiveDensityEstimator(num_centroids=6, dim=DIM)
+    return BatchPruner(PRUNE_RATIO[scope], estimator, selection_scope=scope)
+
+
+def whole_batch(iteration, world_size):
+    """(world_size * NUM, DIM), the images of all ranks; as many kinds as a stream needs."""
+    generator = torch.Generator().manual_seed(iteration)
+    scale = torch.rand(world_size * NUM, 1, generator=generator)
+    return scale * torch.randn(world_size * NUM, DIM, generator=generator)
+
+
+def part(whole, rank, iteration):
+    """What one rank sees of it."""
+    mine = whole[rank * NUM :][:NUM].clone()
+    if rank == 1 and iteration == SHORT:
+        mine = mine[:1]
+    if rank == 1 and iteration == POISONED:
+        mine[2, 3] = torch.nan
+    return mine
+
+
+def follow(scope):
+    """A stream of batches, with a short one and a poisoned one: what was kept, and the state."""
+    rank, world_size = get_dist_info()
+    chosen = pruner(scope)
+    steps = []
+    for iteration in range(ITERATIONS):
+        mine = part(whole_batch(iteration, world_size), rank, iteration)
+        selection = chosen(mine)
+        rows = selection.take(mine)
+        steps.append(dict(rows=rows, kept=selection.kept, log_density=selection.log_density))
+    return dict(steps=steps, state=chosen.state_dict())
+
+
+def waits(scope):
+    """What makes the host wait in any step but the first, when the ranks agree on the size."""
+    rank, world_size = get_dist_info()
+    chosen = pruner(scope)
+
+    def step():
+        mine = part(whole_batch(0, world_size), rank, 0)
+        if not chosen.keeps_all(NUM):
+            chosen(mine).take(mine)
+
+    step()
+    found = [syncs(step) for _ in range(4)]
+    assert chosen.ready
+    return found
+
+
+def labels(position, dtype):
+    """(num, 3, 2) labels of the images at these positions of the whole batch."""
+    return (1.5 * position).to(dtype)[:, None, None].expand(-1, 3, 2).contiguous()
+
+
+def exchange():
+    """Labels of every type through an exchange, by name; beside them what was asked for."""
+    rank, world_size = get_dist_info()
+    position = torch.arange(rank * NUM, (rank + 1) * NUM)
+    moving = Exchange(torch.tensor(KEPT[world_size]), NUM)
+    moved = {dtype: moving.move(labels(position, dtype)) for dtype in DTYPES}
+    image = labels(position, torch.float32)[..., None].to(memory_format=torch.channels_last)
+    return dict(
+        share=moving.share, own=moving.own(NUM), moved=moved, image=moving.move(image)[..., 0]
+    )
+
+
+def complaints():
+    """What is refused, in every rank or in the one that is wrong."""
+    rank, _ = get_dist_info()
+    grown = pruner()
+    grown.keeps_all(NUM)
+    odd = PartialForwardBlocking.__new__(PartialForwardBlocking)
+    torch.nn.Module.__init__(odd)
+    odd._shape = None
+    return dict(
+        grown=refusal(lambda: grown.keeps_all(NUM + 1)),
+        shapes=refusal(lambda: odd._check_shape(torch.zeros(2, 3, 4 + rank, 4))),
+    )
+
+
+def refusal(call):
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+
+
+def run_config(work_dir, images, max_iters=50, **options):
+    """A run that does the same however its 8 images are spread over processes."""
+    norm = dict(type='GN', num_groups=4, requires_grad=True)
+    return demo_config(
+        work_dir,
+        max_iters,
+        **{
+            'model.backbone.norm_cfg': norm,
+            'model.decode_head.norm_cfg': norm,
+            'model.auxiliary_head.norm_cfg': norm,
+            'model.pfb.exploration': 0,
+            'model.pfb.selection_scope': 'global',
+            'train_dataloader.batch_size': images,
+            'train_dataloader.sampler': dict(_delete_=True, type='BlockSampler', whole=8),
+            'custom_hooks': [dict(type='PFBHook', begin=0.1, end=1.0)],
+            'default_hooks.checkpoint.interval': max_iters,
+            **options,
+        },
+    )
+
+
+def distributed(config):
+    config.launcher = 'pytorch'
+    config.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None
+    )
+    return config
+
+
+def run(config):
+    return train(distributed(config)).model.module.state_dict()
+
+
+def core():
+    seen = {scope: follow(scope) for scope in ('rank', 'global')}
+    seen['waits'] = {scope: waits(scope) for scope in ('rank', 'global')}
+    return seen | dict(exchange=exchange(), complaints=complaints())
+
+
+def two(folder):
+    return core() | dict(run=run(run_config(folder / 'run', 4)))
+
+
+def four(folder):
+    # Two images a rank at 30 %: one or two are kept. An epoch of rank 0 ends with a single image.
+    options = {
+        'model.pfb.prune_ratio': 0.3,
+        'train_dataloader.batch_size': 2,
+        'train_dataloader.dataset.length': 4 * 32 + 1,
+        'train_dataloader.sampler': dict(type='DefaultSampler', round_up=False),
+    }
+    config = demo_config(folder / 'run', 50, **options)
+    config.train_dataloader.dataset.pipeline.insert(2, dict(type='EmptyLabels'))
+    return core() | dict(run=run(config))
+
+
+def left_alone(how, folder):
+    config = run_config(folder / 'run', 4, log_level='ERROR')
+    config.custom_hooks.append(dict(type='Leave', how=how))
+    return run(config)
+
+
+def main(scenario, folder, seconds):
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', timeout=timedelta(seconds=seconds))
+    seen = scenario(folder)
+    torch.save(seen, folder / f'{dist.get_rank()}.pt')
+
+
+if __name__ == '__main__':
+    scenarios = dict(
+        two=two, four=four, hang=partial(left_alone, 'hang'), die=partial(left_alone, 'die')
+    )
+    main(scenarios[sys.argv[1]], Path(sys.argv[2]), float(sys.argv[3]))

@@ -1,0 +1,179 @@
+"""Runs that are killed, and go on as if nothing had happened."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from demo_runs import demo_config, train
+from interruptible import ITERATIONS, interruptible_config
+from mmengine.config import Config
+from test_distributed import environment, free_port
+
+from pfb_mmseg.core import Selection, SelectionStatistics
+from pfb_mmseg.reporting import SelectionRecord
+
+SCRIPT = Path(__file__).parent / 'interruptible.py'
+# How long something took is no decision.
+TIMES = ('time', 'data_time', 'memory', 'pfb/time_saved')
+
+
+HOOK = dict(type='PFBHook', begin=0, end=1.0)
+
+
+def start(work_dir, num_ranks=1):
+    """The run in a process of its own, which the GPU is kept from: it might not repeat itself."""
+    command = [sys.executable]
+    if num_ranks > 1:
+        command += ['-m', 'torch.distributed.run', '--master_port', free_port()]
+        command += ['--nproc_per_node', str(num_ranks)]
+    threads = 1 if num_ranks > 1 else torch.get_num_threads()
+    return subprocess.Popen(
+        [*command, SCRIPT, work_dir, str(threads)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def kill_in(iteration, work_dir, num_ranks=1, delay=0.0):
+    """Start or resume the run, and kill -9 all of it ``delay`` seconds into this iteration."""
+    with start(work_dir, num_ranks) as process:
+        try:
+            announced = any(line == f'iteration {iteration}\n' for line in process.stdout)
+            assert announced, f'the run ended before iteration {iteration}'
+            time.sleep(delay)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def finish(work_dir, num_ranks=1):
+    with start(work_dir, num_ranks) as process:
+        process.communicate(timeout=300)
+    assert process.returncode == 0
+
+
+def log(work_dir):
+    """What was logged in each iteration, without the times; one dict for each start of the run."""
+    starts = []
+    for file in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+        starts.append({})
+        for line in file.read_text().splitlines():
+            entry = json.loads(line)
+            step = starts[-1].setdefault(entry['step'], {})
+            step.update({k: v for k, v in entry.items() if k not in TIMES})
+    return starts
+
+
+def assert_same(interrupted, whole):
+    """Log line by line, weights and state bit for bit, and the record."""
+    (expected,) = log(whole)
+    complete = {}
+    for start in log(interrupted):
+        for step, entry in start.items():
+            # The run may have been killed between two lines of an iteration.
+            assert entry.items() <= expected[step].items(), step
+            complete[step] = entry
+    assert complete == expected
+    last, expected = (
+        torch.load(f / f'iter_{ITERATIONS}.pth', weights_only=False) for f in (interrupted, whole)
+    )
+    for name, value in expected['state_dict'].items():
+        assert torch.equal(last['state_dict'][name], value), name
+    one, other = (SelectionRecord.load(f / 'pfb_record.npz') for f in (interrupted, whole))
+    assert one.paths == other.paths
+    np.testing.assert_array_equal(one.kept, other.kept)
+    np.testing.assert_array_equal(one.candidates, other.candidates)
+    np.testing.assert_allclose(one.mean_log_density, other.mean_log_density)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='the twin of the killed process is on a GPU')
+def test_a_run_killed_in_mid_interval_goes_on_as_the_one_that_was_not(tmp_path):
+    kill_in(22, tmp_path / 'killed', delay=0.02)
+    train(interruptible_config(tmp_path / 'killed'))
+    train(interruptible_config(tmp_path / 'whole'))
+    first, second = log(tmp_path / 'killed')
+    assert first.keys() & second.keys()  # steps after the last checkpoint were repeated
+    assert_same(tmp_path / 'killed', tmp_path / 'whole')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('num_ranks', [1, 2])
+def test_a_run_killed_ten_times_goes_on_as_the_one_that_was_not(tmp_path, num_ranks):
+    chance = random.Random(num_ranks)
+    moments = sorted(chance.sample(range(1, ITERATIONS), 10))
+    for iteration in moments:
+        kill_in(iteration, tmp_path / 'killed', num_ranks, delay=chance.uniform(0, 0.2))
+    finish(tmp_path / 'killed', num_ranks)
+    finish(tmp_path / 'whole', num_ranks)
+    assert_same(tmp_path / 'killed', tmp_path / 'whole')
+
+
+def resume(checkpoint, work_dir, **options):
+    """Two iterations more, and what the log says of the start."""
+    config = demo_config(work_dir, 6, log_level='INFO', custom_hooks=[HOOK], **options)
+    config.load_from, config.resume = str(checkpoint), True
+    runner = train(config)
+    (file,) = work_dir.glob('*/*.log')
+    return runner, file.read_text()
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A checkpoint after four iterations with PFB."""
+    folder = tmp_path_factory.mktemp('trained')
+    train(demo_config(folder, 4, custom_hooks=[HOOK], **{'default_hooks.checkpoint.interval': 4}))
+    return folder / 'iter_4.pth'
+
+
+@pytest.mark.parametrize('options', [dict(num_centroids=6, dim=16), dict(num_centroids=8, dim=12)])
+def test_with_another_size_the_estimate_starts_afresh_and_the_rest_goes_on(
+    trained, tmp_path, options
+):
+    with pytest.warns(UserWarning, match=r'found one of shape \(8, 16\): the estimate starts af'):
+        runner, _ = resume(trained, tmp_path, **{'model.pfb.estimator': options})
+    pruner = runner.model.pfb.pruner
+    assert pruner.step == 6  # of the quota and of the draws
+    assert pruner.estimator.counts.sum() == 2 * 4  # both steps seed
+    # Four steps before, and two after.
+    assert SelectionRecord.load(tmp_path / 'pfb_record.npz').candidates.sum() == (4 + 2) * 4
+
+
+def test_a_checkpoint_without_pfb_gives_its_weights_and_the_log_says_what_starts_afresh(tmp_path):
+    config = Config(demo_config(tmp_path / 'plain', 4, custom_hooks=[]).to_dict())
+    config.model.type = 'EncoderDecoder'
+    config.model.pop('pfb')
+    config.default_hooks.checkpoint.interval = 4
+    train(config)
+    with pytest.warns(UserWarning, match='found none: the estimate starts afresh'):
+        runner, text = resume(tmp_path / 'plain' / 'iter_4.pth', tmp_path / 'pfb')
+    assert re.search('written without PFBHook.*the record of kept images and the clock start', text)
+    assert runner.model.pfb.pruner.step == 2
+    assert runner.iter == 6
+
+
+def test_statistics_go_on_where_they_were_saved():
+    selections = [
+        Selection(torch.tensor([0, 2]), 3, torch.tensor(values))
+        for values in ([1.0, 2.0, torch.nan], [3.0, 4.0, 5.0], [6.0, 0.1, 0.2])
+    ]
+    whole, before, after = (SelectionStatistics() for _ in range(3))
+    for selection in selections:
+        whole.add(selection)
+    before.count_full(5)
+    whole.count_full(5)
+    for selection in selections[:2]:
+        before.add(selection)
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    after.add(selections[2])
+    assert after.flush() == whole.flush()
