@@ -15,10 +15,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor
 
-from ..blocking import share_behind
 from ..core import Selection, SelectionStatistics
 from ..reporting import SelectionRecord
-from ..segmentors.mixin import PartialForwardBlocking
+from ..segmentors.filter import BatchFilter
 from .step_clock import StepClock
 
 RECORD_NAME = 'pfb_record.npz'
@@ -72,7 +71,7 @@ class PFBHook(Hook):
     def before_train(self, runner) -> None:
         """Resolve the schedule and refuse what cannot work."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self._pfb = _find_pfb(model)
+        self._pfb = _find_filter(model)
         self._begin = _iteration(self.begin, runner.max_iters)
         self._end = _iteration(self.end, runner.max_iters)
         if self._begin >= self._end:
@@ -86,14 +85,9 @@ class PFBHook(Hook):
             self._interval = loggers[0].interval if loggers else 50
         else:
             self._interval = self.interval
-        quota, point = self._pfb.pruner.quota, self._pfb.point
-        share = share_behind(model, point, lambda image: model(image, mode='tensor'))
         print_log(
-            f'PFB blocks {quota.prune_ratio:.0%} of the images behind backbone.{point.name} '
-            f'({point.num_channels} channels, {self._pfb.strategy}), where '
-            f'{"an unknown share" if share is None else f"{share:.0%}"} of the forward pass is '
-            f'still to come, in iterations {self._begin} to {self._end} of {runner.max_iters}; '
-            f'at least {quota.min_keep} image(s) are kept.',
+            f'{self._pfb.describe(model)}, in iterations {self._begin} to {self._end} of '
+            f'{runner.max_iters}; at least {self._pfb.quota.min_keep} image(s) are kept.',
             logger='current',
         )
 
@@ -140,7 +134,7 @@ class PFBHook(Hook):
             self.record = SelectionRecord.from_state_dict(state['record'])
 
     def _check_batch_size(self, batch_size: int | None) -> None:
-        quota = self._pfb.pruner.quota
+        quota = self._pfb.quota
         if batch_size is None or quota.prune_ratio == 0 or quota.mean(batch_size) < batch_size:
             return
         raise ValueError(
@@ -159,8 +153,7 @@ class PFBHook(Hook):
         totals = self._statistics.flush()
         if not totals.get('nonfinite'):
             totals.pop('nonfinite', None)
-        if self._pfb.pruner.needs_features:
-            totals['centroids'] = float(self._pfb.pruner.estimator.num_active())
+        totals |= self._pfb.scalars()
         if self.clock.time_saved is not None:
             totals['time_saved'] = self.clock.time_saved
         for name, value in totals.items():
@@ -205,14 +198,14 @@ def _path(sample: Any) -> str:
     return str(getattr(sample, 'img_path', '<no path>'))
 
 
-def _find_pfb(model: Any) -> PartialForwardBlocking:
-    pfb = getattr(model, 'pfb', None)
-    if not isinstance(pfb, PartialForwardBlocking):
-        raise ValueError(
-            f'PFBHook needs a model with PFBMixin, got {type(model).__name__}; use '
-            "type='PFBEncoderDecoder' with pfb=dict(prune_ratio=...), or remove the hook"
-        )
-    return pfb
+def _find_filter(model: Any) -> BatchFilter:
+    for module in model.children():
+        if isinstance(module, BatchFilter):
+            return module
+    raise ValueError(
+        f'PFBHook needs a model with PFBMixin, got {type(model).__name__}; use '
+        "type='PFBEncoderDecoder' with pfb=dict(prune_ratio=...), or remove the hook"
+    )
 
 
 def _check_moment(name: str, value: Any) -> None:
