@@ -212,9 +212,9 @@ class TestLabelledSelection:
     def test_quota_goes_on_from_a_checkpoint(self, method):
         model, other = selection(method, prune_ratio=0.3), selection(method, prune_ratio=0.3)
         counts = []
+        images, samples = tiny.images(8, 32), tiny.samples(8, 32)
         for _ in range(10):
-            model.loss(tiny.images(), tiny.samples())
-            counts.append(len(model.chooser.selection.indices))
+            counts.append(len(model.chooser.choose(model, images, samples).indices))
             if len(counts) == 4:
                 other.load_state_dict(model.state_dict())
         assert sum(counts) == 56
@@ -234,7 +234,7 @@ class TestLabelledSelection:
 
 
 def test_an_unknown_selection_method_is_named():
-    with pytest.raises(ValueError, match="method='loss_top' .*did you mean 'loss_topk'"):
+    with pytest.raises(ValueError, match="method='loss_top': .*did you mean 'loss_topk'"):
         selection('loss_top')
 
 
@@ -260,16 +260,16 @@ class TestPruneEpoch:
         """Seven candidates, a third of them pruned: not a whole number, unbiased all the same."""
         scores = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 8.0])
         gradients = torch.randn(8, 3, generator=generator(1)).double()
-        draws, total = 20000, torch.zeros(8).double()
+        draws, total = 5000, torch.zeros(8).double()
         source = generator(2)
         for _ in range(draws):
             indices, weights = prune_epoch(scores, 1 / 3, None, source)
             total.index_add_(0, indices, weights)
-        # Standard error of a mean weight: at most 0.71 / sqrt(20000) = 0.005.
-        torch.testing.assert_close(total / draws, torch.ones(8).double(), atol=0.02, rtol=0)
+        # Standard error of a mean weight: at most 0.71 / sqrt(5000) = 0.01.
+        torch.testing.assert_close(total / draws, torch.ones(8).double(), atol=0.05, rtol=0)
         expected = gradients.sum(0)
         found = (total[:, None] / draws * gradients).sum(0)
-        torch.testing.assert_close(found, expected, atol=0.15, rtol=0)
+        torch.testing.assert_close(found, expected, atol=0.3, rtol=0)
 
     def test_order_is_random_and_repeats_with_the_generator(self):
         scores = torch.rand(50)
@@ -483,7 +483,13 @@ def budget_of(tmp_path):
 
 
 class TestRuns:
-    @pytest.mark.parametrize('method', METHODS)
+    @pytest.fixture(autouse=True)
+    def _plain_config_text(self, monkeypatch):
+        """The Runner logs and dumps its config; beautifying that takes longer than the run."""
+        monkeypatch.setattr(Config, 'pretty_text', property(repr))
+
+    # 'short' differs from 'full' in its length only, 'common' from 'pfb' in the sign.
+    @pytest.mark.parametrize('method', [m for m in METHODS if m not in ('short', 'common')])
     def test_budget_is_the_one_of_the_method(self, tmp_path, method):
         runner = train(method_config(tmp_path, method))
         budget = budget_of(tmp_path)
@@ -493,9 +499,9 @@ class TestRuns:
         images = budget['shallow'], budget['deep'], budget['backward']
         blocked = round(0.9 * 18)
         kept = blocked * 2 + (18 - blocked) * 4
-        if method in ('full', 'short'):
+        if method == 'full':
             assert images == (72, 72, 72)
-        elif method in ('pfb', 'common'):  # the first step seeds
+        elif method == 'pfb':  # the first step seeds
             assert images == (kept + 2 + 4 * blocked, kept + 2, kept + 2)
         elif method == 'random':
             assert images == (kept, kept, kept)
@@ -508,6 +514,8 @@ class TestRuns:
             # Of the mean threshold only half the samples were expected to lie below it.
             assert candidates == pytest.approx(72, abs=4 if method == 'infobatch' else 16)
             assert sum(entry['infobatch/kept'] for entry in entries) == 4 * iterations
+            assert runner.train_dataloader.sampler.scores.isfinite().all()
+            assert runner.model.decode_head.sampler.weights is None
         if method not in ('infobatch', 'infobatch_mean'):
             assert iterations == 18
         assert budget['seconds'] > 0 and budget['peak_memory_mib'] > 1
@@ -534,12 +542,6 @@ class TestRuns:
         config = method_config(tmp_path, 'infobatch', max_iters=36)
         assert config.train_cfg.max_iters == config.param_scheduler[0].end < 36
         assert config.custom_hooks[0] == dict(type='InfoBatchHook', full_iters=36)
-
-    def test_samples_are_weighted_as_the_sampler_says(self, tmp_path):
-        config = method_config(tmp_path, 'infobatch')
-        runner = train(config)
-        assert runner.train_dataloader.sampler.scores.isfinite().all()
-        assert runner.model.decode_head.sampler.weights is None
 
     def test_infobatch_resumes_with_its_scores(self, tmp_path):
         options = {'default_hooks.checkpoint.interval': 5}
@@ -597,6 +599,8 @@ class TestRuns:
 RANK_SCRIPT = """
 import sys, torch
 from pathlib import Path
+from mmengine.config import Config
+Config.pretty_text = property(repr)  # beautifying takes longer than the runs
 torch.distributed.init_process_group('gloo')
 sys.path.insert(0, {tests!r})
 from demo_runs import train
