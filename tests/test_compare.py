@@ -73,7 +73,7 @@ def test_a_killed_comparison_goes_on_without_losing_a_finished_run(folder):
     assert len(after) == 3
     assert {path: after[path] for path in before} == before
 
-    for sentence in ('random-p50', 'short-p50', 'compared with full'):
+    for sentence in ('random-p50', 'short-p50-as-random', 'compared with full'):
         assert sentence in output
     check_files(root)
 
@@ -83,13 +83,13 @@ def check_files(root):
         runs = {run['row']: run for run in csv.DictReader(file)}
     everything = json.loads((root / 'comparison.json').read_text())
     assert [run['row'] for run in everything['runs']] == list(runs)
-    assert list(runs) == ['full', 'short-p50', 'random-p50']
-    full, short, random = (runs[name] for name in ('full', 'short-p50', 'random-p50'))
+    assert list(runs) == ['full', 'short-p50-as-random', 'random-p50']
+    full, short, random = (runs[name] for name in ('full', 'short-p50-as-random', 'random-p50'))
     assert full['candidates'] == full['backward'] == random['candidates'] == '16'
     assert random['deep'] == random['backward'] == '8'
     share = float(random['seconds']) / float(full['seconds'])
     assert int(short['iterations']) == max(1, round(4 * share))
-    config = Config.fromfile(root / 'configs/short-p50_seed0.py')
+    config = Config.fromfile(root / 'configs/short-p50-as-random_seed0.py')
     assert config.param_scheduler[0].end == config.train_cfg.max_iters == int(short['iterations'])
     assert '| random-p50 |' in (root / 'table.md').read_text()
     assert (root / 'comparison.png').stat().st_size > 1000

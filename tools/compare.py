@@ -146,7 +146,8 @@ def plan(args: argparse.Namespace) -> list[Row]:
                 )
             like = 'pfb' if 'pfb' in pruning else pruning[0]
             short = _method_row(base, 'short', ratio, args.gpus)
-            rows.append(Row(short.name, 'short', ratio, short.config, _row_name(like, ratio)))
+            name = f'{short.name}-as-{like}'
+            rows.append(Row(name, 'short', ratio, short.config, _row_name(like, ratio)))
         rows += [_method_row(base, method, ratio, args.gpus) for method in pruning]
     rows += [_variant_row(base, variant) for variant in args.variants]
     names = [row.name for row in rows]
@@ -256,6 +257,10 @@ def _build_models(rows: list[Row]) -> None:
 
 
 def _outcome(row: Row, seed: int, run: Run, num_processes: int) -> Outcome:
+    if run.miou is None:
+        sys.exit(
+            f'{run.work_dir}: the run ended without a validation; lower train_cfg.val_interval'
+        )
     budget = json.loads((run.work_dir / BUDGET_NAME).read_text())
     if 'infobatch/candidates' in run.train[-1]:
         candidates = run.sum('infobatch/candidates')
