@@ -40,20 +40,29 @@ class PFBHook(Hook):
             Table S5 gives 5 of 200 epochs.
         end: first iteration that is not pruned any more; Table S5 gives 180 of 200 epochs.
         interval: iterations between two entries in the log; None is LoggerHook's.
+        common_until: before this moment, a fraction or an iteration, the common images are kept,
+            from it on the rare ones; None leaves the model's criterion as it is.
 
     Raises:
         TypeError, ValueError: an argument is outside its range; or, before the first iteration,
-            the model has no ``pfb``, ``begin`` does not come before ``end``, or a batch is so
-            small that nothing could ever be pruned.
+            the model has no ``pfb``, ``begin`` does not come before ``end``, a batch is so small
+            that nothing could ever be pruned, or ``common_until`` meets another criterion than
+            ``'rare'``.
     """
 
     priority = 'NORMAL'
 
     def __init__(
-        self, begin: float | int = 0.025, end: float | int = 0.9, interval: int | None = None
+        self,
+        begin: float | int = 0.025,
+        end: float | int = 0.9,
+        interval: int | None = None,
+        common_until: float | int | None = None,
     ) -> None:
         for name, value in (('begin', begin), ('end', end)):
             _check_moment(name, value)
+        if common_until is not None:
+            _check_moment('common_until', common_until)
         if interval is not None and (
             isinstance(interval, bool) or not isinstance(interval, Integral) or interval < 1
         ):
@@ -63,6 +72,7 @@ class PFBHook(Hook):
         self.begin = begin
         self.end = end
         self.interval = interval
+        self.common_until = common_until
         self.clock = StepClock()
         self.record = SelectionRecord()
         self._statistics = SelectionStatistics()
@@ -80,6 +90,15 @@ class PFBHook(Hook):
                 f'{self._end} of {runner.max_iters}: begin must come before end'
             )
         self._check_batch_size(runner.train_dataloader.batch_size)
+        if self.common_until is not None:
+            pruner = getattr(self._pfb, 'pruner', None)
+            if getattr(pruner, 'criterion', None) != 'rare':
+                raise ValueError(
+                    f"common_until={self.common_until!r} turns the criterion 'rare' round for a "
+                    "while; the model's is another: set model.pfb.criterion='rare' or leave "
+                    'common_until out'
+                )
+            self._turn = _iteration(self.common_until, runner.max_iters)
         if self.interval is None:
             loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
             self._interval = loggers[0].interval if loggers else 50
@@ -93,6 +112,8 @@ class PFBHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         self._pfb.pruning = self._begin <= runner.iter < self._end
+        if self.common_until is not None:
+            self._pfb.pruner.criterion = 'common' if runner.iter < self._turn else 'rare'
         self.clock.start()
 
     def after_train_iter(
