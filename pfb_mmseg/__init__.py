@@ -22,7 +22,7 @@ __all__ = [
 _missing = check_openmmlab()
 
 if _missing is None:
-    from . import datasets  # noqa: F401  registers them
+    from . import baselines, datasets  # noqa: F401  registers them
     from .hooks import PFBHook
     from .segmentors import PFBCascadeEncoderDecoder, PFBEncoderDecoder, PFBMixin
     from .segmentors.apply import apply_pfb

@@ -13,14 +13,17 @@ from mmengine.runner import Runner
 from mmseg.registry import MODELS
 from PIL import Image
 
+from pfb_mmseg.baselines.methods import set_iters
 from pfb_mmseg.reporting import SelectionRecord
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 ALL = sorted(path for path in CONFIGS.glob('*/*.py') if path.parent.name != '_base_')
 PFB = [path for path in ALL if '_pfb-' in path.name]
-ZOO = Path(mmseg.__file__).parent / '.mim' / 'configs' / 'deeplabv3'
+RIVALS = [path for path in ALL if '_infobatch_' in path.name]
+ZOO = Path(mmseg.__file__).parent / '.mim' / 'configs'
 
 CITYSCAPES = CONFIGS / 'cityscapes/deeplabv3_r50-d8_4xb2-36k_cityscapes-512x1024.py'
+ADE20K = CONFIGS / 'ade20k/upernet_r50_4xb4-160k_ade20k-512x512.py'
 VOC = CONFIGS / 'voc12aug/deeplabv3_r50-d8_4xb4-36k_voc12aug-512x512.py'
 
 
@@ -58,24 +61,39 @@ def test_pfb_config_differs_from_its_twin_in_pruning_only(path):
 
 
 def test_every_full_data_config_has_a_pfb_twin():
-    assert len(ALL) == 8
-    assert {twin(path) for path in PFB} == set(ALL) - set(PFB)
+    assert len(ALL) == 11
+    assert {twin(path) for path in PFB} == set(ALL) - set(PFB) - set(RIVALS)
+
+
+def test_infobatch_config_is_what_the_method_makes_of_its_twin():
+    """But for its length, which the paper gives: 80 % of the iterations."""
+    (path,) = RIVALS
+    rival, full = Config.fromfile(path), Config.fromfile(ADE20K)
+    sampler = rival.train_dataloader.pop('sampler')
+    assert sampler == dict(type='InfoBatchSampler', prune_ratio=0.5, percentile=None)
+    assert rival.pop('custom_hooks') == [dict(type='InfoBatchHook', delta=0.875, full_iters=160000)]
+    assert rival.model.pop('type') == 'InfoBatchEncoderDecoder'
+    set_iters(full, 128000)
+    full.train_dataloader.pop('sampler')
+    full.model.pop('type')
+    assert rival.to_dict() == full.to_dict()
 
 
 @pytest.mark.parametrize(
-    'ours, theirs',
+    'ours, theirs, iters',
     [
-        (CITYSCAPES, 'deeplabv3_r50-d8_4xb2-40k_cityscapes-512x1024.py'),
-        (VOC, 'deeplabv3_r50-d8_4xb4-40k_voc12aug-512x512.py'),
+        (CITYSCAPES, 'deeplabv3/deeplabv3_r50-d8_4xb2-40k_cityscapes-512x1024.py', 36000),
+        (VOC, 'deeplabv3/deeplabv3_r50-d8_4xb4-40k_voc12aug-512x512.py', 36000),
+        (ADE20K, 'upernet/upernet_r50_4xb4-160k_ade20k-512x512.py', 160000),
     ],
-    ids=['cityscapes', 'voc12aug'],
+    ids=['cityscapes', 'voc12aug', 'ade20k'],
 )
-def test_full_data_config_is_the_zoos_with_36k_iterations(ours, theirs):
+def test_full_data_config_is_the_zoos_with_the_papers_iterations(ours, theirs, iters):
     if not ZOO.is_dir():
         pytest.skip(f'the installed mmseg brings no configs at {ZOO}')
     ours, theirs = Config.fromfile(ours), Config.fromfile(ZOO / theirs)
-    assert ours.train_cfg.max_iters == ours.param_scheduler[0].end == 36000
-    theirs.train_cfg.max_iters = theirs.param_scheduler[0].end = 36000
+    assert ours.train_cfg.max_iters == ours.param_scheduler[0].end == iters
+    theirs.train_cfg.max_iters = theirs.param_scheduler[0].end = iters
     for key in (
         'model',
         'train_dataloader',

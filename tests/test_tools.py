@@ -72,6 +72,12 @@ PFB = ['--prune-ratio', '0.5', '--cfg-options', 'model.pfb.estimator.num_centroi
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('tools')
     (folder / 'plain.py').write_text(CONFIG)
+    write_data(folder)
+    return folder
+
+
+def write_data(folder):
+    """The images and labels that the config trains on."""
     for name in ('images', 'labels'):
         (folder / name).mkdir()
     rng = np.random.default_rng(0)
@@ -79,7 +85,6 @@ def folder(tmp_path_factory):
         image = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
         cv2.imwrite(str(folder / 'images' / f'{index}.png'), image)
         cv2.imwrite(str(folder / 'labels' / f'{index}.png'), image[..., 0] // 128)
-    return folder
 
 
 @pytest.fixture(scope='module')

@@ -53,10 +53,17 @@ def progress_bar(console) -> Progress:
     )
 
 
-def train(config: str | Path, work_dir: Path, options: dict, progress: Progress, name: str) -> Run:
+def train(
+    config: str | Path,
+    work_dir: Path,
+    options: dict,
+    progress: Progress,
+    name: str,
+    num_processes: int = 1,
+) -> Run:
     """Run tools/train.py from scratch in ``work_dir`` and follow its log.
 
-    A work dir that holds a finished run of the very same command is taken as it is.
+    A work dir that holds a finished run of the very same command and config is taken as it is.
 
     Args:
         config: config file.
@@ -64,15 +71,22 @@ def train(config: str | Path, work_dir: Path, options: dict, progress: Progress,
         options: as with --cfg-options.
         progress: shows the iterations.
         name: of the run on the progress bar.
+        num_processes: more than one are started by torchrun.
     """
     work_dir = work_dir.resolve()
-    command = [sys.executable, str(ROOT / 'tools/train.py'), str(config)]
-    command += ['--work-dir', str(work_dir)]
+    command = [sys.executable]
+    if num_processes > 1:
+        command += ['-m', 'torch.distributed.run', '--standalone']
+        command += ['--nproc_per_node', str(num_processes)]
+    command += [str(ROOT / 'tools/train.py'), str(config), '--work-dir', str(work_dir)]
+    if num_processes > 1:
+        command += ['--launcher', 'pytorch']
     if options:
         command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
     task = progress.add_task(name, total=None)
     stamp = work_dir / 'finished'
-    if stamp.is_file() and stamp.read_text() == '\n'.join(command):
+    made_from = '\n'.join(command) + f'\n\n{Path(config).read_text()}'
+    if stamp.is_file() and stamp.read_text() == made_from:
         progress.update(task, total=1, completed=1, description=f'{name} (finished before)')
         return Run(work_dir)
     if (work_dir / 'console.log').is_file():
@@ -91,5 +105,5 @@ def train(config: str | Path, work_dir: Path, options: dict, progress: Progress,
                 progress.update(task, completed=done, total=total)
     if process.returncode:
         sys.exit(f'{name}: training failed, see {log.name}')
-    stamp.write_text('\n'.join(command))
+    stamp.write_text(made_from)
     return Run(work_dir)

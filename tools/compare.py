@@ -1,84 +1,276 @@
-"""Trains variants of one config with several seeds, and sets their mIoU and time side by side."""
+"""Trains one config with several methods, ratios and seeds; sets accuracy and cost side by side.
+
+Each is a run of tools/train.py. Finished runs are kept: after an interruption, start it again.
+"""
 
 from __future__ import annotations
 
 import argparse
+import copy
+import csv
+import json
+import platform
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
+from pfb_mmseg import __version__  # comes first: it says what is missing or does not fit
+
+# isort: split
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from _runs import Run, progress_bar, train
+from pfb_mmseg.baselines.methods import (
+    DESCRIPTIONS,
+    METHODS,
+    PRUNING_METHODS,
+    apply_method,
+    full_iters,
+    set_iters,
+)
+from pfb_mmseg.hooks.budget_hook import BUDGET_NAME
+from pfb_mmseg.reporting.comparison import HEADINGS, Outcome, cells, markdown, plot, summarise
+from pfb_mmseg.segmentors.apply import add_import
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: a method at a ratio, or a variant by options.
+
+    Attributes:
+        name: in the table and of its folder.
+        method: how it is called in the plot.
+        prune_ratio: None where nothing is pruned.
+        config: what its runs are trained from; a short row's is full data, yet to be shortened.
+        as_long_as: name of the row whose time a short row gets; None for the others.
+    """
+
+    name: str
+    method: str
+    prune_ratio: float | None
+    config: Config
+    as_long_as: str | None = None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description='Each variant is a run of tools/train.py per seed; finished runs are kept.'
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='methods:\n' + '\n'.join(f'  {m:<15} {DESCRIPTIONS[m]}' for m in METHODS),
     )
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, with PFB or without')
+    parser.add_argument('--methods', nargs='+', choices=METHODS, default=[], metavar='METHOD')
+    parser.add_argument(
+        '--ratios',
+        nargs='+',
+        type=float,
+        default=[0.3, 0.5, 0.7],
+        metavar='P',
+        help='shares that each of the pruning methods leaves out (default: %(default)s)',
+    )
     parser.add_argument(
         '--variants',
         nargs='+',
-        required=True,
+        default=[],
         metavar='NAME[:KEY=VALUE,...]',
-        help='what differs, as with --cfg-options: two_pass single:model.pfb.strategy=single_pass; '
-        'the first variant is what the others are compared with',
+        help='further rows, the config with options: single:model.pfb.strategy=single_pass',
     )
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
+    parser.add_argument(
+        '--iters', type=int, help="of full data; shortens the config's whole schedule to it"
+    )
+    parser.add_argument(
+        '--jobs', type=int, default=1, help='runs at a time; times then disturb each other'
+    )
+    parser.add_argument('--gpus', type=int, default=1, help='processes of each run')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
     parser.add_argument('--work-dir', default='work_dirs/compare')
     args = parser.parse_args()
-    common = dict(_key_value(parser, option) for option in args.cfg_options)
-    variants = {}
-    for variant in args.variants:
-        name, _, options = variant.partition(':')
-        pairs = [_key_value(parser, option) for option in options.split(',') if option]
-        variants[name] = common | dict(pairs)
-
-    console = Console()
+    try:
+        rows = plan(args)
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
     root = Path(args.work_dir) / Path(args.config).stem
-    runs: dict[str, list[Run]] = {name: [] for name in variants}
+    console = Console()
     with progress_bar(console) as progress:
-        # Seed by seed, so that a slow spell of the machine meets all variants alike.
-        for seed in args.seeds:
-            for name, options in variants.items():
-                options = options | {'randomness.seed': seed}
-                work_dir = root / name / f'seed{seed}'
-                runs[name].append(
-                    train(args.config, work_dir, options, progress, f'{name} seed {seed}')
+        outcomes = run_all(rows, args, root, progress)
+    report(outcomes, rows[0].name, args, root, console)
+
+
+def plan(args: argparse.Namespace) -> list[Row]:
+    """Turns the command line into rows, the one that the others are compared with first.
+
+    Raises:
+        TypeError, ValueError: an argument is outside its range, or does not fit the config.
+    """
+    for name, value in (('--jobs', args.jobs), ('--gpus', args.gpus)):
+        if value < 1:
+            raise ValueError(f'{name} {value}: expected an integer >= 1')
+    if len(set(args.seeds)) < len(args.seeds):
+        raise ValueError(f'--seeds {" ".join(map(str, args.seeds))}: a seed stands there twice')
+    for ratio in args.ratios:
+        if not 0 < ratio < 1:
+            raise ValueError(f'--ratios {ratio:g}: expected numbers in (0, 1)')
+    if not args.methods and not args.variants:
+        raise ValueError('nothing to compare: name --methods, --variants or both')
+    if not Path(args.config).is_file():
+        raise ValueError(f'config {args.config!r} is not a file')
+    base = Config.fromfile(args.config)
+    base.merge_from_dict(args.cfg_options or {})
+    full_iters(base)
+    if base.get('val_dataloader') is None:
+        raise ValueError('the config has no val_dataloader: there would be no mIoU to compare')
+    add_import(base)
+    base.custom_hooks = [*(base.get('custom_hooks') or []), dict(type='BudgetHook')]
+    if args.iters is not None:
+        set_iters(base, args.iters)
+
+    methods = list(dict.fromkeys(args.methods))
+    pruning = [method for method in methods if method in PRUNING_METHODS]
+    rows = []
+    if 'full' in methods:
+        rows.append(_method_row(base, 'full', None, args.gpus))
+    for ratio in dict.fromkeys(args.ratios):
+        if 'short' in methods:
+            if 'full' not in methods or not pruning:
+                raise ValueError(
+                    "--methods short: its length is measured, so it takes 'full' and a method "
+                    f'that prunes beside it ({", ".join(PRUNING_METHODS)})'
                 )
-    console.print(_table(runs))
+            like = 'pfb' if 'pfb' in pruning else pruning[0]
+            short = _method_row(base, 'short', ratio, args.gpus)
+            name = f'{short.name}-as-{like}'
+            rows.append(Row(name, 'short', ratio, short.config, _row_name(like, ratio)))
+        rows += [_method_row(base, method, ratio, args.gpus) for method in pruning]
+    rows += [_variant_row(base, variant) for variant in args.variants]
+    names = [row.name for row in rows]
+    if len(set(names)) < len(names):
+        raise ValueError(f'two rows have one name: {", ".join(names)}')
+    _build_models(rows)
+    return rows
 
 
-def _key_value(parser: argparse.ArgumentParser, option: str) -> tuple[str, str]:
-    key, equals, value = option.partition('=')
-    if not equals:
-        parser.error(f'{option!r}: expected KEY=VALUE')
-    return key, value
+def run_all(
+    rows: list[Row], args: argparse.Namespace, root: Path, progress: Progress
+) -> list[Outcome]:
+    """Trains what is not finished yet: all but the short rows, then these, whose length is known
+    by then. Seed by seed, so that a slow spell of the machine meets all rows alike."""
+    outcomes: dict[tuple[str, int], Outcome] = {}
+
+    def run(row: Row, seed: int) -> Outcome:
+        config = copy.deepcopy(row.config)
+        if row.as_long_as is not None:
+            share = outcomes[row.as_long_as, seed].seconds / outcomes['full', seed].seconds
+            set_iters(config, max(1, round(share * full_iters(config))))
+        config.randomness = {**config.get('randomness', {}), 'seed': seed}
+        path = root / 'configs' / f'{row.name}_seed{seed}.py'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        config.dump(path)
+        work_dir = root / row.name / f'seed{seed}'
+        name = f'{row.name} seed {seed}'
+        finished = train(path, work_dir, {}, progress, name, args.gpus)
+        return _outcome(row, seed, finished, args.gpus)
+
+    for short in (False, True):
+        with ThreadPoolExecutor(args.jobs) as pool:
+            futures: dict[tuple[str, int], Future] = {
+                (row.name, seed): pool.submit(run, row, seed)
+                for seed in args.seeds
+                for row in rows
+                if (row.as_long_as is not None) == short
+            }
+            try:
+                outcomes |= {key: future.result() for key, future in futures.items()}
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # what is running already may finish
+                raise
+    return [outcomes[row.name, seed] for row in rows for seed in args.seeds]
 
 
-def _table(runs: dict[str, list[Run]]) -> Table:
-    table = Table(title=f'{len(next(iter(runs.values())))} seed(s): mean ± std')
+def report(
+    outcomes: list[Outcome], reference: str, args: argparse.Namespace, root: Path, console: Console
+) -> None:
+    """Shows the table; leaves it, the single runs and a plot in the work dir."""
+    lines = summarise(outcomes, reference)
+    seeds = len(args.seeds)
+    table = Table(title=f'{args.config}: mean ± std of {seeds} seed(s), compared with {reference}')
     table.add_column('')
-    for heading in ('mIoU [%]', 'paired difference', 'training time [s]', 'time saved'):
+    for heading in HEADINGS.values():
         table.add_column(heading, justify='right')
-    first_miou, first_time = _values(next(iter(runs.values())))
-    for index, (name, of_variant) in enumerate(runs.items()):
-        miou, time = _values(of_variant)
-        compared = [_spread(miou - first_miou), f'{(1 - time / first_time).mean():.1%}']
-        difference, saved = compared if index else ('-', '-')
-        table.add_row(name, _spread(miou), difference, _spread(time), saved)
-    return table
+    for line in lines:
+        table.add_row(line.row, *cells(line))
+    console.print(table)
+    (root / 'table.md').write_text(markdown(lines))
+    with open(root / 'runs.csv', 'w', newline='') as file:
+        writer = csv.DictWriter(file, list(asdict(outcomes[0])))
+        writer.writeheader()
+        writer.writerows(asdict(outcome) for outcome in outcomes)
+    everything = {
+        'command': sys.argv,
+        'device': torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu',
+        'machine': platform.platform(),
+        'versions': {'pfb_mmseg': __version__, 'torch': torch.__version__},
+        'summary': [asdict(line) for line in lines],
+        'runs': [asdict(outcome) for outcome in outcomes],
+    }
+    (root / 'comparison.json').write_text(json.dumps(everything, indent=1) + '\n')
+    plot(lines, root / 'comparison.png')
+    console.print(f'table.md, runs.csv, comparison.json and comparison.png: {root}/')
 
 
-def _values(runs: list[Run]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([run.miou for run in runs]), np.array([run.total_time for run in runs])
+def _method_row(base: Config, method: str, ratio: float | None, num_processes: int) -> Row:
+    config = copy.deepcopy(base)
+    apply_method(config, method, ratio, num_processes)
+    return Row(_row_name(method, ratio), method, ratio, config)
 
 
-def _spread(values: np.ndarray) -> str:
-    std = f' ± {values.std(ddof=1):.2f}' if len(values) > 1 else ''
-    return f'{values.mean():.2f}{std}'
+def _row_name(method: str, ratio: float | None) -> str:
+    return method if ratio is None else f'{method}-p{round(100 * ratio, 2):g}'
+
+
+def _variant_row(base: Config, variant: str) -> Row:
+    name, _, options = variant.partition(':')
+    pairs = [option for option in options.split(',') if option]
+    for option in pairs:
+        if '=' not in option:
+            raise ValueError(f'--variants {variant!r}: {option!r} is not KEY=VALUE')
+    config = copy.deepcopy(base)
+    if pairs:
+        parser = argparse.ArgumentParser()
+        parser.add_argument('--options', nargs='+', action=DictAction)
+        config.merge_from_dict(parser.parse_args(['--options', *pairs]).options)
+    return Row(name, name, None, config)
+
+
+def _build_models(rows: list[Row]) -> None:
+    """A model that cannot be built is told of before the first run, not in the third hour."""
+    for row in {row.method: row for row in rows}.values():
+        init_default_scope(row.config.get('default_scope', 'mmseg'))
+        MODELS.build(copy.deepcopy(row.config.model))
+
+
+def _outcome(row: Row, seed: int, run: Run, num_processes: int) -> Outcome:
+    if run.miou is None:
+        sys.exit(
+            f'{run.work_dir}: the run ended without a validation; lower train_cfg.val_interval'
+        )
+    budget = json.loads((run.work_dir / BUDGET_NAME).read_text())
+    if 'infobatch/candidates' in run.train[-1]:
+        candidates = run.sum('infobatch/candidates')
+    elif run.blocked:
+        candidates = run.sum('pfb/candidates') * num_processes
+    else:
+        candidates = budget['shallow']
+    return Outcome(
+        row.name, row.method, row.prune_ratio, seed, run.miou, candidates=candidates, **budget
+    )
 
 
 if __name__ == '__main__':

@@ -16,10 +16,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor
 
-from ..blocking import share_behind
 from ..core import KeepQuota, Selection, SelectionStatistics
 from ..reporting import SelectionRecord
-from ..segmentors.mixin import PartialForwardBlocking
+from ..segmentors.filter import BatchFilter
 from .step_clock import StepClock
 
 RECORD_NAME = 'pfb_record.npz'
@@ -42,20 +41,29 @@ class PFBHook(Hook):
             Table S5 gives 5 of 200 epochs.
         end: first iteration that is not pruned any more; Table S5 gives 180 of 200 epochs.
         interval: iterations between two entries in the log; None is LoggerHook's.
+        common_until: before this moment, a fraction or an iteration, the common images are kept,
+            from it on the rare ones; None leaves the model's criterion as it is.
 
     Raises:
         TypeError, ValueError: an argument is outside its range; or, before the first iteration,
-            the model has no ``pfb``, ``begin`` does not come before ``end``, or a batch is so
-            small that nothing could ever be pruned.
+            the model has no ``pfb``, ``begin`` does not come before ``end``, a batch is so small
+            that nothing could ever be pruned, or ``common_until`` meets another criterion than
+            ``'rare'``.
     """
 
     priority = 'NORMAL'
 
     def __init__(
-        self, begin: float | int = 0.025, end: float | int = 0.9, interval: int | None = None
+        self,
+        begin: float | int = 0.025,
+        end: float | int = 0.9,
+        interval: int | None = None,
+        common_until: float | int | None = None,
     ) -> None:
         for name, value in (('begin', begin), ('end', end)):
             _check_moment(name, value)
+        if common_until is not None:
+            _check_moment('common_until', common_until)
         if interval is not None and (
             isinstance(interval, bool) or not isinstance(interval, Integral) or interval < 1
         ):
@@ -65,6 +73,7 @@ class PFBHook(Hook):
         self.begin = begin
         self.end = end
         self.interval = interval
+        self.common_until = common_until
         self.clock = StepClock()
         self.record = SelectionRecord()
         self._statistics = SelectionStatistics()
@@ -73,7 +82,7 @@ class PFBHook(Hook):
     def before_train(self, runner) -> None:
         """Resolve the schedule and refuse what cannot work."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self._pfb = _find_pfb(model)
+        self._pfb = _find_filter(model)
         self._begin = _iteration(self.begin, runner.max_iters)
         self._end = _iteration(self.end, runner.max_iters)
         if self._begin >= self._end:
@@ -82,24 +91,33 @@ class PFBHook(Hook):
                 f'{self._end} of {runner.max_iters}: begin must come before end'
             )
         self._check_batch_size(runner.train_dataloader.batch_size)
+        if self.common_until is not None:
+            pruner = getattr(self._pfb, 'pruner', None)
+            if getattr(pruner, 'criterion', None) != 'rare':
+                raise ValueError(
+                    f"common_until={self.common_until!r} turns the criterion 'rare' round for a "
+                    "while; the model's is another: set model.pfb.criterion='rare' or leave "
+                    'common_until out'
+                )
+            self._turn = _iteration(self.common_until, runner.max_iters)
         if self.interval is None:
             loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
             self._interval = loggers[0].interval if loggers else 50
         else:
             self._interval = self.interval
-        quota, point = self._pfb.pruner.quota, self._pfb.point
-        share = share_behind(model, point, lambda image: model(image, mode='tensor'))
         print_log(
-            f'PFB blocks {quota.prune_ratio:.0%} of the images behind backbone.{point.name} '
-            f'({point.num_channels} channels, {self._pfb.strategy}), where '
-            f'{"an unknown share" if share is None else f"{share:.0%}"} of the forward pass is '
-            f'still to come, in iterations {self._begin} to {self._end} of {runner.max_iters}. '
-            + _describe_quota(quota, runner.train_dataloader.batch_size, get_world_size()),
+            f'{self._pfb.describe(model)}, in iterations {self._begin} to {self._end} of '
+            f'{runner.max_iters}. '
+            + _describe_quota(
+                self._pfb.quota, runner.train_dataloader.batch_size, get_world_size()
+            ),
             logger='current',
         )
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         self._pfb.pruning = self._begin <= runner.iter < self._end
+        if self.common_until is not None:
+            self._pfb.pruner.criterion = 'common' if runner.iter < self._turn else 'rare'
         self.clock.start()
 
     def after_train_iter(
@@ -164,7 +182,7 @@ class PFBHook(Hook):
             self.record = SelectionRecord.from_state_dict(record)
 
     def _check_batch_size(self, batch_size: int | None) -> None:
-        quota = self._pfb.pruner.quota
+        quota = self._pfb.quota
         if batch_size is None or quota.prune_ratio == 0 or quota.mean(batch_size) < batch_size:
             return
         raise ValueError(
@@ -183,8 +201,7 @@ class PFBHook(Hook):
         totals = self._statistics.flush()
         if not totals.get('nonfinite'):
             totals.pop('nonfinite', None)
-        if self._pfb.pruner.needs_features:
-            totals['centroids'] = float(self._pfb.pruner.estimator.num_active())
+        totals |= self._pfb.scalars()
         if self.clock.time_saved is not None:
             totals['time_saved'] = self.clock.time_saved
         for name, value in totals.items():
@@ -229,14 +246,14 @@ def _path(sample: Any) -> str:
     return str(getattr(sample, 'img_path', '<no path>'))
 
 
-def _find_pfb(model: Any) -> PartialForwardBlocking:
-    pfb = getattr(model, 'pfb', None)
-    if not isinstance(pfb, PartialForwardBlocking):
-        raise ValueError(
-            f'PFBHook needs a model with PFBMixin, got {type(model).__name__}; use '
-            "type='PFBEncoderDecoder' with pfb=dict(prune_ratio=...), or remove the hook"
-        )
-    return pfb
+def _find_filter(model: Any) -> BatchFilter:
+    for module in model.children():
+        if isinstance(module, BatchFilter):
+            return module
+    raise ValueError(
+        f'PFBHook needs a model with PFBMixin, got {type(model).__name__}; use '
+        "type='PFBEncoderDecoder' with pfb=dict(prune_ratio=...), or remove the hook"
+    )
 
 
 def _describe_quota(quota: KeepQuota, batch_size: int | None, num_ranks: int) -> str:

@@ -1,4 +1,4 @@
-"""Turning PFB on in a config that knows nothing of it."""
+"""Turning PFB on in a config that knows nothing of it, and off in one that has it."""
 
 from mmengine.config import Config
 from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
@@ -45,11 +45,7 @@ def apply_pfb(cfg: Config, prune_ratio: float) -> list[str]:
         cfg.model.pfb = {**options, 'prune_ratio': prune_ratio}
         changes.append(f'model.pfb.prune_ratio: {ratio} -> {prune_ratio}')
 
-    custom_imports = cfg.get('custom_imports') or {}
-    imports = custom_imports.get('imports') or []
-    imports = [imports] if isinstance(imports, str) else list(imports)
-    if 'pfb_mmseg' not in imports:
-        cfg.custom_imports = {**custom_imports, 'imports': [*imports, 'pfb_mmseg']}
+    if add_import(cfg):
         changes.append('custom_imports: pfb_mmseg added')
 
     hooks = list(cfg.get('custom_hooks') or [])
@@ -57,6 +53,49 @@ def apply_pfb(cfg: Config, prune_ratio: float) -> list[str]:
         cfg.custom_hooks = [*hooks, dict(type='PFBHook')]
         changes.append('custom_hooks: PFBHook added')
     return changes
+
+
+def remove_pfb(cfg: Config) -> None:
+    """Changes a config in place so that its model trains on all images, as without PFB.
+
+    Args:
+        cfg: Config of a segmentor, with PFB or not.
+
+    Raises:
+        ValueError: the model's type has PFBMixin, but what it is without is not known.
+    """
+    plain = _plain_type(cfg.model.type)
+    cfg.model.pop('pfb', None)
+    cfg.model.type = plain
+    if cfg.get('custom_hooks'):
+        cfg.custom_hooks = [
+            hook for hook in cfg.custom_hooks if _name(hook.get('type')) != 'PFBHook'
+        ]
+
+
+def add_import(cfg: Config) -> bool:
+    """Lets a config import this package, which registers its types. Returns whether it did not."""
+    custom_imports = cfg.get('custom_imports') or {}
+    imports = custom_imports.get('imports') or []
+    imports = [imports] if isinstance(imports, str) else list(imports)
+    if 'pfb_mmseg' in imports:
+        return False
+    cfg.custom_imports = {**custom_imports, 'imports': [*imports, 'pfb_mmseg']}
+    return True
+
+
+def _plain_type(model_type: str | type) -> str | type:
+    model_class = MODELS.get(model_type) if isinstance(model_type, str) else model_type
+    for plain, blocked in _COUNTERPARTS.items():
+        if model_class is blocked:
+            scope = '' if model_type == _name(model_type) else 'mmseg.'
+            return scope + plain.__name__
+    if isinstance(model_class, type) and issubclass(model_class, PFBMixin):
+        raise ValueError(
+            f'model.type={model_type!r} has PFBMixin, and what it is without is not known; name '
+            'its plain counterpart in the config'
+        )
+    return model_type
 
 
 def _blocked_type(model_type: str | type) -> str | type:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..blocking import BlockingPoint, default_stage, scoring_mode, shrink
-from ..core import AdaptiveDensityEstimator, BatchPruner, Selection
+from ..blocking import BlockingPoint, default_stage, scoring_mode, share_behind, shrink
+from ..core import AdaptiveDensityEstimator, BatchPruner, KeepQuota, Selection
 from ..core.checks import check_choice, check_keys, check_number
 from ..core.ranks import all_values, rank, world_size
+from .filter import BatchFilter
 from .samples import select_samples
 
 STRATEGIES = ('two_pass', 'single_pass')
@@ -21,7 +22,7 @@ _ONE_SHAPE = "Crop or pad to one size (data_preprocessor=dict(size=...)), or cho
 SCORE_DTYPES = {'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
 
-class PartialForwardBlocking(nn.Module):
+class PartialForwardBlocking(BatchFilter):
     """What a model needs to block images: where, how many, which. Holds the state, no weights.
 
     Args:
@@ -44,10 +45,6 @@ class PartialForwardBlocking(nn.Module):
             model is built; None finds one, see :class:`BlockingPoint`.
         **pruner: ``prune_ratio``, ``criterion``, ``exploration``, ``exploration_space``, ``seed``
             and ``selection_scope`` of :class:`BatchPruner`; ``'global'`` with two_pass only.
-
-    Attributes:
-        pruning (bool): whether steps are blocked; PFBHook switches it. True without the hook.
-        selection (Selection | None): of the last training step; None if nothing was scored.
 
     Raises:
         TypeError, ValueError: an option is misspelt, outside its range, or does not fit the model.
@@ -102,9 +99,25 @@ class PartialForwardBlocking(nn.Module):
             min_keep=least_trainable(model) if min_keep is None else min_keep,
             **pruner,
         )
-        self.pruning = True
-        self.selection: Selection | None = None
         self._shape: tuple[int, ...] | None = None
+
+    @property
+    def quota(self) -> KeepQuota:
+        return self.pruner.quota
+
+    def describe(self, model: nn.Module) -> str:
+        share = share_behind(model, self.point, lambda image: model(image, mode='tensor'))
+        return (
+            f'PFB blocks {self.quota.prune_ratio:.0%} of the images behind '
+            f'backbone.{self.point.name} ({self.point.num_channels} channels, {self.strategy}), '
+            f'where {"an unknown share" if share is None else f"{share:.0%}"} of the forward pass '
+            'is still to come'
+        )
+
+    def scalars(self) -> dict[str, float]:
+        if not self.pruner.needs_features:
+            return {}
+        return {'centroids': float(self.pruner.estimator.num_active())}
 
     def score(self, images: Tensor) -> Selection:
         """The scoring pass of two_pass: (N, C, H, W) images in, who stays out."""

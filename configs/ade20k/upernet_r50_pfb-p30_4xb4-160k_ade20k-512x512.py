@@ -1,0 +1,11 @@
+_base_ = './upernet_r50_4xb4-160k_ade20k-512x512.py'
+model = dict(
+    type='PFBEncoderDecoder',
+    pfb=dict(
+        prune_ratio=0.3,
+        estimator=dict(num_centroids=64, dim=128),
+        exploration=0.01,
+        # One image on each of four GPUs is enough: SyncBN normalises over all of them.
+    ),
+)
+custom_hooks = [dict(type='PFBHook', begin=0.025, end=0.9)]

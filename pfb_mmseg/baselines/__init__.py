@@ -1,0 +1,25 @@
+"""The methods that PFB is compared with: InfoBatch, DivBS, loss top-k, full data, short."""
+
+from .infobatch_hook import InfoBatchHook
+from .infobatch_sampler import InfoBatchSampler
+from .infobatch_segmentor import (
+    InfoBatchCascadeEncoderDecoder,
+    InfoBatchEncoderDecoder,
+    InfoBatchMixin,
+)
+from .selection import (
+    LabelledSelectionCascadeEncoderDecoder,
+    LabelledSelectionEncoderDecoder,
+    LabelledSelectionMixin,
+)
+
+__all__ = [
+    'InfoBatchCascadeEncoderDecoder',
+    'InfoBatchEncoderDecoder',
+    'InfoBatchHook',
+    'InfoBatchMixin',
+    'InfoBatchSampler',
+    'LabelledSelectionCascadeEncoderDecoder',
+    'LabelledSelectionEncoderDecoder',
+    'LabelledSelectionMixin',
+]

@@ -1,0 +1,119 @@
+"""BudgetHook: what a run really cost, whatever method it trained with."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import get_world_size, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from torch import nn
+
+BUDGET_NAME = 'budget.json'
+
+
+@HOOKS.register_module()
+class BudgetHook(Hook):
+    """Measures a run and writes ``<work_dir>/budget.json``.
+
+    - ``iterations``
+    - ``shallow``: images that entered the backbone in training steps, those only scored included;
+      an image that is scored and trained on counts twice.
+    - ``deep``: images that came through to the classifier of the decode head; again a scored one
+      counts.
+    - ``backward``: of these, images that a gradient was computed for.
+    - ``seconds``: from the start of training to its end with loading, but without validation.
+    - ``peak_memory_mib``: most memory allocated on the GPU, or the largest resident set of the
+      process; in the latter, validation in the middle of a run is not told apart.
+
+    Images are counted in the first process and multiplied by the number of processes, which all do
+    the same work. What ran before a checkpoint that the run was resumed from is included.
+
+    Raises:
+        ValueError: before the first iteration, if the model has no backbone or no decode head with
+            a classifier ``conv_seg``.
+    """
+
+    priority = 'LOWEST'
+
+    def __init__(self) -> None:
+        self._spent = dict(shallow=0, deep=0, backward=0, seconds=0.0, peak_memory_mib=0.0)
+        self._training_step = False
+
+    def before_train(self, runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        head = getattr(model, 'decode_head', None)
+        head = head[-1] if isinstance(head, nn.ModuleList) else head
+        classifier = getattr(head, 'conv_seg', None)
+        if not hasattr(model, 'backbone') or not isinstance(classifier, nn.Module):
+            raise ValueError(
+                f'BudgetHook counts images that enter backbone and decode_head.conv_seg, which '
+                f'{type(model).__name__} lacks; remove the hook'
+            )
+        self._handles = [
+            model.backbone.register_forward_pre_hook(self._count_shallow),
+            classifier.register_forward_pre_hook(self._count_deep),
+        ]
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self._since = time.perf_counter()
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
+        self._training_step = True
+
+    def after_train_iter(
+        self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        self._training_step = False
+        self._settle()
+
+    def after_val_epoch(self, runner, metrics: Any = None) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self._since = time.perf_counter()
+
+    def after_train(self, runner) -> None:
+        for handle in self._handles:
+            handle.remove()
+        if not is_main_process():
+            return
+        budget = {'iterations': runner.iter, **self._spent}
+        for key in ('shallow', 'deep', 'backward'):
+            budget[key] *= get_world_size()
+        (Path(runner.work_dir) / BUDGET_NAME).write_text(json.dumps(budget, indent=1) + '\n')
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        checkpoint['budget'] = dict(self._spent)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        if runner._resume and 'budget' in checkpoint:
+            self._spent = dict(checkpoint['budget'])
+
+    def _settle(self) -> None:
+        now = time.perf_counter()
+        self._spent['seconds'] += now - self._since
+        self._since = now
+        self._spent['peak_memory_mib'] = max(self._spent['peak_memory_mib'], _peak_memory_mib())
+
+    def _count_shallow(self, module: nn.Module, args: tuple) -> None:
+        if self._training_step:
+            self._spent['shallow'] += len(args[0])
+
+    def _count_deep(self, module: nn.Module, args: tuple) -> None:
+        if self._training_step:
+            self._spent['deep'] += len(args[0])
+            self._spent['backward'] += len(args[0]) * torch.is_grad_enabled()
+
+
+def _peak_memory_mib() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == 'darwin' else 2**10)

@@ -1,0 +1,189 @@
+"""Runs of several methods and seeds, set against full data: figures, table, plot."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+HEADINGS = {
+    'mIoU [%]': 'mIoU [%]',
+    'difference': 'paired difference',
+    'saved': 'time saved',
+    'seconds': 'training time [s]',
+    'iterations': 'iterations',
+    'candidates': 'candidates',
+    'shallow': 'images through shallow part',
+    'deep': 'through deep part',
+    'backward': 'backward',
+    'memory': 'peak memory [MiB]',
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run.
+
+    Attributes:
+        row: name of the line of the table that it belongs to.
+        method: what it was trained with.
+        prune_ratio: None where nothing is pruned, or where the row does not say.
+        seed: of the run; rows are compared seed by seed.
+        miou: of the last validation, in percent.
+        seconds: of training, without validation.
+        iterations: number of optimizer steps.
+        candidates: images that could have been trained on.
+        shallow, deep, backward: images through the backbone's shallow part, through the deep part,
+            and backward, see BudgetHook.
+        peak_memory_mib: see BudgetHook.
+    """
+
+    row: str
+    method: str
+    prune_ratio: float | None
+    seed: int
+    miou: float
+    seconds: float
+    iterations: int
+    candidates: int
+    shallow: int
+    deep: int
+    backward: int
+    peak_memory_mib: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A line of the table: means over the seeds, with standard deviations (n - 1) where given.
+
+    ``difference`` is the mean of (mIoU - mIoU of the reference with the same seed), ``saved`` that
+    of 1 - seconds / seconds of the reference; both None for the reference itself.
+    """
+
+    row: str
+    method: str
+    prune_ratio: float | None
+    num_seeds: int
+    miou: float
+    miou_std: float | None
+    difference: float | None
+    difference_std: float | None
+    saved: float | None
+    seconds: float
+    seconds_std: float | None
+    iterations: float
+    candidates: float
+    shallow: float
+    deep: float
+    backward: float
+    peak_memory_mib: float
+
+
+def summarise(outcomes: Sequence[Outcome], reference: str) -> list[Figures]:
+    """One line for each row, in the order of their first outcomes.
+
+    Args:
+        outcomes: every row with the same seeds.
+        reference: the row that the others are compared with.
+
+    Raises:
+        ValueError: a row lacks a seed of the reference, or has another.
+    """
+    rows: dict[str, dict[int, Outcome]] = {}
+    for outcome in outcomes:
+        rows.setdefault(outcome.row, {})[outcome.seed] = outcome
+    base = rows[reference]
+    lines = []
+    for row, runs in rows.items():
+        if runs.keys() != base.keys():
+            raise ValueError(
+                f'{row} has the seeds {sorted(runs)}, {reference} has {sorted(base)}: differences '
+                'are taken seed by seed'
+            )
+        first = next(iter(runs.values()))
+        miou = [run.miou for run in runs.values()]
+        seconds = [run.seconds for run in runs.values()]
+        differences = [run.miou - base[seed].miou for seed, run in runs.items()]
+        saved = [1 - run.seconds / base[seed].seconds for seed, run in runs.items()]
+        compared = row != reference
+        means = {
+            key: statistics.fmean(getattr(run, key) for run in runs.values())
+            for key in (
+                'iterations',
+                'candidates',
+                'shallow',
+                'deep',
+                'backward',
+                'peak_memory_mib',
+            )
+        }
+        lines.append(
+            Figures(
+                row=row,
+                method=first.method,
+                prune_ratio=first.prune_ratio,
+                num_seeds=len(runs),
+                miou=statistics.fmean(miou),
+                miou_std=_std(miou),
+                difference=statistics.fmean(differences) if compared else None,
+                difference_std=_std(differences) if compared else None,
+                saved=statistics.fmean(saved) if compared else None,
+                seconds=statistics.fmean(seconds),
+                seconds_std=_std(seconds),
+                **means,
+            )
+        )
+    return lines
+
+
+def cells(line: Figures) -> list[str]:
+    """What stands in a line of the table behind its name, in the order of ``HEADINGS``."""
+    return [
+        _spread(line.miou, line.miou_std),
+        '-' if line.difference is None else _spread(line.difference, line.difference_std, '+'),
+        '-' if line.saved is None else f'{line.saved:.1%}',
+        _spread(line.seconds, line.seconds_std, digits=1),
+        *(
+            f'{getattr(line, key):,.0f}'
+            for key in ('iterations', 'candidates', 'shallow', 'deep', 'backward')
+        ),
+        f'{line.peak_memory_mib:,.0f}',
+    ]
+
+
+def markdown(lines: Sequence[Figures]) -> str:
+    """The table, ready for a README."""
+    rows = [['method', *HEADINGS.values()], ['---', *['---:'] * len(HEADINGS)]]
+    rows += [[line.row, *cells(line)] for line in lines]
+    return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
+
+
+def plot(lines: Sequence[Figures], path: Path) -> None:
+    """mIoU against time saved; a line connects a method's ratios, bars are standard deviations."""
+    from matplotlib.figure import Figure  # no display, and only where a plot is asked for
+
+    figure = Figure(figsize=(7, 4.5), layout='constrained')
+    axes = figure.subplots()
+    for method in dict.fromkeys(line.method for line in lines):
+        points = [line for line in lines if line.method == method]
+        axes.errorbar(
+            [100 * (line.saved or 0) for line in points],
+            [line.miou for line in points],
+            [line.miou_std or 0 for line in points],
+            marker='o',
+            capsize=3,
+            label=method,
+        )
+    axes.set(xlabel='training time saved [%]', ylabel='mIoU [%]')
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _std(values: list[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _spread(mean: float, std: float | None, sign: str = '', digits: int = 2) -> str:
+    return f'{mean:{sign}.{digits}f}' + ('' if std is None else f' ± {std:.{digits}f}')

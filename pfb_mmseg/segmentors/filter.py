@@ -1,0 +1,32 @@
+"""BatchFilter: what chooses images in front of a model's ``loss``, as PFBHook sees it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..core import KeepQuota, Selection
+
+
+class BatchFilter(nn.Module):
+    """The state of a filter, and what it tells of itself. Subclasses decide who stays.
+
+    Attributes:
+        quota (KeepQuota): how many images stay; set by the subclass.
+        pruning (bool): whether steps are blocked; PFBHook switches it. True without the hook.
+        selection (Selection | None): of the last training step; None if nothing was scored.
+    """
+
+    quota: KeepQuota
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pruning = True
+        self.selection: Selection | None = None
+
+    def describe(self, model: nn.Module) -> str:
+        """What it does to ``model``, its host, for the log."""
+        raise NotImplementedError
+
+    def scalars(self) -> dict[str, float]:
+        """What else belongs into an entry of the log; read once an interval."""
+        return {}

@@ -1,0 +1,720 @@
+"""The methods that PFB is compared with: their arithmetic against oracles, and whole runs."""
+
+import copy
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from demo_runs import DEMO_CONFIG, demo_config, train
+from mmengine.config import Config
+from mmseg.models.utils import resize
+from mmseg.registry import MODELS
+from torch.utils.data import DataLoader
+
+from pfb_mmseg.baselines import InfoBatchHook, InfoBatchSampler
+from pfb_mmseg.baselines.divbs import classifier_gradients, select_diverse
+from pfb_mmseg.baselines.infobatch import prune_epoch, shortened_iters
+from pfb_mmseg.baselines.losses import image_losses
+from pfb_mmseg.baselines.methods import METHODS, PRUNING_METHODS, apply_method, set_iters
+from pfb_mmseg.datasets.demo import PFBDemoDataset
+from pfb_mmseg.reporting import read_scalars
+
+ROOT = Path(__file__).parents[1]
+NAN = float('nan')
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def build(model_type, head=None, **options):
+    tiny.build()  # sets the scope
+    torch.manual_seed(0)
+    return MODELS.build(tiny.model_cfg(model_type, head=head) | options).train()
+
+
+def twin_of(model, head=None):
+    """The plain segmentor with the same weights."""
+    plain = MODELS.build(tiny.model_cfg('EncoderDecoder', head=head))
+    plain.load_state_dict(model.state_dict(), strict=False)
+    return plain
+
+
+def explicit_losses(model, images, samples):
+    """Loss of each image, from a forward pass of its own in eval mode."""
+    model.eval()
+    with torch.no_grad():
+        return torch.stack(
+            [
+                model.decode_head.loss(
+                    model.extract_feat(images[i : i + 1]), [samples[i]], model.train_cfg
+                )['loss_ce']
+                for i in range(len(images))
+            ]
+        )
+
+
+def selection(method, **options):
+    model = build(
+        'LabelledSelectionEncoderDecoder',
+        selection=dict(method=method, prune_ratio=0.5) | options,
+    )
+    for norm in model.modules():  # running statistics as after some training
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.3)
+            norm.running_var.uniform_(0.5, 2)
+    torch.nn.init.normal_(model.decode_head.conv_seg.weight, std=0.5)
+    return model
+
+
+class TestImageLosses:
+    def test_are_the_losses_of_the_images_alone(self):
+        model = build('EncoderDecoder').eval()
+        images, samples = tiny.images(), tiny.samples()
+        samples[2].gt_sem_seg.data[:, :20] = 255
+        labels = torch.stack([sample.gt_sem_seg.data for sample in samples])
+        with torch.no_grad():
+            logits = resize(model(images, mode='tensor'), labels.shape[2:], mode='bilinear')
+        losses = image_losses(model.decode_head, logits, labels)
+        torch.testing.assert_close(losses, explicit_losses(model, images, samples))
+
+    def test_a_loss_without_pixels_is_refused(self):
+        head = dict(loss_decode=dict(type='DiceLoss'))
+        model = build('EncoderDecoder', head=head)
+        with pytest.raises(ValueError, match='DiceLoss of ASPPHead gives no loss for each pixel'):
+            image_losses(model.decode_head, torch.randn(2, 5, 8, 8), torch.zeros(2, 1, 8, 8).long())
+
+
+class TestLossTopK:
+    def test_keeps_the_highest_losses(self):
+        model = selection('loss_topk')
+        images, samples = tiny.images(), tiny.samples()
+        expected = explicit_losses(twin_of(model), images, samples).topk(4).indices.sort().values
+        model.loss(images, samples)
+        assert torch.equal(model.chooser.selection.indices, expected)
+
+
+class TestDivBS:
+    def test_gradients_are_those_of_a_backward_pass_for_each_image(self):
+        model = selection('divbs')
+        images, samples = tiny.images(4), tiny.samples(4)
+        seen = {}
+        model.eval()
+        head = model.decode_head
+        hook = head.conv_seg.register_forward_pre_hook(lambda _, a: seen.update(features=a[0]))
+        with torch.no_grad():
+            logits = model(images, mode='tensor')
+        hook.remove()
+        leaf = logits.requires_grad_()
+        labels = torch.stack([sample.gt_sem_seg.data for sample in samples])
+        upsampled = resize(leaf, labels.shape[2:], mode='bilinear', align_corners=False)
+        (grad,) = torch.autograd.grad(image_losses(head, upsampled, labels).sum(), leaf)
+        gradients = classifier_gradients(seen['features'], grad)
+        for i in range(4):
+            loss = head.loss(model.extract_feat(images[i : i + 1]), [samples[i]], {})['loss_ce']
+            (expected,) = torch.autograd.grad(loss, head.conv_seg.weight)
+            torch.testing.assert_close(gradients[i], expected.flatten(), rtol=1e-3, atol=1e-6)
+
+    @pytest.mark.parametrize('seed', range(5))
+    def test_greedy_choice_is_the_one_made_with_projections(self, seed):
+        """Oracle: the residual is the mean gradient minus its least-squares fit by those chosen."""
+        rng = np.random.default_rng(seed)
+        gradients = rng.normal(size=(12, 30)) + rng.normal(size=30)
+        chosen = []
+        mean = gradients.mean(axis=0)
+        for _ in range(6):
+            basis = gradients[chosen]
+            fit = basis.T @ np.linalg.lstsq(basis.T, mean, rcond=None)[0] if chosen else 0
+            correlation = np.abs(gradients @ (mean - fit))
+            correlation[chosen] = -1
+            chosen.append(int(correlation.argmax()))
+        found = select_diverse(torch.from_numpy(gradients), 6, generator())
+        assert found.tolist() == sorted(chosen)
+
+    def test_an_explained_mean_is_filled_up_at_random(self):
+        """Two directions: two images explain the mean, the others are drawn."""
+        gradients = torch.zeros(10, 5)
+        gradients[:, 0] = torch.arange(10.0)
+        gradients[:3, 1] = 1
+        drawn = [tuple(select_diverse(gradients, 4, generator(s)).tolist()) for s in range(20)]
+        assert all(len(set(one)) == 4 and one == tuple(sorted(one)) for one in drawn)
+        assert all(9 in one for one in drawn)
+        assert len(set(drawn)) > 1
+
+    def test_a_gradient_that_is_not_finite_is_chosen_last(self):
+        gradients = torch.randn(6, 8, generator=generator(3))
+        gradients[0] = NAN
+        assert 0 not in select_diverse(gradients, 5, generator()).tolist()
+
+    def test_model_keeps_what_the_choice_says(self):
+        model = selection('divbs')
+        images, samples = tiny.images(), tiny.samples()
+        twin = twin_of(model).eval()
+        gradients = []
+        for i in range(8):
+            loss = twin.decode_head.loss(
+                twin.extract_feat(images[i : i + 1]), [samples[i]], twin.train_cfg
+            )['loss_ce']
+            gradients.append(torch.autograd.grad(loss, twin.decode_head.conv_seg.weight)[0])
+        expected = select_diverse(torch.stack(gradients).flatten(1), 4, generator())
+        model.loss(images, samples)
+        assert torch.equal(model.chooser.selection.indices, expected)
+
+    def test_a_head_without_a_1x1_classifier_is_refused(self):
+        model = build('EncoderDecoder')
+        model.decode_head.conv_seg = torch.nn.Identity()
+        from pfb_mmseg.baselines.selection import LabelledSelection
+
+        with pytest.raises(ValueError, match="'divbs' reads the gradient of a 1x1 convolution"):
+            LabelledSelection(model, method='divbs')
+
+
+@pytest.mark.parametrize('method', ['loss_topk', 'divbs'])
+class TestLabelledSelection:
+    def test_trains_as_the_plain_model_on_the_kept_images(self, method):
+        head = dict(dropout_ratio=0)
+        model = selection(method)
+        model = build(
+            'LabelledSelectionEncoderDecoder',
+            head,
+            selection=dict(method=method, prune_ratio=0.5),
+        )
+        twin = twin_of(model, head).train()
+        images, samples = tiny.images(), tiny.samples()
+        losses = model.loss(images, samples)
+        kept = model.chooser.selection.indices.tolist()
+        expected = twin.loss(images[kept], [samples[i] for i in kept])
+        torch.testing.assert_close(losses, expected)
+        tiny.total(losses).backward()
+        tiny.total(expected).backward()
+        gradients = tiny.gradients(model)
+        for name, gradient in tiny.gradients(twin).items():
+            torch.testing.assert_close(gradients[name], gradient)
+
+    def test_scoring_leaves_no_trace_in_the_model(self, method):
+        model = selection(method)
+        before = copy.deepcopy(model.state_dict())
+        modes = [module.training for module in model.modules()]
+        model.chooser.choose(model, tiny.images(), tiny.samples())
+        after = model.state_dict()
+        assert [module.training for module in model.modules()] == modes
+        for name in before.keys() - {'chooser._extra_state'}:
+            assert torch.equal(before[name], after[name]), name
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+    def test_quota_goes_on_from_a_checkpoint(self, method):
+        model, other = selection(method, prune_ratio=0.3), selection(method, prune_ratio=0.3)
+        counts = []
+        images, samples = tiny.images(8, 32), tiny.samples(8, 32)
+        for _ in range(10):
+            counts.append(len(model.chooser.choose(model, images, samples).indices))
+            if len(counts) == 4:
+                other.load_state_dict(model.state_dict())
+        assert sum(counts) == 56
+        assert [other.chooser.num_keep(8)] == counts[4:5]
+
+    def test_inference_is_the_hosts(self, method):
+        model = selection(method).eval()
+        twin = twin_of(model).eval()
+        with torch.no_grad():
+            assert torch.equal(
+                model(tiny.images(), mode='tensor'), twin(tiny.images(), mode='tensor')
+            )
+
+    def test_an_unknown_option_is_named(self, method):
+        with pytest.raises(ValueError, match="selection has no option 'ratio'"):
+            selection(method, ratio=0.5)
+
+
+def test_an_unknown_selection_method_is_named():
+    with pytest.raises(ValueError, match="method='loss_top': .*did you mean 'loss_topk'"):
+        selection('loss_top')
+
+
+class TestPruneEpoch:
+    def test_without_scores_everybody_stays(self):
+        indices, weights = prune_epoch(torch.full((9,), NAN), 0.7, None, generator())
+        assert sorted(indices.tolist()) == list(range(9)) and weights.tolist() == [1] * 9
+
+    def test_prunes_below_the_mean_only_and_weighs_those_who_stay(self):
+        scores = torch.tensor([0.1, 0.2, 0.3, 0.4, 5.0, 6.0, NAN])  # mean 2
+        indices, weights = prune_epoch(scores, 0.5, None, generator())
+        weight_of = dict(zip(indices.tolist(), weights.tolist(), strict=True))
+        assert len(indices) == 5
+        assert {i: w for i, w in weight_of.items() if i >= 4} == {4: 1, 5: 1, 6: 1}
+        assert [w for i, w in weight_of.items() if i < 4] == [2, 2]
+
+    def test_percentile_makes_nearly_all_candidates(self):
+        indices, weights = prune_epoch(torch.rand(1000), 0.3, 95, generator())
+        assert len(indices) == pytest.approx(1000 - 0.3 * 950, abs=1)
+        assert (weights == 1).sum() == 50
+
+    def test_expected_weighted_gradient_is_that_of_all_samples(self):
+        """Seven candidates, a third of them pruned: not a whole number, unbiased all the same."""
+        scores = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 8.0])
+        gradients = torch.randn(8, 3, generator=generator(1)).double()
+        draws, total = 5000, torch.zeros(8).double()
+        source = generator(2)
+        for _ in range(draws):
+            indices, weights = prune_epoch(scores, 1 / 3, None, source)
+            total.index_add_(0, indices, weights)
+        # Standard error of a mean weight: at most 0.71 / sqrt(5000) = 0.01.
+        torch.testing.assert_close(total / draws, torch.ones(8).double(), atol=0.05, rtol=0)
+        expected = gradients.sum(0)
+        found = (total[:, None] / draws * gradients).sum(0)
+        torch.testing.assert_close(found, expected, atol=0.3, rtol=0)
+
+    def test_order_is_random_and_repeats_with_the_generator(self):
+        scores = torch.rand(50)
+        one, two, other = (prune_epoch(scores, 0.5, None, generator(s))[0] for s in (1, 1, 2))
+        assert torch.equal(one, two) and one.tolist() != other.tolist()
+        assert one.tolist() != sorted(one.tolist())
+
+
+class TestShortenedIters:
+    def test_counts_epoch_by_epoch(self):
+        # 10 epochs of 100: the first and those from 8.75 on are full, 1 to 8 lose 0.5 * 0.95.
+        kept = 100 + 8 * 52.5 + 100
+        assert shortened_iters(100, 10, 100, 0.5, 0.95) == round(kept / 10)
+
+    def test_an_epoch_that_does_not_end_counts_in_part(self):
+        assert shortened_iters(15, 10, 100, 0.5, 1.0, delta=1.0) == 12.5 // 1
+
+    def test_a_run_of_less_than_an_epoch_is_not_shortened(self):
+        assert shortened_iters(9, 10, 100, 0.7, 0.95) == 9
+
+    def test_foretells_the_candidates_of_a_run(self):
+        sampler = InfoBatchSampler(range(120), 0.5, 95, seed=0)
+        iters = shortened_iters(150, 8, 120, 0.5, 0.95)
+        sampler.num_pruned_epochs = 0.875 * 150 * 8 / 120
+        rng = np.random.default_rng(0)
+        candidates = 0
+        for _ in range(iters):
+            rows = sampler.take(8).flatten(0, 1)
+            losses = torch.from_numpy(rng.random(8))
+            sampler.update(rows[:, 0].long(), losses)
+            candidates += rows[:, 2].sum().item()
+        assert iters < 100
+        assert candidates == pytest.approx(150 * 8, rel=0.02)
+
+
+class TestSampler:
+    def ranks(self, monkeypatch, world_size=2, size=11, **options):
+        samplers = []
+        for rank in range(world_size):
+            monkeypatch.setattr(
+                'pfb_mmseg.baselines.infobatch_sampler.get_dist_info',
+                lambda rank=rank: (rank, world_size),
+            )
+            samplers.append(InfoBatchSampler(range(size), seed=3, **options))
+        return samplers
+
+    def test_hook_and_loader_see_the_same_samples_ahead_of_time_too(self):
+        sampler = InfoBatchSampler(range(7), 0.5, seed=0)
+        stream = iter(sampler)
+        asked = [next(stream) for _ in range(12)]  # the loader is three batches of four ahead
+        named = []
+        for _ in range(10):
+            rows = sampler.take(4)[:, 0]
+            named += rows[:, 0].long().tolist()
+            sampler.update(rows[:, 0].long(), rows[:, 0].float())
+            asked += [next(stream) for _ in range(4)]
+        assert named == asked[: len(named)]
+        assert set(named[:7]) == set(range(7))
+
+    def test_ranks_share_an_epoch_and_agree_whatever_its_length(self, monkeypatch):
+        samplers = self.ranks(monkeypatch, prune_ratio=0.5)
+        streams = [iter(sampler) for sampler in samplers]
+        for step in range(30):
+            drawn = [[next(stream) for _ in range(3)] for stream in streams]
+            rows = [sampler.take(3) for sampler in samplers]
+            assert torch.equal(rows[0], rows[1])
+            for rank in range(2):
+                assert rows[0][:, rank, 0].long().tolist() == drawn[rank]
+            for sampler in samplers:  # as after a gather: every sample of the step, on every rank
+                indices = rows[0][..., 0].long().flatten()
+                sampler.update(indices, (indices + step) % 7 + 1.0)
+        assert torch.equal(samplers[0].scores, samplers[1].scores)
+
+    def test_scores_of_pruned_samples_are_carried_over(self):
+        sampler = InfoBatchSampler(range(20), 0.5, 95, seed=0)
+        first = sampler.take(20)[..., 0].long().flatten()
+        sampler.update(first, first + 1.0)
+        second = sampler.take(11)  # 20 - 0.5 * 19, up or down
+        trained = second[..., 0].long().flatten()[:10]
+        sampler.update(trained, torch.full((10,), 0.5))
+        pruned = sorted(set(range(20)) - set(trained.tolist()))
+        assert torch.equal(sampler.scores[pruned], torch.tensor(pruned) + 1.0)
+        assert (sampler.scores[trained] == 0.5).all()
+
+    def test_a_loss_that_is_not_finite_is_no_score(self):
+        sampler = InfoBatchSampler(range(4), seed=0)
+        sampler.update(torch.arange(3), torch.tensor([NAN, float('inf'), 2.0]))
+        assert sampler.scores.isnan().tolist() == [True, True, False, True]
+
+    @pytest.mark.parametrize('ahead', [0, 3])
+    @pytest.mark.parametrize('discards', [True, False])
+    def test_resumed_stream_is_the_one_that_was_left(self, ahead, discards):
+        def steps(sampler, stream, number, asked):
+            for _ in range(number):
+                while len(asked) < 4 * (1 + ahead):
+                    asked.append(next(stream))
+                rows = sampler.take(4)[:, 0]
+                assert rows[:, 0].long().tolist() == [asked.pop(0) for _ in range(4)]
+                sampler.update(rows[:, 0].long(), rows[:, 0].float() % 5)
+                yield rows[:, :2].tolist()
+
+        sampler = InfoBatchSampler(range(13), 0.6, seed=5)
+        source, asked = iter(sampler), []
+        list(steps(sampler, source, 9, asked))
+        state = copy.deepcopy(sampler.state_dict())
+        expected = list(steps(sampler, source, 6, asked))
+
+        resumed = InfoBatchSampler(range(13), 0.6, seed=5)
+        stream = iter(resumed)
+        if discards:  # a loop that loads and throws away the nine batches before, after a restart
+            early = [next(stream) for _ in range(4 * ahead)]
+            resumed.load_state_dict(state, 9 * 4)
+            for _ in range(36 - len(early)):
+                next(stream)
+        else:
+            resumed.load_state_dict(state)
+            resumed.skip(36)
+            stream = iter(resumed)
+        assert list(steps(resumed, stream, 6, [])) == expected
+
+    def test_a_state_of_other_data_is_refused(self):
+        state = InfoBatchSampler(range(4), seed=0).state_dict()
+        with pytest.raises(ValueError, match='scores of 4 samples, the data set has 5'):
+            InfoBatchSampler(range(5), seed=0).load_state_dict(state)
+
+    @pytest.mark.parametrize(
+        ('options', 'complaint'),
+        [(dict(prune_ratio=1.0), 'prune_ratio=1.0'), (dict(percentile=101), 'percentile=101')],
+    )
+    def test_a_wrong_argument_is_refused(self, options, complaint):
+        with pytest.raises(ValueError, match=complaint):
+            InfoBatchSampler(range(4), seed=0, **options)
+
+    def test_workers_are_asked_for_what_the_hook_names(self):
+        sampler = InfoBatchSampler(range(10), 0.5, seed=0)
+        batches = iter(DataLoader(range(10), 4, sampler=sampler, num_workers=2))
+        for _ in range(8):
+            batch = next(batches)
+            rows = sampler.take(4)[:, 0]
+            assert torch.equal(batch, rows[:, 0].long())
+            sampler.update(batch, batch.float())
+
+
+class TestInfoBatchSegmentor:
+    def test_loss_and_gradients_are_the_weighted_mean_over_the_images(self):
+        head = dict(dropout_ratio=0)
+        model = build('InfoBatchEncoderDecoder', head)
+        twin = twin_of(model, head).train()
+        images, samples = tiny.images(4), tiny.samples(4)
+        weights = torch.tensor([2.0, 1, 1, 3.5], dtype=torch.float64)
+        model.weigh_images(weights)
+        losses = model.loss(images, samples)
+        # One forward pass of the batch (BatchNorm), then each image's logits by themselves.
+        features = twin.extract_feat(images)
+        expected = {}
+        for name, part in (('decode', twin.decode_head), ('aux', twin.auxiliary_head)):
+            logits = part(features)
+            alone = [
+                part.loss_by_feat(logits[i : i + 1], [samples[i]])['loss_ce'] for i in range(4)
+            ]
+            expected[name] = torch.stack(alone)
+            torch.testing.assert_close(
+                losses[f'{name}.loss_ce'], (expected[name] * weights).mean().float()
+            )
+        torch.testing.assert_close(model.image_losses, expected['decode'].detach())
+        tiny.total(losses).backward()
+        sum((one * weights).mean() for one in expected.values()).backward()
+        gradients = tiny.gradients(model)
+        for name, gradient in tiny.gradients(twin).items():
+            torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-6)
+
+    def test_without_weights_it_is_the_host(self):
+        head = dict(dropout_ratio=0)
+        model = build('InfoBatchEncoderDecoder', head)
+        twin = twin_of(model, head).train()
+        torch.testing.assert_close(
+            model.loss(tiny.images(), tiny.samples()),
+            twin.loss(tiny.images(), tiny.samples()),
+            rtol=0,
+            atol=0,
+        )
+
+    def test_a_head_with_a_pixel_sampler_is_refused(self):
+        head = dict(sampler=dict(type='OHEMPixelSampler'))
+        with pytest.raises(ValueError, match='ASPPHead weighs its pixels with OHEMPixelSampler'):
+            build('InfoBatchEncoderDecoder', head)
+
+    def test_weights_of_another_batch_are_refused(self):
+        model = build('InfoBatchEncoderDecoder')
+        model.weigh_images(torch.ones(3))
+        with pytest.raises(ValueError, match='3 weights for 4 images'):
+            model.loss(tiny.images(4), tiny.samples(4))
+
+
+def method_config(tmp_path, method, ratio=0.5, max_iters=18, **options):
+    """Six epochs of twelve images in batches of four."""
+    config = demo_config(
+        tmp_path,
+        max_iters,
+        **{'train_dataloader.dataset.length': 12, 'custom_hooks.0.begin': 0.0, **options},
+    )
+    config.param_scheduler[0].end = max_iters
+    config.model.pfb.estimator.num_centroids = 4
+    apply_method(config, method, ratio)
+    config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type='BudgetHook')]
+    return config
+
+
+def budget_of(tmp_path):
+    return json.loads((tmp_path / 'budget.json').read_text())
+
+
+class TestRuns:
+    @pytest.fixture(autouse=True)
+    def _plain_config_text(self, monkeypatch):
+        """The Runner logs and dumps its config; beautifying that takes longer than the run."""
+        monkeypatch.setattr(Config, 'pretty_text', property(repr))
+
+    # 'short' differs from 'full' in its length only, 'common' from 'pfb' in the sign.
+    @pytest.mark.parametrize('method', [m for m in METHODS if m not in ('short', 'common')])
+    def test_budget_is_the_one_of_the_method(self, tmp_path, method):
+        runner = train(method_config(tmp_path, method))
+        budget = budget_of(tmp_path)
+        entries, _ = read_scalars(tmp_path)
+        assert all(np.isfinite(entry['loss']) for entry in entries)
+        iterations = budget['iterations']
+        images = budget['shallow'], budget['deep'], budget['backward']
+        blocked = round(0.9 * 18)
+        kept = blocked * 2 + (18 - blocked) * 4
+        if method == 'full':
+            assert images == (72, 72, 72)
+        elif method == 'pfb':  # the first step seeds
+            assert images == (kept + 2 + 4 * blocked, kept + 2, kept + 2)
+        elif method == 'random':
+            assert images == (kept, kept, kept)
+        elif method in ('loss_topk', 'divbs'):
+            assert images == (kept + 4 * blocked, kept + 4 * blocked, kept)
+        else:
+            assert iterations == runner.max_iters < 18
+            assert images == (4 * iterations,) * 3
+            candidates = sum(entry['infobatch/candidates'] for entry in entries)
+            # Of the mean threshold only half the samples were expected to lie below it.
+            assert candidates == pytest.approx(72, abs=4 if method == 'infobatch' else 16)
+            assert sum(entry['infobatch/kept'] for entry in entries) == 4 * iterations
+            assert runner.train_dataloader.sampler.scores.isfinite().all()
+            assert runner.model.decode_head.sampler.weights is None
+        if method not in ('infobatch', 'infobatch_mean'):
+            assert iterations == 18
+        assert budget['seconds'] > 0 and budget['peak_memory_mib'] > 1
+
+    def test_pruned_samples_are_not_loaded(self, tmp_path, monkeypatch):
+        loaded = []
+        load = PFBDemoDataset.prepare_data
+
+        def count(self, index):
+            loaded.append(index)
+            return load(self, index)
+
+        monkeypatch.setattr(PFBDemoDataset, 'prepare_data', count)
+        runner = train(
+            method_config(
+                tmp_path, 'infobatch', val_dataloader=None, val_cfg=None, val_evaluator=None
+            )
+        )
+        assert len(loaded) == 4 * runner.max_iters
+        counts = np.bincount(loaded, minlength=12)
+        assert counts.min() < counts.max()
+
+    def test_schedule_is_shortened_with_the_run(self, tmp_path):
+        config = method_config(tmp_path, 'infobatch', max_iters=36)
+        assert config.train_cfg.max_iters == config.param_scheduler[0].end < 36
+        assert config.custom_hooks[0] == dict(type='InfoBatchHook', full_iters=36)
+
+    def test_infobatch_resumes_with_its_scores(self, tmp_path):
+        options = {'default_hooks.checkpoint.interval': 5}
+        whole = train(method_config(tmp_path / 'whole', 'infobatch', **options))
+        train(method_config(tmp_path / 'cut', 'infobatch', **options))
+        config = method_config(tmp_path / 'cut', 'infobatch', **options)
+        config.resume = True
+        config.load_from = str(tmp_path / 'cut' / 'iter_5.pth')
+        resumed = train(config)
+        assert torch.equal(
+            resumed.train_dataloader.sampler.scores, whole.train_dataloader.sampler.scores
+        )
+        for name, value in whole.model.state_dict().items():
+            assert torch.equal(value, resumed.model.state_dict()[name]), name
+        for key in ('iterations', 'shallow', 'deep', 'backward'):
+            assert budget_of(tmp_path / 'cut')[key] == budget_of(tmp_path / 'whole')[key]
+
+    def test_workers_do_not_mix_up_samples_and_losses(self, tmp_path):
+        options = dict(num_workers=2, persistent_workers=True)
+        config = method_config(tmp_path, 'infobatch_mean')
+        config.train_dataloader.update(options)
+        named = []
+
+        class Watch(InfoBatchHook):
+            def before_train_iter(self, runner, batch_idx, data_batch=None):
+                super().before_train_iter(runner, batch_idx, data_batch)
+                dataset = runner.train_dataloader.dataset
+                paths = [sample.img_path for sample in data_batch['data_samples']]
+                of = [dataset.get_data_info(i)['img_path'] for i in self._indices[:, 0].tolist()]
+                named.append((paths, of))
+
+        config.custom_hooks[0] = dict(type=Watch, full_iters=18)
+        train(config)
+        assert named and all(paths == of for paths, of in named)
+
+    @pytest.mark.parametrize(
+        ('options', 'complaint'),
+        [
+            ({'model.type': 'EncoderDecoder'}, 'needs InfoBatchMixin, got EncoderDecoder'),
+            (
+                {'train_dataloader.sampler': dict(type='InfiniteSampler')},
+                'needs InfoBatchSampler, got InfiniteSampler',
+            ),
+        ],
+    )
+    def test_half_an_infobatch_is_refused(self, tmp_path, options, complaint):
+        config = method_config(tmp_path, 'infobatch')
+        config.merge_from_dict(options)
+        if 'train_dataloader.sampler' in options:
+            config.train_dataloader.sampler = dict(type='InfiniteSampler')
+        with pytest.raises(ValueError, match=complaint):
+            train(config)
+
+
+RANK_SCRIPT = """
+import sys, torch
+from pathlib import Path
+from mmengine.config import Config
+Config.pretty_text = property(repr)  # beautifying takes longer than the runs
+torch.distributed.init_process_group('gloo')
+sys.path.insert(0, {tests!r})
+from demo_runs import train
+from test_baselines import method_config
+work_dir = Path({work_dir!r})
+for method in {methods!r}:
+    config = method_config(work_dir / method, method, max_iters=9)
+    config.launcher = 'pytorch'
+    config.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None)
+    runner = train(config)
+    state = runner.model.module.state_dict()
+    rank = torch.distributed.get_rank()
+    seen = dict(weight=state['backbone.stem.0.weight'])
+    if method.startswith('infobatch'):
+        seen['scores'] = runner.train_dataloader.sampler.scores
+    torch.save(seen, work_dir / f'{{method}}_{{rank}}.pt')
+"""
+
+
+def test_two_ranks_train_with_every_pruning_method(tmp_path):
+    methods = [method for method in PRUNING_METHODS if method not in ('pfb', 'common')]
+    script = tmp_path / 'ranks.py'
+    script.write_text(
+        RANK_SCRIPT.format(tests=str(ROOT / 'tests'), work_dir=str(tmp_path), methods=methods)
+    )
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    run = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2']
+        + [f'--master_port={port}', str(script)],
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+    )
+    assert run.returncode == 0, run.stdout[-3000:]
+    for method in methods:
+        first, second = (torch.load(tmp_path / f'{method}_{rank}.pt') for rank in range(2))
+        for key, value in first.items():
+            assert torch.equal(value, second[key]), (method, key)
+        if 'scores' in first:
+            assert first['scores'].isfinite().all()  # of all samples, whichever rank had them
+        assert budget_of(tmp_path / method)['backward'] % 2 == 0
+
+
+class TestMethods:
+    def plain(self):
+        return Config.fromfile(ROOT / 'configs/demo/fcn_r18-d8_1xb16-300i_demo-64x64.py')
+
+    def test_full_of_a_pfb_config_is_its_plain_twin(self):
+        config = Config.fromfile(DEMO_CONFIG)
+        apply_method(config, 'full')
+        assert not config.pop('custom_hooks')
+        assert config.to_dict() == self.plain().to_dict()
+
+    @pytest.mark.parametrize('method', METHODS)
+    def test_methods_differ_in_model_type_sampler_hooks_and_schedule_only(self, method):
+        config, plain = Config.fromfile(DEMO_CONFIG), self.plain()
+        apply_method(config, method, 0.5)
+        for one in (config, plain):
+            one.pop('custom_hooks', None)
+            for key in ('type', 'pfb', 'selection'):
+                one.model.pop(key, None)
+            if method.startswith('infobatch'):
+                one.train_dataloader.pop('sampler')
+                set_iters(one, 300)
+        assert config.to_dict() == plain.to_dict()
+
+    def test_pfb_options_and_schedule_of_the_config_are_kept(self):
+        config = Config.fromfile(DEMO_CONFIG)
+        config.custom_hooks[0].begin = 0.1
+        config.model.pfb.min_keep = 3
+        random, divbs = copy.deepcopy(config), copy.deepcopy(config)
+        apply_method(random, 'random', 0.7)
+        apply_method(divbs, 'divbs', 0.7)
+        assert random.model.pfb == {**config.model.pfb, 'prune_ratio': 0.7, 'criterion': 'random'}
+        assert divbs.model.selection == dict(method='divbs', prune_ratio=0.7, min_keep=3)
+        assert random.custom_hooks == divbs.custom_hooks == config.custom_hooks
+
+    def test_set_iters_scales_all_of_the_schedule(self):
+        config = Config(
+            dict(
+                train_cfg=dict(max_iters=1000, val_interval=500),
+                param_scheduler=[
+                    dict(type='LinearLR', begin=0, end=100, by_epoch=False),
+                    dict(type='MultiStepLR', milestones=[400, 800], by_epoch=False),
+                ],
+            )
+        )
+        set_iters(config, 250)
+        assert config.train_cfg == dict(max_iters=250, val_interval=125)
+        assert config.param_scheduler[0].end == 25
+        assert config.param_scheduler[1].milestones == [100, 200]
+
+    @pytest.mark.parametrize(
+        ('options', 'complaint'),
+        [
+            (dict(method='infobath', prune_ratio=0.5), "did you mean 'infobatch'"),
+            (dict(method='pfb', prune_ratio=1.0), 'prune_ratio=1.0'),
+            (dict(method='divbs'), 'prune_ratio=None'),
+        ],
+    )
+    def test_a_mistake_is_told(self, options, complaint):
+        with pytest.raises((TypeError, ValueError), match=complaint):
+            apply_method(self.plain(), **options)
+
+    def test_a_schedule_in_epochs_is_refused(self):
+        config = self.plain()
+        config.param_scheduler[0].by_epoch = True
+        with pytest.raises(ValueError, match='PolyLR counts epochs'):
+            set_iters(config, 100)
+        config.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=3)
+        with pytest.raises(ValueError, match='train_cfg has no max_iters'):
+            set_iters(config, 100)

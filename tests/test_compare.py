@@ -1,0 +1,178 @@
+"""tools/compare.py: whole comparisons of tiny runs, interruption, mistakes, and its figures."""
+
+import csv
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from test_tools import CONFIG, write_data
+
+from pfb_mmseg.reporting.comparison import Outcome, markdown, plot, summarise
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOL = ROOT / 'tools/compare.py'
+VALIDATION = """
+val_dataloader = test_dataloader
+val_evaluator = test_evaluator
+val_cfg = dict(type='ValLoop')
+param_scheduler = [dict(type='PolyLR', end=4, by_epoch=False)]
+default_hooks.update(logger=dict(type='LoggerHook', interval=1))
+model.update(pfb=dict(estimator=dict(num_centroids=4)), type='PFBEncoderDecoder')
+custom_imports = dict(imports=['pfb_mmseg'])
+custom_hooks = [dict(type='PFBHook', begin=0, end=1.0)]
+"""
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('compare')
+    write_data(folder)
+    (folder / 'small.py').write_text(CONFIG + VALIDATION)
+    return folder
+
+
+def start(folder, *arguments):
+    return subprocess.Popen(
+        [sys.executable, str(TOOL), 'small.py', *arguments],
+        cwd=folder,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'COLUMNS': '200'},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def stamps(root):
+    return {path: path.stat().st_mtime_ns for path in root.rglob('finished')}
+
+
+def test_a_killed_comparison_goes_on_without_losing_a_finished_run(folder):
+    arguments = ['--methods', 'full', 'short', 'random', '--ratios', '0.5', '--seeds', '0']
+    arguments += ['--work-dir', 'out']
+    root = folder / 'out/small'
+    killed = start(folder, *arguments)
+    while killed.poll() is None and not stamps(root):
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    before = stamps(root)
+    assert 0 < len(before) < 3
+
+    again = start(folder, *arguments)
+    output, _ = again.communicate()
+    assert again.returncode == 0, output
+    after = stamps(root)
+    assert len(after) == 3
+    assert {path: after[path] for path in before} == before
+
+    for sentence in ('random-p50', 'short-p50-as-random', 'compared with full'):
+        assert sentence in output
+    check_files(root)
+
+
+def check_files(root):
+    with open(root / 'runs.csv') as file:
+        runs = {run['row']: run for run in csv.DictReader(file)}
+    everything = json.loads((root / 'comparison.json').read_text())
+    assert [run['row'] for run in everything['runs']] == list(runs)
+    assert list(runs) == ['full', 'short-p50-as-random', 'random-p50']
+    full, short, random = (runs[name] for name in ('full', 'short-p50-as-random', 'random-p50'))
+    assert full['candidates'] == full['backward'] == random['candidates'] == '16'
+    assert random['deep'] == random['backward'] == '8'
+    share = float(random['seconds']) / float(full['seconds'])
+    assert int(short['iterations']) == max(1, round(4 * share))
+    config = Config.fromfile(root / 'configs/short-p50-as-random_seed0.py')
+    assert config.param_scheduler[0].end == config.train_cfg.max_iters == int(short['iterations'])
+    assert '| random-p50 |' in (root / 'table.md').read_text()
+    assert (root / 'comparison.png').stat().st_size > 1000
+
+
+def test_methods_ratios_and_variants_make_rows_and_jobs_run_at_once(folder):
+    arguments = ['--methods', 'infobatch', '--ratios', '0.25', '--variants', 'slow:']
+    arguments[-1] += 'optim_wrapper.optimizer.lr=0.001'
+    arguments += ['--seeds', '1', '--jobs', '2', '--work-dir', 'two', '--iters', '2']
+    process = start(folder, *arguments)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    runs = json.loads((folder / 'two/small/comparison.json').read_text())['runs']
+    assert [run['row'] for run in runs] == ['infobatch-p25', 'slow']
+    assert all(run['iterations'] == 2 and run['seed'] == 1 for run in runs)
+    config = Config.fromfile(folder / 'two/small/configs/slow_seed1.py')
+    assert config.optim_wrapper.optimizer.lr == 0.001
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'sentence'),
+    [
+        ([], 'name --methods, --variants or both'),
+        (['--methods', 'pbf'], "invalid choice: 'pbf'"),
+        (['--methods', 'pfb', '--ratios', '1.5'], '--ratios 1.5: expected numbers in (0, 1)'),
+        (['--methods', 'short', 'pfb'], "it takes 'full' and a method that prunes"),
+        (['--methods', 'short', 'full'], "it takes 'full' and a method that prunes"),
+        (['--methods', 'full', '--seeds', '1', '1'], 'a seed stands there twice'),
+        (['--methods', 'full', '--jobs', '0'], '--jobs 0: expected an integer >= 1'),
+        (['--methods', 'full', '--iters', '0'], 'max_iters=0'),
+        (['--variants', 'a:lr'], "'lr' is not KEY=VALUE"),
+        (['--variants', 'full', '--methods', 'full'], 'two rows have one name'),
+        (['--variants', 'a:model.pfb.criterion=rar'], "did you mean 'rare'"),
+        (
+            ['--methods', 'full', '--cfg-options', 'param_scheduler.0.by_epoch=True', '--iters']
+            + ['2'],
+            'PolyLR counts epochs',
+        ),
+    ],
+)
+def test_a_mistake_is_told_before_anything_runs(folder, monkeypatch, capsys, arguments, sentence):
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    monkeypatch.setattr('sys.argv', ['compare.py', 'small.py', *arguments, '--work-dir', 'none'])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(TOOL), run_name='__main__')
+    assert stop.value.code == 2
+    assert sentence in capsys.readouterr().err
+    assert not (folder / 'none').exists()
+
+
+def outcome(row, seed, miou, seconds, **budget):
+    budget = dict(iterations=10, candidates=80, shallow=80, deep=80, backward=80) | budget
+    return Outcome(row, row, None, seed, miou, seconds, peak_memory_mib=100.0, **budget)
+
+
+class TestFigures:
+    def test_differences_and_times_are_paired_by_seed(self):
+        full, pruned = summarise(
+            [
+                outcome('full', 0, 50.0, 100.0),
+                outcome('full', 1, 40.0, 80.0),
+                outcome('pfb', 1, 41.0, 40.0, backward=40),  # another order of the seeds
+                outcome('pfb', 0, 48.0, 60.0, backward=42),
+            ],
+            'full',
+        )
+        assert (full.miou, full.difference, full.saved) == (45, None, None)
+        assert full.miou_std == pytest.approx(50**0.5)
+        assert pruned.difference == pytest.approx(-0.5)
+        assert pruned.difference_std == pytest.approx(4.5**0.5)
+        assert pruned.saved == pytest.approx((0.4 + 0.5) / 2)
+        assert (pruned.backward, pruned.num_seeds) == (41, 2)
+
+    def test_a_single_seed_has_no_deviation(self):
+        (line,) = summarise([outcome('full', 0, 50.0, 100.0)], 'full')
+        assert line.miou_std is None
+        assert '| full | 50.00 | - | - | 100.0 |' in markdown([line])
+
+    def test_rows_of_other_seeds_are_refused(self):
+        with pytest.raises(ValueError, match=r'pfb has the seeds \[1\], full has \[0\]'):
+            summarise([outcome('full', 0, 1.0, 1.0), outcome('pfb', 1, 1.0, 1.0)], 'full')
+
+    def test_plot_is_a_picture(self, tmp_path):
+        plot(summarise([outcome('full', 0, 50.0, 9.0)], 'full'), tmp_path / 'plot.png')
+        assert (tmp_path / 'plot.png').read_bytes().startswith(b'\x89PNG')
