@@ -24,8 +24,8 @@ p { margin: 0 0 12px; color: var(--soft); font-size: .92rem; max-width: 75ch }
 .tile span { color: var(--soft); font-size: .85rem }
 .note { padding: 10px 16px; margin-top: 12px; border-left: 4px solid var(--accent) }
 .columns { columns: 2; column-gap: 16px; margin-top: 16px }
+.columns section { display: inline-block; width: 100% }
 section { padding: 16px 18px; margin: 0 0 16px; break-inside: avoid }
-.wide { margin-top: 0 }
 section > img { display: block; width: 100%; height: auto; max-width: 620px; margin: 0 auto }
 table { border-collapse: collapse; width: 100%; font-size: .9rem }
 th { text-align: left; color: var(--soft); font-weight: 500 }

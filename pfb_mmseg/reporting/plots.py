@@ -32,19 +32,19 @@ def over_the_run(
 def densities(timeline: Timeline) -> bytes:
     """Log densities of kept and dropped images in the first, middle and last third of pruning."""
     scored = np.flatnonzero(timeline.density.sum(axis=(1, 2)))
-    thirds = np.array_split(scored, 3)
-    figure = Figure(figsize=(5, 4.4), layout='constrained')
-    for row, (part, name) in enumerate(zip(thirds, ('early', 'middle', 'late'), strict=True)):
-        axes = figure.add_subplot(3, 1, row + 1)
+    counts = np.array([timeline.density[part].sum(axis=0) for part in np.array_split(scored, 3)])
+    edges, counts = _zoom(timeline.edges, counts)
+    middle, width = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
+    figure = Figure(figsize=(5, 4), layout='constrained')
+    first = None
+    for row, name in enumerate(('early', 'middle', 'late')):
+        axes = first = figure.add_subplot(3, 1, row + 1, sharex=first)
         _style(axes)
         axes.set_ylabel(name)
         axes.set_yticks([])
         axes.spines['left'].set_visible(False)
-        if not len(part):
-            continue
-        counts = timeline.density[part].sum(axis=0)
-        edges, (dropped, kept) = _zoom(timeline.edges, counts)
-        middle, width = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
+        axes.tick_params(labelbottom=row == 2)
+        dropped, kept = counts[row]
         axes.bar(middle, kept, width, color=ACCENT, label='kept')
         axes.bar(middle, dropped, width, bottom=kept, color=GREY, label='dropped')
         if row == 0:
@@ -91,12 +91,15 @@ def class_shares(classes: Sequence[str], pixels: np.ndarray) -> bytes:
 
 
 def _zoom(edges: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The stretch that holds anything, in at most 40 bins of whole nats."""
-    used = np.flatnonzero(counts.sum(axis=0))
-    first, last = used[0], used[-1] + 1
+    """The stretch that holds all but a thousandth on each side, in 40 bins of whole nats or fewer.
+
+    What lies beyond is counted in the outermost bins.
+    """
+    share = counts.reshape(-1, counts.shape[-1]).sum(axis=0).cumsum() / counts.sum()
+    first, last = np.searchsorted(share, [0.001, 0.999]) + [0, 1]
     width = max(1, -(-(last - first) // _BINS_SHOWN))
     starts = np.arange(first, last, width)
-    joined = np.add.reduceat(counts[:, :last], starts, axis=1)
+    joined = np.add.reduceat(counts, np.append(0, starts[1:]), axis=-1)
     return edges[first] + width * np.arange(len(starts) + 1), joined
 
 

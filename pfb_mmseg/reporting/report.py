@@ -182,7 +182,7 @@ def _groups(record: SelectionRecord) -> list[str]:
     more = f' The {_MOST_GROUPS} most dropped of {len(groups)}.' if len(groups) > len(shown) else ''
     return [
         page.section(
-            'Which sequences were dropped most',
+            'Which groups were dropped most',
             'Images by their folder, or by their name up to the first underscore; how often they '
             f'were candidates, and how often kept.{more}',
             page.bars(
@@ -230,7 +230,10 @@ def _galleries(
     ]
     if images is not None and run.estimator and scan_seconds > 0:
         say(f'Looking for the images closest to the centroids, {scan_seconds:g} s at most')
-        parts += _closest(run, images, scan_seconds)
+        try:
+            parts += _closest(run, images, scan_seconds)
+        except (OSError, ValueError) as error:
+            run.notes.append(f'The images closest to the centroids could not be found: {error}')
     return parts
 
 
