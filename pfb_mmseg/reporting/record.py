@@ -71,7 +71,7 @@ class SelectionRecord:
         rows = [self._stretches[s].wider(len(self.classes)) for s in stretches]
         shape = {'totals': (4,), 'density': (2, _NUM_BINS), 'pixels': (2, len(self.classes))}
         column = {
-            name: np.array([getattr(row, name) for row in rows], dtype=np.int64).reshape(-1, *size)
+            name: np.array([getattr(row, name) for row in rows], np.int64).reshape(len(rows), *size)
             for name, size in shape.items()
         }
         first = np.array(stretches, dtype=np.int64) * self.width
