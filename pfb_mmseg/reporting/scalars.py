@@ -29,7 +29,9 @@ def read_scalars(work_dir: str | os.PathLike) -> tuple[list[dict], list[dict]]:
     train: dict[int, dict] = {}
     val: dict[int, dict] = {}
     for file in files:  # named after the time of their start
-        for line in file.read_text().splitlines():
+        for line in file.read_text().splitlines(keepends=True):
+            if not line.endswith('\n'):  # is being written, or was when the run was killed
+                continue
             entry = json.loads(line)
             # PFBHook writes its scalars in a line of their own, before those of the same step.
             trained = 'loss' in entry or any(key.startswith('pfb/') for key in entry)
