@@ -211,11 +211,11 @@ class PFBHook(Hook):
     def _collect(self) -> None:
         """Add what all processes saw since the last time to the first one's record."""
         self._settle_record()
-        parts = all_gather_object(self._fresh.to_bytes())
+        parts = all_gather_object(self._fresh)
         self._fresh = SelectionRecord(self._classes)
         if is_main_process():
             for part in parts:
-                self.record.merge(SelectionRecord.from_bytes(part))
+                self.record.merge(part)
 
 
 class _Pending:
