@@ -85,8 +85,8 @@ class TestReport:
             assert heading in words
         assert 'Finished after 20 iterations' in words
         assert torch.__version__ in words and 'PFBEncoderDecoder' in words
-        # four plots, two galleries of three, six centroids with four images each
-        assert len(page.sources) == 4 + 2 * 3 + 6 * 4
+        # four plots, two galleries of three, six centroids with six images each
+        assert len(page.sources) == 4 + 2 * 3 + 6 * 6
         plots = {'over_the_run', 'log_density', 'class_share', 'centroids'}
         assert {p.stem for p in tmp_path.glob('*.png')} == plots
         assert all(Image.open(p).format == 'PNG' for p in tmp_path.glob('*.png'))

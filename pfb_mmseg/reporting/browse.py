@@ -45,7 +45,7 @@ def write_ranking(
             [
                 Picture(
                     images.picture(paths[i]),
-                    PurePosixPath(paths[i].replace('\\', '/')).name,
+                    PurePosixPath(paths[i].replace('\\', '/')).stem,
                     f'log density {density[i]:.1f}',
                 )
                 for i in chosen

@@ -16,7 +16,7 @@ from .page import Picture
 from .record import SelectionRecord
 from .run import RunFiles
 
-_CENTROIDS_SHOWN, _IMAGES_A_CENTROID = 6, 4
+_CENTROIDS_SHOWN, _IMAGES_A_CENTROID = 6, 6
 _MOST_GROUPS = 30
 
 
@@ -59,7 +59,7 @@ def write_report(
     ]
     galleries = []
     if run.record is not None and len(run.record):
-        sections += _groups(run.record)
+        sections[2:2] = _groups(run.record)  # where the two columns come out even
         galleries = _galleries(run, num_images, scan_seconds, say)
     content = page.page(
         f'What was skipped: {run.name}',
@@ -132,7 +132,7 @@ def _figures(run: RunFiles) -> dict[str, tuple[bytes, str, str]]:
             plots.class_shares(run.record.classes, timeline.pixels.sum(axis=0)),
             'Classes in kept and dropped images',
             'Share of each class among the labelled pixels, while images were being looked at. '
-            'A class with the longer grey bar was mostly skipped.',
+            'Where the grey bar is the longer one, a class was skipped more than others.',
         )
     if run.estimator:
         figures['centroids'] = (
@@ -199,7 +199,7 @@ def _galleries(
 ) -> list[str]:
     record = run.record
     kept, dropped = record.kept, record.candidates - record.kept
-    density = np.nan_to_num(record.mean_log_density)
+    density = record.mean_log_density
     say('Looking for the images')
     images = _image_set(run)
 
@@ -208,8 +208,8 @@ def _galleries(
             _picture(
                 images,
                 record.paths[i],
-                f'kept {record.kept[i]} of {record.candidates[i]} times'
-                + (f', log density {density[i]:.1f}' if density[i] else ''),
+                f'kept {record.kept[i]} of {record.candidates[i]}'
+                + (f'; log density {density[i]:.1f}' if np.isfinite(density[i]) else ''),
             )
             for i in order[:num_images]
         ]
@@ -219,13 +219,13 @@ def _galleries(
     parts = [
         page.section(
             'Most often kept',
-            'With the ground truth drawn over them.',
-            show(np.lexsort((density, dropped, -kept))),
+            'The rarest among them first, with the ground truth drawn over them.',
+            show(np.lexsort((density, np.isnan(density), dropped, -kept))),
         ),
         page.section(
             'Most often dropped',
             'Are these the images you could do without?',
-            show(np.lexsort((-density, kept, -dropped))),
+            show(np.lexsort((-density, np.isnan(density), kept, -dropped))),
         ),
     ]
     if images is not None and run.estimator and scan_seconds > 0:
@@ -252,7 +252,7 @@ def _image_set(run: RunFiles) -> ImageSet | None:
 
 
 def _picture(images: ImageSet | None, path: str, remark: str) -> Picture:
-    name = PurePosixPath(path.replace('\\', '/')).name
+    name = PurePosixPath(path.replace('\\', '/')).stem
     if images is None:
         return Picture(None, path, remark)
     try:
