@@ -79,3 +79,9 @@ class TestHealth:
         counts.copy_(torch.tensor([97, 1, 1, 1]))
         health.check(pruner, 8, None, 0)
         assert '97% of the kept images' in said[0]
+
+    def test_a_step_that_keeps_all_by_its_turn_is_no_sign(self, said):
+        health = Health()
+        health.see_step(ready=True, num_kept=8, num_candidates=8)
+        health.check(BatchPruner(0.05), 8, None, 0)
+        assert said == []

@@ -11,6 +11,7 @@ import torch
 from demo_runs import DEMO_CONFIG, ROOT, check_against_diaries, demo_config, train
 from mmengine.config import Config
 from mmengine.registry import VISBACKENDS
+from mmengine.runner import Runner
 from mmengine.visualization import BaseVisBackend
 
 from pfb_mmseg.hooks import PFBHook
@@ -107,6 +108,13 @@ def test_two_processes_leave_one_record_and_a_single_one_goes_on_with_it(tmp_pat
     train(config)
     record = SelectionRecord.load(tmp_path / 'pfb_record.npz')
     check_against_diaries(record, tmp_path)
+
+
+def test_validating_without_training_needs_nothing_of_a_training_run(tmp_path):
+    config = demo_config(tmp_path)
+    config.experiment_name = config.visualizer.name = 'test-val-only'
+    Runner.from_cfg(config).val()
+    assert not (tmp_path / 'pfb_record.npz').exists()
 
 
 @VISBACKENDS.register_module()

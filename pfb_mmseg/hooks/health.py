@@ -51,12 +51,18 @@ class Health:
             time_saved: share of the training time saved so far, if known.
             num_blocked: blocked steps behind that number.
         """
-        if self._ready_steps and not self._pruned_steps and pruner.quota.prune_ratio > 0:
+        quota = pruner.quota
+        if (
+            self._ready_steps
+            and not self._pruned_steps
+            and quota.mean(batch_size) == batch_size  # and not just of a few steps
+            and quota.prune_ratio > 0
+        ):
             self._tell(
                 'nothing pruned',
                 f'no image was dropped in {self._ready_steps} steps: a batch has {batch_size} '
-                f'image(s) and at least {pruner.quota.min_keep} must be kept, so nothing can be '
-                f'pruned at prune_ratio={pruner.quota.prune_ratio}. Raise '
+                f'image(s) and at least {quota.min_keep} must be kept, so nothing can be '
+                f'pruned at prune_ratio={quota.prune_ratio}. Raise '
                 'train_dataloader.batch_size or prune_ratio.',
             )
         if self._scored and not self._differing:

@@ -77,6 +77,7 @@ class PFBHook(Hook):
         self._health = Health()
         self._statistics = SelectionStatistics()
         self._pending: _Pending | None = None
+        self._classes: list[str] = []
 
     def before_train(self, runner) -> None:
         """Resolve the schedule and refuse what cannot work."""
