@@ -342,6 +342,17 @@ class TestCheck:
         assert bad == [] and 'made by code' in good[0]
 
 
+def test_the_picture_of_an_unlabelled_image_is_the_image(tmp_path):
+    write(tmp_path / 'images' / 'a.png', size=(32, 32))
+    for prefix in (dict(img_path='images', seg_map_path='labels'), dict(img_path='images')):
+        config = dataset_config(tmp_path, **TWO)
+        config.train_dataloader.dataset.data_prefix = prefix
+        (path,) = (images := ImageSet(config)).infos
+        image, labels = images.load(path)
+        assert image.shape == (32, 32, 3) and labels is None
+        assert images.picture(path).startswith(b'\xff\xd8')
+
+
 def test_the_picture_of_an_image_shows_its_labels_and_leaves_ignored_pixels_bare(tmp_path):
     write(tmp_path / 'images' / 'a.png', size=(32, 32))
     labels = np.zeros((32, 32), np.uint8)

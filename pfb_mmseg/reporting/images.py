@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 from mmcv.transforms import Compose
+from mmengine import fileio
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
@@ -37,16 +38,18 @@ class ImageSet:
             raise ValueError(f'the config has no {part}_dataloader')
         init_default_scope(config.get('default_scope', 'mmseg'))
         self.infos: dict[str, dict] = {}
-        self._loaders: dict[str, Compose] = {}
+        # What loads an image with its labels, and without.
+        self._loaders: dict[str, tuple[Compose, Compose]] = {}
         self.palette = np.zeros((0, 3), dtype=np.uint8)
         for leaf in leaf_configs(dataloader['dataset']):
-            loading = Compose(_loading_steps(leaf.get('pipeline', [])))
+            steps = _loading_steps(leaf.get('pipeline', []))
+            loaders = Compose(steps), Compose(without_annotations(steps))
             dataset = build_lazily(leaf)
             palette = np.array(dataset.metainfo.get('palette') or [], dtype=np.uint8)
             self.palette = palette.reshape(-1, 3) if len(palette) else self.palette
             for info in dataset.load_data_list():
                 self.infos[info['img_path']] = info
-                self._loaders[info['img_path']] = loading
+                self._loaders[info['img_path']] = loaders
 
     def load(self, path: str) -> tuple[np.ndarray, np.ndarray | None]:
         """An image, (H, W, 3) uint8 in BGR, and its labels, (H, W), if it has any.
@@ -55,7 +58,11 @@ class ImageSet:
             KeyError: the data set has no such image.
             OSError: its file cannot be read.
         """
-        results = self._loaders[path](copy.deepcopy(self.infos[path]))
+        info = self.infos[path]
+        labelled, bare = self._loaders[path]
+        labels = info.get('seg_map_path')
+        loader = labelled if labels is not None and fileio.exists(labels) else bare
+        results = loader(copy.deepcopy(info))
         image = np.asarray(results['img'])
         if image.ndim == 2 or image.shape[2] != 3:
             image = np.repeat(image.reshape(*image.shape[:2], -1)[..., :1], 3, axis=2)
@@ -99,6 +106,11 @@ def leaf_configs(dataset: dict) -> list[dict]:
 def build_lazily(leaf: dict, pipeline: list | None = None) -> Any:
     """A data set that has not looked for its files yet, with another pipeline (none)."""
     return DATASETS.build({**leaf, 'pipeline': pipeline or [], 'lazy_init': True})
+
+
+def without_annotations(pipeline: list) -> list:
+    """A pipeline for images that nobody has labelled."""
+    return [step for step in pipeline if not _type_name(step).endswith('Annotations')]
 
 
 def _loading_steps(pipeline: list) -> list:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..core import AdaptiveDensityEstimator
 from ..core.representation import pool_features
 from ..segmentors.apply import apply_pfb
-from .images import leaf_configs
+from .images import leaf_configs, without_annotations
 from .run import load_checkpoint
 
 
@@ -152,5 +152,5 @@ def _test_pipeline(config: Config) -> list:
     for name in ('test_dataloader', 'val_dataloader'):
         if config.get(name):
             pipeline = leaf_configs(config[name]['dataset'])[0]['pipeline']
-            return [step for step in pipeline if not str(step['type']).endswith('Annotations')]
+            return without_annotations(pipeline)
     raise ValueError('the config has neither test_dataloader nor val_dataloader')
