@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 from mmengine.logging import print_log
 
@@ -99,4 +101,4 @@ class Health:
     def _tell(self, sign: str, sentence: str) -> None:
         if sign not in self._told:
             self._told.add(sign)
-            print_log(f'PFB: {sentence}', logger='current', level=30)
+            print_log(f'PFB: {sentence}', logger='current', level=logging.WARNING)
