@@ -59,10 +59,15 @@ def main() -> None:
             progress=lambda done: progress.update(task, completed=done),
         )
     if args.refit or not scanner.has_estimate:
-        print(
-            'The density is learnt from these images'
-            + ('.' if args.refit else ': the checkpoint has none, it was trained without PFB.')
+        why = (
+            ''
+            if args.refit
+            else (
+                ': the checkpoint has no estimate of this shape, it was trained without PFB or with '
+                'another num_centroids or dim'
+            )
         )
+        print(f'The density is learnt from these images{why}.')
         try:
             scanner.fit(x)
         except ValueError as error:
