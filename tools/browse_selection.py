@@ -63,8 +63,8 @@ def main() -> None:
             ''
             if args.refit
             else (
-                ': the checkpoint has no estimate of this shape, it was trained without PFB or with '
-                'another num_centroids or dim'
+                ': the checkpoint has no estimate of this shape; it was trained without PFB or '
+                'with another num_centroids or dim'
             )
         )
         print(f'The density is learnt from these images{why}.')
