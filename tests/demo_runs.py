@@ -1,9 +1,16 @@
 """The demo configuration cut down to runs of a few seconds, for the tests that need a Runner."""
 
+import json
 import time
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 from mmengine.config import Config
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 import pfb_mmseg  # noqa: F401  registers its types
@@ -52,3 +59,74 @@ def train(config: Config) -> Runner:
     runner = Runner.from_cfg(config)
     runner.train()
     return runner
+
+
+@HOOKS.register_module()
+class DiaryHook(Hook):
+    """Writes down by itself, one line a step and one file a process, what became of each image.
+
+    Args:
+        fail_at: iteration, counted from 0, behind which the run breaks down.
+    """
+
+    def __init__(self, fail_at=None):
+        self.fail_at = fail_at
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        selection = model.pfb.selection
+        kept = None if selection is None else set(selection.indices.tolist())
+        density = None if selection is None else selection.log_density
+        images = [
+            dict(
+                path=sample.img_path,
+                kept=kept is None or i in kept,
+                density=None if density is None else float(density[i]),
+                labels=sample.gt_sem_seg.data.flatten().tolist(),
+            )
+            for i, sample in enumerate(data_batch['data_samples'])
+        ]
+        entry = dict(iteration=runner.iter, blocked=selection is not None, images=images)
+        with open(Path(runner.work_dir) / f'diary_{get_rank()}.jsonl', 'a') as file:
+            file.write(json.dumps(entry) + '\n')
+        if runner.iter == self.fail_at:
+            raise RuntimeError('the machine went down')
+
+
+def check_against_diaries(record, work_dir: Path, until: int | None = None) -> None:
+    """A record must hold what the diaries of all processes say, up to an iteration (exclusive)."""
+    candidates, kept, density = Counter(), Counter(), {}
+    full, pixels = Counter(), np.zeros((2, len(record.classes)), int)
+    by_iteration = {'candidates': Counter(), 'kept': Counter()}
+    for file in sorted(work_dir.glob('diary_*.jsonl')):
+        # Of an iteration that a resumed run went through again, the last entry counts.
+        entries = {e['iteration']: e for e in map(json.loads, file.read_text().splitlines())}
+        for t, entry in entries.items():
+            if until is not None and t >= until:
+                continue
+            if not entry['blocked']:
+                full[t] += len(entry['images'])
+                continue
+            for image in entry['images']:
+                path, stays = image['path'], image['kept']
+                candidates[path] += 1
+                kept[path] += stays
+                by_iteration['candidates'][t] += 1
+                by_iteration['kept'][t] += stays
+                if image['density'] is not None:
+                    density.setdefault(path, []).append(image['density'])
+                for label in image['labels']:
+                    if label != 255:
+                        pixels[int(stays), label] += 1
+    assert dict(zip(record.paths, record.candidates.tolist(), strict=True)) == candidates
+    assert dict(zip(record.paths, record.kept.tolist(), strict=True)) == kept
+    mean = {path: np.mean(density.get(path, [np.nan])) for path in record.paths}
+    np.testing.assert_allclose(record.mean_log_density, list(mean.values()))
+    timeline = record.timeline
+    assert record.width == 1
+    for t, *counts in zip(timeline.first, timeline.full, timeline.candidates, timeline.kept,
+                          strict=True):  # fmt: skip
+        expected = [full[t], by_iteration['candidates'][t], by_iteration['kept'][t]]
+        assert counts == expected, f'iteration {t}'
+    assert timeline.density.sum() == sum(map(len, density.values()))
+    np.testing.assert_array_equal(timeline.pixels.sum(axis=0), pixels)

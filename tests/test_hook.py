@@ -1,12 +1,18 @@
 """PFBHook in real runs of MMEngine's Runner: schedule, log, record, refusals, resume."""
 
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from demo_runs import DEMO_CONFIG, demo_config, train
+from demo_runs import DEMO_CONFIG, ROOT, check_against_diaries, demo_config, train
 from mmengine.config import Config
+from mmengine.registry import VISBACKENDS
+from mmengine.runner import Runner
+from mmengine.visualization import BaseVisBackend
 
 from pfb_mmseg.hooks import PFBHook
 from pfb_mmseg.hooks.step_clock import StepClock
@@ -63,13 +69,92 @@ def test_each_interval_logs_totals_densities_centroids_and_time_saved(tmp_path):
     assert 'pfb/nonfinite' not in second
 
 
-def test_the_record_counts_each_image_by_its_path(tmp_path):
-    train(demo_config(tmp_path, custom_hooks=[dict(type='PFBHook', begin=0, end=1.0)]))
+def test_the_record_holds_what_happened(tmp_path):
+    hooks = [dict(type='DiaryHook'), dict(type='PFBHook', begin=2, end=10)]
+    train(demo_config(tmp_path, custom_hooks=hooks))
     record = SelectionRecord.load(tmp_path / 'pfb_record.npz')
-    assert record.candidates.sum() == 12 * 4
-    assert record.kept.sum() == 4 + 4 + 10 * 2
-    assert np.isfinite(record.mean_log_density).sum() > 0
+    assert record.candidates.sum() == 8 * 4
+    assert record.kept.sum() == 4 + 4 + 6 * 2
     assert all(path.startswith('demo/train/') for path in record.paths)
+    check_against_diaries(record, tmp_path)
+
+
+def test_an_interrupted_run_leaves_the_record_of_its_last_checkpoint_and_goes_on(tmp_path):
+    options = {'default_hooks.checkpoint.interval': 5, 'default_hooks.logger.interval': 4}
+    hooks = [dict(type='DiaryHook', fail_at=7), dict(type='PFBHook', begin=1, end=1.0)]
+    with pytest.raises(RuntimeError, match='went down'):
+        train(demo_config(tmp_path, custom_hooks=hooks, **options))
+    record = SelectionRecord.load(tmp_path / 'pfb_record.npz')
+    check_against_diaries(record, tmp_path, until=5)
+
+    hooks[0] = dict(type='DiaryHook')
+    config = demo_config(tmp_path, custom_hooks=hooks, **options)
+    config.resume = True
+    train(config)
+    record = SelectionRecord.load(tmp_path / 'pfb_record.npz')
+    check_against_diaries(record, tmp_path)
+
+
+def test_two_processes_leave_one_record_and_a_single_one_goes_on_with_it(tmp_path):
+    """Interrupted off the log's interval, so that what is fresh must be collected too."""
+    options = ['default_hooks.checkpoint.interval=7', 'default_hooks.logger.interval=4']
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
+    run = subprocess.run(
+        [*torchrun, str(ROOT / 'tests' / 'ranks.py'), str(tmp_path), *options],
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode, 'the run was to break down in iteration 9'
+    assert 'the machine went down' in run.stderr
+    record = SelectionRecord.load(tmp_path / 'pfb_record.npz')
+    assert len(list(tmp_path.glob('diary_*.jsonl'))) == 2
+    assert record.timeline.totals.sum(axis=0)[:2].sum() == 2 * 7 * 4
+    check_against_diaries(record, tmp_path, until=7)
+
+    for diary in tmp_path.glob('diary_*.jsonl'):  # what came behind the checkpoint is gone
+        diary.write_text(''.join(diary.read_text().splitlines(keepends=True)[:7]))
+    hooks = [dict(type='DiaryHook'), dict(type='PFBHook', begin=1, end=1.0)]
+    config = demo_config(tmp_path, custom_hooks=hooks)
+    config.resume = True
+    train(config)
+    record = SelectionRecord.load(tmp_path / 'pfb_record.npz')
+    check_against_diaries(record, tmp_path)
+
+
+def test_validating_without_training_needs_nothing_of_a_training_run(tmp_path):
+    config = demo_config(tmp_path)
+    config.experiment_name = config.visualizer.name = 'test-val-only'
+    Runner.from_cfg(config).val()
+    assert not (tmp_path / 'pfb_record.npz').exists()
+
+
+@VISBACKENDS.register_module()
+class FakeBoard(BaseVisBackend):
+    """What TensorBoard and the like get."""
+
+    received = {}
+
+    def _init_env(self):
+        pass
+
+    experiment = None
+
+    def add_scalars(self, scalar_dict, step=0, file_path=None, **kwargs):
+        for name, value in scalar_dict.items():
+            self.received.setdefault(name, {})[step] = value
+
+
+def test_every_backend_of_the_visualizer_gets_the_scalars(tmp_path):
+    FakeBoard.received.clear()
+    config = demo_config(tmp_path, custom_hooks=[dict(type='PFBHook', begin=1, end=1.0)])
+    config.visualizer.vis_backends = [dict(type='LocalVisBackend'), dict(type='FakeBoard')]
+    train(config)
+    entries, _ = read_scalars(tmp_path)
+    for name in ('kept', 'candidates', 'log_density_kept', 'log_density_dropped', 'centroids',
+                 'time_saved'):  # fmt: skip
+        logged = {e['step']: e[f'pfb/{name}'] for e in entries if f'pfb/{name}' in e}
+        assert logged and FakeBoard.received[f'pfb/{name}'] == logged
 
 
 def test_a_resumed_run_repeats_what_the_uninterrupted_one_did(tmp_path):
@@ -152,8 +237,8 @@ class TestStepClock:
         for full in (True, True, True, False, False):
             clock.start()
             clock.stop(full)
-        # steps of 4, 1, 1, 0.25, 0.25 seconds; a full one takes 1
-        assert clock.time_saved == pytest.approx(1 - 6.5 / 5)
+        # steps of 4, 1, 1, 0.25, 0.25 seconds; a full one takes 1, and the slow start is no loss
+        assert clock.time_saved == pytest.approx(2 * 0.75 / 5)
 
     def test_without_a_full_step_nothing_is_claimed(self):
         clock = StepClock()
@@ -161,9 +246,16 @@ class TestStepClock:
         clock.stop(full=False)
         assert clock.time_saved is None
 
-    def test_state_survives_a_checkpoint(self):
-        clock, other = StepClock(), StepClock()
+    def test_before_the_first_blocked_step_nothing_is_claimed(self):
+        clock = StepClock()
         clock.start()
         clock.stop(full=True)
+        assert clock.time_saved is None
+
+    def test_state_survives_a_checkpoint(self):
+        clock, other = StepClock(), StepClock()
+        for full in (True, False):
+            clock.start()
+            clock.stop(full)
         other.load_state_dict(clock.state_dict())
-        assert other.time_saved == clock.time_saved
+        assert other.time_saved == clock.time_saved is not None

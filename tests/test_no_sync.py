@@ -230,6 +230,8 @@ class Trainer:
         self.model, self.iter, self.max_iters, self.hooks = model, 0, 1000, []
         self.train_dataloader = nn.Identity()
         self.train_dataloader.batch_size = 8
+        self.train_dataloader.dataset = nn.Identity()
+        self.train_dataloader.dataset.metainfo = {'classes': tuple('abcde')}
 
 
 @pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])
@@ -252,8 +254,9 @@ class TestHook:
             assert syncs(step, spared=arrived) == []
             on_its_way = vars(hook._pending).values()
             arrived = [value for value in on_its_way if isinstance(value, torch.Tensor)]
-        assert hook.record.candidates.tolist() == [3] * 8
-        assert hook.record.kept.sum() == 3 * 4
+        assert hook._fresh.candidates.tolist() == [3] * 8
+        assert hook._fresh.kept.sum() == 3 * 4
+        assert hook._fresh.timeline.pixels.sum() == 3 * 8 * 64 * 64
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')

@@ -1,18 +1,34 @@
-"""The record of what was kept, on disk and merged."""
+"""The record of what was kept, against counts made by hand; on disk and merged."""
 
 import os
 
 import numpy as np
 import pytest
+import torch
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
 
-from pfb_mmseg.reporting import SelectionRecord, read_scalars
+from pfb_mmseg.reporting import SelectionRecord, class_pixels, read_scalars
+
+CLASSES = ['road', 'sky']
+
+
+def add_first(record):
+    record.add_full(0, 4)
+    record.add(1, ['a', 'b', 'c'], np.array([1, 0, 1], bool), np.array([1.5, 2.0, np.nan]),
+               np.array([[5, 0], [1, 7], [0, 2]]))  # fmt: skip
+
+
+def add_rest(record):
+    record.add(2, ['b', 'd'], np.array([1, 0], bool))
+    record.add(3, ['a', 'b'], np.array([0, 1], bool), np.array([3.5, 5e9]),
+               np.array([[10, 0], [0, 100]]))  # fmt: skip
 
 
 def hand_counted():
-    record = SelectionRecord()
-    record.add(['a', 'b', 'c'], np.array([1, 0, 1], bool), np.array([1.0, 2.0, np.nan]))
-    record.add(['b', 'd'], np.array([1, 0], bool))
-    record.add(['a', 'b'], np.array([0, 1], bool), np.array([3.0, 5.0]))
+    record = SelectionRecord(CLASSES)
+    add_first(record)
+    add_rest(record)
     return record
 
 
@@ -20,7 +36,32 @@ def check(record):
     assert record.paths == ['a', 'b', 'c', 'd']
     assert record.candidates.tolist() == [2, 3, 1, 1]
     assert record.kept.tolist() == [1, 2, 1, 0]
-    np.testing.assert_allclose(record.mean_log_density, [2.0, 3.5, np.nan, np.nan])
+    np.testing.assert_allclose(record.mean_log_density, [2.5, (2 + 5e9) / 2, np.nan, np.nan])
+    timeline = record.timeline
+    assert timeline.first.tolist() == [0, 1, 2, 3]
+    assert timeline.full.tolist() == [4, 0, 0, 0]
+    assert timeline.candidates.tolist() == [0, 3, 2, 2]
+    assert timeline.kept.tolist() == [0, 2, 1, 1]
+    assert timeline.nonfinite.tolist() == [0, 1, 0, 0]
+    assert record.classes == CLASSES
+    # dropped, kept
+    assert timeline.pixels.tolist() == [
+        [[0, 0], [0, 0]],
+        [[1, 7], [5, 2]],
+        [[0, 0], [0, 0]],
+        [[10, 0], [0, 100]],
+    ]
+    found = {
+        (int(t), ('dropped', 'kept')[k], int(timeline.edges[b])): int(timeline.density[t, k, b])
+        for t, k, b in zip(*timeline.density.nonzero(), strict=True)
+    }
+    last = timeline.edges[-2]  # whatever is more common than the histogram reaches
+    assert found == {
+        (1, 'kept', 1): 1,
+        (1, 'dropped', 2): 1,
+        (3, 'dropped', 3): 1,
+        (3, 'kept', last): 1,
+    }
 
 
 def test_counts_match_a_hand_counted_run():
@@ -33,44 +74,134 @@ def test_a_file_holds_all_of_it(tmp_path):
     assert os.listdir(tmp_path) == ['record.npz']
 
 
+def test_counting_goes_on_behind_a_file(tmp_path):
+    record = SelectionRecord(CLASSES)
+    add_first(record)
+    record.save(tmp_path / 'record.npz')
+    record = SelectionRecord.load(tmp_path / 'record.npz')
+    add_rest(record)
+    check(record)
+
+
 def test_an_empty_record_survives_its_file(tmp_path):
     SelectionRecord().save(tmp_path / 'record.npz')
-    assert SelectionRecord.load(tmp_path / 'record.npz').paths == []
+    record = SelectionRecord.load(tmp_path / 'record.npz')
+    assert record.paths == record.classes == []
+    assert len(record.timeline.first) == 0
+
+
+def test_paths_of_any_characters_survive_a_file(tmp_path):
+    paths = ['ä/b c\n.png', os.fsdecode(b'not utf-8: \xff'), '<b>&', '']
+    record = SelectionRecord()
+    record.add(0, paths, np.array([1, 0, 1, 0], bool))
+    record.save(tmp_path / 'record.npz')
+    assert SelectionRecord.load(tmp_path / 'record.npz').paths == paths
 
 
 def test_merging_adds_the_counts_of_two_processes():
-    one, other = SelectionRecord(), SelectionRecord()
-    one.add(['a', 'b', 'c'], np.array([1, 0, 1], bool), np.array([1.0, 2.0, np.nan]))
-    other.add(['b', 'd'], np.array([1, 0], bool))
-    other.add(['a', 'b'], np.array([0, 1], bool), np.array([3.0, 5.0]))
+    one, other = SelectionRecord(CLASSES), SelectionRecord(CLASSES)
+    add_first(one)
+    add_rest(other)
     one.merge(other)
     check(one)
 
 
+def test_merging_into_an_empty_record_takes_everything():
+    record = SelectionRecord()
+    record.merge(hand_counted())
+    check(record)
+
+
+def test_merging_goes_by_the_names_of_the_classes():
+    record = hand_counted()
+    other = SelectionRecord(['car', 'sky'])
+    other.add(1, ['a'], np.array([True]), pixels=np.array([[3, 4]]))
+    record.merge(other)
+    assert record.classes == ['road', 'sky', 'car']
+    assert record.timeline.pixels[1].tolist() == [[1, 7, 0], [5, 6, 3]]
+
+
 def test_an_image_twice_in_a_batch_counts_twice():
     record = SelectionRecord()
-    record.add(['a', 'a'], np.array([1, 1], bool), np.array([1.0, 3.0]))
+    record.add(0, ['a', 'a'], np.array([1, 1], bool), np.array([1.0, 3.0]))
     assert (record.candidates[0], record.kept[0], record.mean_log_density[0]) == (2, 2, 2.0)
+
+
+def test_a_long_run_takes_no_more_stretches_and_loses_no_count():
+    record, other = SelectionRecord(), SelectionRecord()
+    for iteration in range(1000):
+        record.add(iteration, ['a', 'b'], np.array([True, iteration % 2 == 0]), np.zeros(2))
+    other.add(999, ['c'], np.array([True]))
+    other.add_full(0, 7)
+    other.merge(record)
+    for merged in (record, other):
+        timeline = merged.timeline
+        assert len(timeline.first) <= 256
+        assert (np.diff(timeline.first) == merged.width).all()
+        assert timeline.density.sum() == 2000
+    assert record.timeline.kept.sum() == 1500
+    assert other.timeline.kept.sum() == 1501
+    assert other.timeline.full.tolist() == [7] + [0] * (len(other.timeline.first) - 1)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / 'record.npz'
     hand_counted().save(path)
-    monkeypatch.setattr(np, 'savez_compressed', lambda *a, **k: (_ for _ in ()).throw(OSError))
+
+    def fail(*args):
+        raise OSError('no space left')
+
+    monkeypatch.setattr(os, 'fsync', fail)
     with pytest.raises(OSError):
         SelectionRecord().save(path)
     check(SelectionRecord.load(path))
 
 
 def test_many_images_stay_small_on_disk(tmp_path):
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, [1000, 60000], (20000, 2))
+    paths = [f'data/ILSVRC/train/n{1440000 + a}/n{1440000 + a}_{b}.JPEG' for a, b in numbers]
     record = SelectionRecord()
-    paths = [f'leftImg8bit/train/city{i % 50}/frame_{i:07d}_leftImg8bit.png' for i in range(20000)]
-    record.add(paths, np.arange(20000) % 2 == 0, np.random.default_rng(0).normal(size=20000))
+    record.add(0, paths, rng.random(20000) < 0.7, rng.normal(size=20000))
     record.save(tmp_path / 'record.npz')
     # 1.3 million images in tens of MB
     assert (tmp_path / 'record.npz').stat().st_size < 20000 * 30
 
 
+def sample(labels):
+    return SegDataSample(gt_sem_seg=PixelData(data=torch.as_tensor(labels)[None]))
+
+
+class TestClassPixels:
+    def test_counts_each_image_and_leaves_out_what_is_no_class(self):
+        one, other = [[0, 1, 1], [2, 255, 1]], [[3, -1], [0, 0]]
+        assert class_pixels([sample(one), sample(other)], 3).tolist() == [[1, 3, 1], [2, 0, 0]]
+
+    def test_estimates_the_pixels_of_a_large_map(self):
+        labels = torch.zeros(512, 1024, dtype=torch.long)
+        labels[:, 256:] = 1
+        (counts,) = class_pixels([sample(labels)], 2).tolist()
+        assert counts[0] / 512 / 256 == pytest.approx(1, rel=0.03)
+        assert counts[1] / 512 / 768 == pytest.approx(1, rel=0.03)
+
+    def test_there_are_none_without_labels_or_classes(self):
+        assert class_pixels([SegDataSample()], 3) is None
+        assert class_pixels([sample([[0]])], 0) is None
+
+
 def test_scalars_of_a_folder_without_a_run_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match='is it the work dir of a run'):
         read_scalars(tmp_path)
+
+
+def test_scalars_of_one_step_make_one_entry_and_a_resumed_run_counts(tmp_path):
+    for start, lines in {
+        '1': ['{"pfb/kept": 3, "step": 1}', '{"loss": 9, "step": 1}', '{"loss": 8, "step": 2}'],
+        '2': ['{"loss": 7, "step": 2}', '{"mIoU": 5, "step": 2}'],
+    }.items():
+        folder = tmp_path / start / 'vis_data'
+        folder.mkdir(parents=True)
+        (folder / 'scalars.json').write_text('\n'.join(lines) + '\n')
+    train, val = read_scalars(tmp_path)
+    assert train == [{'pfb/kept': 3, 'loss': 9, 'step': 1}, {'loss': 7, 'step': 2}]
+    assert val == [{'mIoU': 5, 'step': 2}]

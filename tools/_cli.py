@@ -1,4 +1,4 @@
-"""What train.py and test.py have in common: their arguments and how a run is prepared."""
+"""What the tools that take a config have in common: arguments, and how a run is prepared."""
 
 import argparse
 import os
@@ -12,14 +12,7 @@ from mmengine.config import Config, DictAction
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that both tools have, named as mmseg users know them."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='settings that override the config, e.g. model.pfb.prune_ratio=0.5 '
-        'optim_wrapper.optimizer.lr=0.02; lists as key="[a,b]" without spaces',
-    )
+    add_config_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -31,16 +24,34 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
-    """Reads the config that the arguments name, with their options merged in.
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --cfg-options."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='settings that override the config, e.g. model.pfb.prune_ratio=0.5 '
+        'optim_wrapper.optimizer.lr=0.02; lists as key="[a,b]" without spaces',
+    )
 
-    The work dir is, in this order: --work-dir, the config's, ./work_dirs/<name of the config>.
-    """
+
+def read_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
+    """Reads the config that the arguments name, with --cfg-options merged in."""
     if not Path(args.config).is_file():
         parser.error(f'config {args.config!r} is not a file')
     cfg = Config.fromfile(args.config)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
+    return cfg
+
+
+def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
+    """Reads the config of a run, see :func:`read_config`, and prepares its launch.
+
+    The work dir is, in this order: --work-dir, the config's, ./work_dirs/<name of the config>.
+    """
+    cfg = read_config(parser, args)
     default = str(Path('work_dirs', Path(args.config).stem))
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or default
     cfg.launcher = args.launcher

@@ -30,8 +30,11 @@ class Run:
         self.train, val = read_scalars(work_dir)
         self.miou = val[-1].get('mIoU') if val else None
         self.steps = np.array([entry['step'] for entry in self.train])
-        self.step_time = np.array([entry['time'] - entry['data_time'] for entry in self.train])
-        self.total_time = float((self.step_time * np.diff(self.steps, prepend=0)).sum())
+        # PFBHook writes an entry of its own where the run ends between two of the logger's.
+        timed = [entry for entry in self.train if 'time' in entry]
+        self.step_time = np.array([entry['time'] - entry['data_time'] for entry in timed])
+        steps = np.diff([entry['step'] for entry in timed], prepend=0)
+        self.total_time = float((self.step_time * steps).sum())
         self.blocked = 'pfb/kept' in self.train[-1]
 
     def sum(self, key: str) -> int:

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from _runs import ROOT, Run, progress_bar, train
 from pfb_mmseg.datasets.demo import KIND_SHARES, PFBDemoDataset
-from pfb_mmseg.hooks.pfb_hook import RECORD_NAME
-from pfb_mmseg.reporting import SelectionRecord
+from pfb_mmseg.reporting import RECORD_NAME, SelectionRecord
+from pfb_mmseg.reporting.report import write_report
 
 CONFIGS = {
     'Full data': 'configs/demo/fcn_r18-d8_1xb16-300i_demo-64x64.py',
@@ -49,7 +49,9 @@ def main() -> None:
     console.print(comparison(runs))
     console.print(kind_table(kinds))
     plot(runs, kinds, work_dir / 'demo.png')
+    report = write_report(runs['PFB'].work_dir, work_dir / 'report')
     console.print(f'Plots: {work_dir / "demo.png"}   logs and checkpoints: {work_dir}/')
+    console.print(f'What was skipped, to open in a browser: {report}')
 
 
 def comparison(runs: dict[str, Run]) -> Table:

@@ -7,21 +7,21 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.dist import all_gather_object, get_world_size, is_main_process
-from mmengine.hooks import Hook, LoggerHook
+from mmengine.hooks import CheckpointHook, Hook, LoggerHook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor
 
-from ..core import KeepQuota, Selection, SelectionStatistics
-from ..reporting import SelectionRecord
+from ..core import AdaptiveDensityEstimator, KeepQuota, Selection, SelectionStatistics
+from ..reporting import RECORD_NAME, SelectionRecord, class_pixels
+from ..reporting.files import write_atomically
+from ..reporting.versions import installed_versions
 from ..segmentors.filter import BatchFilter
+from .health import Health
 from .step_clock import StepClock
-
-RECORD_NAME = 'pfb_record.npz'
 
 
 @HOOKS.register_module()
@@ -29,12 +29,18 @@ class PFBHook(Hook):
     """Runs the schedule of a model with :class:`PFBMixin`, and shows what it does.
 
     Before ``begin`` and from ``end`` on every step is a plain one. In between, batches are pruned
-    as soon as the centroids are seeded. Each interval the log gets, over the steps since the last:
-    ``pfb/kept`` and ``pfb/candidates`` (images), ``pfb/log_density_kept`` and
+    as soon as the centroids are seeded. Each interval one line of the log tells the share kept,
+    the time saved and the centroids in use, and the Visualizer's backends get, over the steps since
+    the last: ``pfb/kept`` and ``pfb/candidates`` (images), ``pfb/log_density_kept`` and
     ``pfb/log_density_dropped`` (means), ``pfb/nonfinite`` (images, if there were any),
     ``pfb/centroids`` (how many received a sample in the last 200 updates), and ``pfb/time_saved``,
-    the share saved since the start against the median full step of this very run.
-    ``<work_dir>/pfb_record.npz`` gets the counts per image, see :class:`SelectionRecord`.
+    the share saved since the start against the median full step of this very run. What looks wrong
+    is warned of once, see :class:`Health`.
+
+    With every checkpoint, and in it, :class:`SelectionRecord` is written: what became of each
+    image, merged over all processes. Its file is ``<work_dir>/pfb_record.npz``. In a checkpoint
+    that is saved neither by CheckpointHook nor at an interval, the other processes' part of the
+    running interval is missing.
 
     Args:
         begin: first pruned iteration, as a fraction of the run (float) or an iteration (int).
@@ -75,9 +81,13 @@ class PFBHook(Hook):
         self.interval = interval
         self.common_until = common_until
         self.clock = StepClock()
+        # Of all processes up to the last collection, on the first one; and of this one since then.
         self.record = SelectionRecord()
+        self._fresh = SelectionRecord()
+        self._health = Health()
         self._statistics = SelectionStatistics()
         self._pending: _Pending | None = None
+        self._classes: list[str] = []
 
     def before_train(self, runner) -> None:
         """Resolve the schedule and refuse what cannot work."""
@@ -100,6 +110,8 @@ class PFBHook(Hook):
                     'common_until out'
                 )
             self._turn = _iteration(self.common_until, runner.max_iters)
+        self._classes = _classes(runner.train_dataloader)
+        self._fresh = SelectionRecord(self._classes)
         if self.interval is None:
             loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
             self._interval = loggers[0].interval if loggers else 50
@@ -129,29 +141,45 @@ class PFBHook(Hook):
         batch_size = len(data_batch['inputs'])
         if selection is None:
             self._statistics.count_full(batch_size)
+            self._fresh.add_full(runner.iter, batch_size)
         else:
             self._statistics.add(selection)
-            self._pending = _Pending(data_batch, selection)
-        if self.every_n_train_iters(runner, self._interval) or self.is_last_train_iter(runner):
-            self._log(runner)
+            self._pending = _Pending(runner.iter, data_batch, selection, len(self._classes))
+        if self._pfb.pruning:
+            num_kept = batch_size if selection is None else len(selection.indices)
+            ready = selection is None or selection.log_density is not None
+            self._health.see_step(ready, num_kept, batch_size)
+        due = self.every_n_train_iters(runner, self._interval) or self.is_last_train_iter(runner)
+        if due:
+            self._log(runner, batch_size)
+        if due or _checkpoint_due(runner):
+            self._collect()
+
+    def before_val_epoch(self, runner) -> None:
+        """A best checkpoint may be saved behind it."""
+        self._collect()
+
+    def after_train_epoch(self, runner) -> None:
+        self._collect()
 
     def after_train(self, runner) -> None:
-        """Write the record of all processes."""
-        self._settle_record()
-        merged = SelectionRecord()
-        for state in all_gather_object(self.record.state_dict()):
-            merged.merge(SelectionRecord.from_state_dict(state))
+        self._collect()
         if is_main_process():
-            merged.save(Path(runner.work_dir) / RECORD_NAME)
+            self.record.save(Path(runner.work_dir) / RECORD_NAME)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Write the record beside the checkpoint and into it."""
         self._settle_record()
-        record = self.record.state_dict()
+        self.record.merge(self._fresh)
+        self._fresh = SelectionRecord(self._classes)
+        record = self.record.to_bytes()
+        write_atomically(Path(runner.work_dir) / RECORD_NAME, record)
         checkpoint['pfb'] = {
             'world_size': get_world_size(),
             'statistics': self._statistics.state_dict(),
             'clock': self.clock.state_dict(),
-            'record': {k: torch.from_numpy(v) if k != 'paths' else v for k, v in record.items()},
+            'record': torch.frombuffer(bytearray(record), dtype=torch.uint8),
+            'versions': installed_versions(),
         }
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -174,12 +202,9 @@ class PFBHook(Hook):
             )
         self._statistics.load_state_dict(state['statistics'])
         self.clock.load_state_dict(state['clock'])
-        if is_main_process():  # once: the processes' records are added up in the end
+        if is_main_process():  # once: the processes' records are added up
             # MMEngine puts whatever a checkpoint holds on the device; the record lives on the host.
-            record = {
-                k: v.cpu() if isinstance(v, Tensor) else v for k, v in state['record'].items()
-            }
-            self.record = SelectionRecord.from_state_dict(record)
+            self.record = SelectionRecord.from_bytes(state['record'].cpu().numpy().tobytes())
 
     def _check_batch_size(self, batch_size: int | None) -> None:
         quota = self._pfb.quota
@@ -197,46 +222,73 @@ class PFBHook(Hook):
             )
         )
 
-    def _log(self, runner) -> None:
+    def _log(self, runner, batch_size: int) -> None:
         totals = self._statistics.flush()
         if not totals.get('nonfinite'):
             totals.pop('nonfinite', None)
-        totals |= self._pfb.scalars()
-        if self.clock.time_saved is not None:
-            totals['time_saved'] = self.clock.time_saved
-        for name, value in totals.items():
-            runner.message_hub.update_scalar(f'train/pfb/{name}', value)
+        estimator, time_saved = self._pfb.estimator, self.clock.time_saved
+        if estimator is not None:
+            totals['centroids'] = float(estimator.num_active())
+        if time_saved is not None:
+            totals['time_saved'] = time_saved
+        scalars = {f'pfb/{name}': value for name, value in totals.items()}
+        runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
+        print_log(_in_words(totals, estimator, self._pfb.pruning), logger='current')
+        self._health.check(
+            self._pfb.quota, estimator, batch_size, time_saved, self.clock.num_blocked
+        )
 
     def _settle_record(self) -> None:
         """Write down the step before this one, whose selection is on the host by now."""
         if self._pending is not None:
-            self.record.add(*self._pending.read())
+            self._fresh.add(**self._pending.read())
+            log_density = self._pending.log_density
+            if log_density is not None:
+                self._health.see_densities(log_density.numpy())
             self._pending = None
+
+    def _collect(self) -> None:
+        """Add what all processes saw since the last time to the first one's record."""
+        self._settle_record()
+        parts = all_gather_object(self._fresh)
+        self._fresh = SelectionRecord(self._classes)
+        if is_main_process():
+            for part in parts:
+                self.record.merge(part)
 
 
 class _Pending:
-    """A selection on its way to the host."""
+    """What became of a batch, on its way to the host."""
 
-    def __init__(self, data_batch: dict, selection: Selection) -> None:
-        self._paths = [_path(sample) for sample in data_batch['data_samples']]
+    def __init__(
+        self, iteration: int, data_batch: dict, selection: Selection, num_classes: int
+    ) -> None:
+        samples = data_batch['data_samples']
+        self._iteration = iteration
+        self._paths = [_path(sample) for sample in samples]
         self._kept = _start_copy(selection.kept)
-        self._log_density = (
-            None if selection.log_density is None else _start_copy(selection.log_density)
-        )
+        self.log_density = _start_copy(selection.log_density)
+        self._pixels = _start_copy(class_pixels(samples, num_classes))
         self._arrived = None
         if selection.indices.is_cuda:
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
-    def read(self) -> tuple[list[str], np.ndarray, np.ndarray | None]:
+    def read(self) -> dict[str, Any]:
+        """Arguments of :meth:`SelectionRecord.add`."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        log_density = None if self._log_density is None else self._log_density.numpy()
-        return self._paths, self._kept.numpy(), log_density
+        return dict(
+            iteration=self._iteration,
+            paths=self._paths,
+            kept=self._kept.numpy(),
+            log_density=None if self.log_density is None else self.log_density.numpy(),
+            pixels=None if self._pixels is None else self._pixels.numpy(),
+        )
 
 
-def _start_copy(tensor: Tensor) -> Tensor:
-    if not tensor.is_cuda:
+def _start_copy(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None or not tensor.is_cuda:
         return tensor
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)
@@ -244,6 +296,38 @@ def _start_copy(tensor: Tensor) -> Tensor:
 
 def _path(sample: Any) -> str:
     return str(getattr(sample, 'img_path', '<no path>'))
+
+
+def _classes(dataloader: Any) -> list[str]:
+    """Names of the data set's classes; none if it does not tell."""
+    metainfo = getattr(getattr(dataloader, 'dataset', None), 'metainfo', {})
+    return [str(name) for name in metainfo.get('classes') or ()]
+
+
+def _checkpoint_due(runner: Any) -> bool:
+    """Whether CheckpointHook, which runs after this one, saves in this iteration."""
+    return any(
+        isinstance(hook, CheckpointHook)
+        and not hook.by_epoch
+        and hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
+        for hook in runner.hooks
+    )
+
+
+def _in_words(
+    totals: dict[str, float], estimator: AdaptiveDensityEstimator | None, pruning: bool
+) -> str:
+    kept, candidates = totals['kept'], totals['candidates']
+    words = [
+        f'kept {kept / candidates:.0%} of {candidates:.0f} images'
+        if kept < candidates
+        else f'kept all {candidates:.0f} images'
+    ]
+    if 'time_saved' in totals:
+        words.append(f'time saved so far {totals["time_saved"]:.1%}')
+    if estimator is not None and pruning:
+        words.append(f'{totals["centroids"]:.0f} of {estimator.num_centroids} centroids in use')
+    return f'PFB: {", ".join(words)}'
 
 
 def _find_filter(model: Any) -> BatchFilter:

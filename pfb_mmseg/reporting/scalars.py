@@ -15,7 +15,7 @@ def read_scalars(work_dir: str | os.PathLike) -> tuple[list[dict], list[dict]]:
 
     Returns:
         Training and validation entries, each with ``step`` (iteration) and ascending by it. Where a
-        resumed run passed an iteration again, its entry counts.
+        resumed run passed an iteration again, its values count.
 
     Raises:
         FileNotFoundError: nothing was logged there.
@@ -29,7 +29,11 @@ def read_scalars(work_dir: str | os.PathLike) -> tuple[list[dict], list[dict]]:
     train: dict[int, dict] = {}
     val: dict[int, dict] = {}
     for file in files:  # named after the time of their start
-        for line in file.read_text().splitlines():
+        for line in file.read_text().splitlines(keepends=True):
+            if not line.endswith('\n'):  # is being written, or was when the run was killed
+                continue
             entry = json.loads(line)
-            (train if 'loss' in entry else val)[entry['step']] = entry
+            # PFBHook writes its scalars in a line of their own, before those of the same step.
+            trained = 'loss' in entry or any(key.startswith('pfb/') for key in entry)
+            (train if trained else val).setdefault(entry['step'], {}).update(entry)
     return [train[step] for step in sorted(train)], [val[step] for step in sorted(val)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..core import KeepQuota, Selection
+from ..core import AdaptiveDensityEstimator, KeepQuota, Selection
 
 
 class BatchFilter(nn.Module):
@@ -12,11 +12,13 @@ class BatchFilter(nn.Module):
 
     Attributes:
         quota (KeepQuota): how many images stay; set by the subclass.
+        estimator (AdaptiveDensityEstimator | None): of the density that decides; None if none does.
         pruning (bool): whether steps are blocked; PFBHook switches it. True without the hook.
         selection (Selection | None): of the last training step; None if nothing was scored.
     """
 
     quota: KeepQuota
+    estimator: AdaptiveDensityEstimator | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +28,3 @@ class BatchFilter(nn.Module):
     def describe(self, model: nn.Module) -> str:
         """What it does to ``model``, its host, for the log."""
         raise NotImplementedError
-
-    def scalars(self) -> dict[str, float]:
-        """What else belongs into an entry of the log; read once an interval."""
-        return {}

@@ -105,6 +105,10 @@ class PartialForwardBlocking(BatchFilter):
     def quota(self) -> KeepQuota:
         return self.pruner.quota
 
+    @property
+    def estimator(self) -> AdaptiveDensityEstimator | None:
+        return self.pruner.estimator if self.pruner.needs_features else None
+
     def describe(self, model: nn.Module) -> str:
         share = share_behind(model, self.point, lambda image: model(image, mode='tensor'))
         return (
@@ -113,11 +117,6 @@ class PartialForwardBlocking(BatchFilter):
             f'where {"an unknown share" if share is None else f"{share:.0%}"} of the forward pass '
             'is still to come'
         )
-
-    def scalars(self) -> dict[str, float]:
-        if not self.pruner.needs_features:
-            return {}
-        return {'centroids': float(self.pruner.estimator.num_active())}
 
     def score(self, images: Tensor) -> Selection:
         """The scoring pass of two_pass: (N, C, H, W) images in, who stays out."""

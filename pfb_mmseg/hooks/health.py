@@ -1,0 +1,108 @@
+"""Signs that pruning does not work as it should, each told once."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from mmengine.logging import print_log
+
+from ..core import AdaptiveDensityEstimator, KeepQuota
+
+# Below this share a busy centroid is just the commonest kind of image.
+_NEARLY_EVERYTHING = 0.9
+# Relative: what float32 features of equal images may differ by.
+_EQUAL = 1e-5
+# Steps after which a loss of time is no chance any more.
+_ENOUGH_STEPS = 50
+
+
+class Health:
+    """Looks at each interval of the log and warns, in words of the user's options."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+        self._begin_interval()
+
+    def _begin_interval(self) -> None:
+        self._scored = 0
+        self._differing = 0
+        self._ready_steps = 0
+        self._pruned_steps = 0
+
+    def see_step(self, ready: bool, num_kept: int, num_candidates: int) -> None:
+        """Count a step within the schedule; ``ready``: images could have been dropped."""
+        self._ready_steps += ready
+        self._pruned_steps += num_kept < num_candidates
+
+    def see_densities(self, log_density: np.ndarray) -> None:
+        """Count a scored batch; (N,), natural log."""
+        finite = log_density[np.isfinite(log_density)]
+        if len(finite) > 1:
+            self._scored += 1
+            self._differing += np.ptp(finite) > _EQUAL * max(1, np.abs(finite).max())
+
+    def check(
+        self,
+        quota: KeepQuota,
+        estimator: AdaptiveDensityEstimator | None,
+        batch_size: int,
+        time_saved: float | None,
+        num_blocked: int,
+    ) -> None:
+        """Warn of what went wrong since the last call. Waits for the device.
+
+        Args:
+            quota: how many images stay.
+            estimator: of their density, if that is what decides.
+            batch_size: images per process in the last step.
+            time_saved: share of the training time saved so far, if known.
+            num_blocked: blocked steps behind that number.
+        """
+        if (
+            self._ready_steps
+            and not self._pruned_steps
+            and quota.mean(batch_size) == batch_size  # and not just of a few steps
+            and quota.prune_ratio > 0
+        ):
+            self._tell(
+                'nothing pruned',
+                f'no image was dropped in {self._ready_steps} steps: a batch has {batch_size} '
+                f'image(s) and at least {quota.min_keep} must be kept, so nothing can be '
+                f'pruned at prune_ratio={quota.prune_ratio}. Raise '
+                'train_dataloader.batch_size or prune_ratio.',
+            )
+        if self._scored and not self._differing:
+            self._tell(
+                'equal densities',
+                'all images of a batch had the same density, so the choice between them is '
+                'arbitrary: their features at the blocking point are equal. Are the images '
+                "different, and is that stage alive? Try another stage, block_after='backbone...'.",
+            )
+        if estimator is not None and estimator.num_centroids > 1:
+            counts = estimator.counts
+            if counts.sum() >= 10 * estimator.num_centroids:
+                share = float(estimator.weights.max())
+                if share > _NEARLY_EVERYTHING:
+                    self._tell(
+                        'one centroid',
+                        f'one of {estimator.num_centroids} centroids stands for {share:.0%} of '
+                        'the kept images: the density tells little more than the distance to it. '
+                        'Are the images different? Else try a later begin, so that the centroids '
+                        "are seeded with better features, update_rule='normalized', or a smaller "
+                        'revive_after.',
+                    )
+        if time_saved is not None and time_saved < 0 and num_blocked >= _ENOUGH_STEPS:
+            self._tell(
+                'time lost',
+                f'PFB has cost {-time_saved:.0%} more time than full steps would have taken: '
+                'scoring takes longer than dropping images saves. Try score_scale=0.5, an earlier '
+                'block_after or a larger prune_ratio; if the data loader is the bottleneck, no '
+                'pruning helps.',
+            )
+        self._begin_interval()
+
+    def _tell(self, sign: str, sentence: str) -> None:
+        if sign not in self._told:
+            self._told.add(sign)
+            print_log(f'PFB: {sentence}', logger='current', level=logging.WARNING)

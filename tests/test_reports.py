@@ -1,0 +1,369 @@
+"""What the report, the ranking and the check of a data set tell, on small runs and data sets."""
+
+import json
+import re
+import runpy
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from demo_runs import ROOT, demo_config, train
+from mmengine.config import Config
+from PIL import Image
+
+from pfb_mmseg.reporting import SelectionRecord
+from pfb_mmseg.reporting.dataset_check import check_config
+from pfb_mmseg.reporting.images import ImageSet
+from pfb_mmseg.reporting.report import group_of, groups_by_kept_rate, write_report
+from pfb_mmseg.reporting.run import RunFiles, load_checkpoint
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """A finished run on demo scenes, whose images are no files."""
+    work_dir = tmp_path_factory.mktemp('runs') / '<b>run</b> & more'
+    options = {
+        'train_cfg.val_interval': 20,
+        'default_hooks.checkpoint.interval': 10,
+        'default_hooks.logger.interval': 5,
+    }
+    hooks = [dict(type='PFBHook', begin=2, end=1.0)]
+    train(demo_config(work_dir, max_iters=20, custom_hooks=hooks, **options))
+    return work_dir
+
+
+def tool(name, monkeypatch, *arguments):
+    """Run tools/<name> in this process; returns its exit status."""
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
+    try:
+        runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+class _Page(HTMLParser):
+    VOID = {'meta', 'img', 'br'}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.sources, self.words = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [v for k, v in attrs if k in ('src', 'href')]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+class TestReport:
+    def test_is_one_page_that_needs_no_other_file_and_plots(self, run, tmp_path):
+        file = write_report(run, tmp_path, num_images=3, scan_seconds=20)
+        text = file.read_text()
+        page = _Page(text)
+        words = ' '.join(page.words)
+        assert all(source.startswith('data:image/') for source in page.sources)
+        assert 'http' not in re.sub(r'<pre>.*?</pre>', '', text, flags=re.S)
+        for heading in (
+            'Over the run', 'How common the images looked', 'Classes in kept and dropped images',
+            'What the centroids stand for', 'Which groups were dropped most', 'Most often kept',
+            'Most often dropped', 'Closest to the busiest centroids', 'The run',
+        ):  # fmt: skip
+            assert heading in words
+        assert 'Finished after 20 iterations' in words
+        assert torch.__version__ in words and 'PFBEncoderDecoder' in words
+        # four plots, two galleries of three, six centroids with six images each
+        assert len(page.sources) == 4 + 2 * 3 + 6 * 6
+        plots = {'over_the_run', 'log_density', 'class_share', 'centroids'}
+        assert {p.stem for p in tmp_path.glob('*.png')} == plots
+        assert all(Image.open(p).format == 'PNG' for p in tmp_path.glob('*.png'))
+
+    def test_escapes_what_comes_from_names(self, run, tmp_path):
+        text = write_report(run, tmp_path, num_images=0, scan_seconds=0).read_text()
+        assert '<b>run' not in text and '&lt;b&gt;run&lt;/b&gt; &amp; more' in text
+
+    def test_of_a_run_before_its_first_checkpoint_says_what_is_missing(self, run, tmp_path):
+        for part in run.glob('*/vis_data/*'):
+            target = tmp_path / part.relative_to(run)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lines = part.read_text().splitlines(keepends=True)
+            target.write_text(''.join(lines[:2] if part.name == 'scalars.json' else lines))
+        words = ' '.join(_Page(write_report(tmp_path).read_text()).words)
+        assert 'Iteration 5 of 20: the run is still going or was interrupted' in words
+        assert 'There is no pfb_record.npz yet' in words and 'Over the run' in words
+
+    def test_survives_a_checkpoint_and_a_log_that_were_being_written(self, run, tmp_path):
+        shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+        (tmp_path / 'iter_30.pth').write_bytes((run / 'iter_20.pth').read_bytes()[:5000])
+        (log,) = tmp_path.glob('*/vis_data/scalars.json')
+        log.write_text(log.read_text() + '{"loss": 1, "st')
+        files = RunFiles(tmp_path)
+        assert files.iteration == 20
+        assert files.checkpoint.name == 'iter_20.pth'
+        assert any('iter_30.pth cannot be read' in note for note in files.notes)
+
+    def test_without_the_images_says_so(self, run, tmp_path, monkeypatch):
+        def gone(*args):
+            raise FileNotFoundError('data/camvid')
+
+        monkeypatch.setattr('pfb_mmseg.reporting.report.ImageSet', gone)
+        words = ' '.join(_Page(write_report(run, tmp_path).read_text()).words)
+        assert 'run the report where the training was run' in words
+        assert 'Most often dropped' in words
+
+    def test_refuses_a_run_without_pfb_and_a_folder_without_a_run(
+        self, tmp_path, monkeypatch, capsys
+    ):
+        folder = tmp_path / 'run' / '1' / 'vis_data'
+        folder.mkdir(parents=True)
+        (folder / 'scalars.json').write_text(json.dumps(dict(loss=1, step=1)))
+        assert tool('pruning_report.py', monkeypatch, tmp_path / 'run') == 2
+        assert 'was PFBHook in its config?' in capsys.readouterr().err
+        assert tool('pruning_report.py', monkeypatch, tmp_path) == 2
+        assert 'is it the work dir of a run' in capsys.readouterr().err
+
+
+class TestGroups:
+    def test_are_folders_or_else_what_stands_before_the_first_underscore(self):
+        assert group_of(['a/bonn/1_x.png', 'a/ulm/2_y.png']) == ['bonn', 'ulm']
+        assert group_of(['t/0001TP_1.jpg', 't/0016E5_7.jpg']) == ['0001TP', '0016E5']
+
+    def test_come_most_dropped_first(self):
+        record = SelectionRecord()
+        record.add(0, ['A_1', 'A_2', 'B_1', 'B_2'], np.array([1, 1, 0, 1], bool))
+        record.add(1, ['A_1', 'B_1'], np.array([1, 0], bool))
+        assert groups_by_kept_rate(record) == [('B', 2, 3, 1), ('A', 2, 3, 3)]
+
+    def test_say_nothing_where_every_image_is_its_own(self):
+        record = SelectionRecord()
+        record.add(0, ['1.png', '2.png', '3.png'], np.array([1, 1, 0], bool))
+        assert groups_by_kept_rate(record) == []
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    class Bad:
+        def __reduce__(self):
+            return print, ('run',)
+
+    torch.save({'state_dict': {}, 'x': Bad()}, tmp_path / 'bad.pth')
+    with pytest.raises(Exception, match='(?i)weights'):
+        load_checkpoint(tmp_path / 'bad.pth')
+
+
+def ranking(folder):
+    head, *rows = (folder / 'ranking.csv').read_text().splitlines()
+    assert head == 'rank,path,log_density'
+    return [(int(rank), path, float(value)) for rank, path, value in (r.split(',') for r in rows)]
+
+
+class TestBrowse:
+    @pytest.fixture
+    def config(self, run):
+        (file,) = run.glob('*/vis_data/config.py')
+        return file
+
+    def test_ranks_every_image_rarest_first_the_same_way_each_time(
+        self, run, config, tmp_path, monkeypatch
+    ):
+        arguments = [config, run / 'iter_20.pth', '--device', 'cpu', '--images', 4]
+        for folder, size in (('a', 8), ('b', 5)):
+            options = ['--out', tmp_path / folder, '--batch-size', size]
+            assert tool('browse_selection.py', monkeypatch, *arguments, *options) == 0
+        rows = ranking(tmp_path / 'a')
+        assert [rank for rank, _, _ in rows] == list(range(1, 25))
+        assert sorted(path for _, path, _ in rows) == sorted(
+            ImageSet(Config.fromfile(config)).infos
+        )
+        values = [value for _, _, value in rows]
+        assert values == sorted(values) and values[0] < values[-1]
+        other = {path: value for _, path, value in ranking(tmp_path / 'b')}
+        np.testing.assert_allclose([other[path] for _, path, _ in rows], values, atol=0.01)
+        page = _Page((tmp_path / 'a' / 'index.html').read_text())
+        assert len(page.sources) == 8
+
+    def test_learns_the_density_where_the_checkpoint_has_none(
+        self, run, config, tmp_path, monkeypatch, capsys
+    ):
+        weights = load_checkpoint(run / 'iter_20.pth')['state_dict']
+        plain = {k: v for k, v in weights.items() if not k.startswith('pfb.')}
+        torch.save({'state_dict': plain}, tmp_path / 'plain.pth')
+        arguments = [config, tmp_path / 'plain.pth', '--device', 'cpu', '--out', tmp_path / 'out']
+        assert tool('browse_selection.py', monkeypatch, *arguments) == 0
+        assert 'trained without PFB' in capsys.readouterr().out
+        values = [value for _, _, value in ranking(tmp_path / 'out')]
+        assert len(values) == 24 and np.isfinite(values).all()
+
+    def test_refuses_a_checkpoint_of_another_model(self, config, tmp_path, monkeypatch, capsys):
+        torch.save({'state_dict': {'x': torch.zeros(1)}}, tmp_path / 'other.pth')
+        assert tool('browse_selection.py', monkeypatch, config, tmp_path / 'other.pth') == 2
+        assert 'is no checkpoint of this config' in capsys.readouterr().err
+
+
+def write(path, size=(8, 6), label=None):
+    """An image of random pixels, or a label map of one value, or of the values given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if label is None:
+        pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    else:
+        pixels = np.full(size, label, np.uint8)
+    assert cv2.imwrite(str(path), pixels)
+
+
+def dataset_config(root, kind='BaseSegDataset', **options):
+    dataset = dict(
+        type=kind,
+        data_root=str(root),
+        data_prefix=dict(img_path='images', seg_map_path='labels'),
+        pipeline=[],
+        **options,
+    )
+    return Config(dict(train_dataloader=dict(dataset=dataset)))
+
+
+TWO = dict(metainfo=dict(classes=('a', 'b')), img_suffix='.png')
+
+
+def problems(config):
+    good, bad, advice = check_config(config)
+    assert bool(good) != bool(bad)
+    return bad
+
+
+class TestCheck:
+    @pytest.fixture
+    def root(self, tmp_path):
+        for name in 'abc':
+            write(tmp_path / 'images' / f'{name}.png')
+            write(tmp_path / 'labels' / f'{name}.png', label=1)
+        return tmp_path
+
+    def test_finds_nothing_wrong_where_nothing_is(self, root):
+        assert problems(dataset_config(root, **TWO)) == []
+
+    def test_looks_into_data_sets_of_data_sets(self, root):
+        leaf = dataset_config(root, **TWO).train_dataloader.dataset
+        other = {**leaf, 'data_root': str(root / 'absent')}
+        nested = dict(
+            type='ConcatDataset', datasets=[leaf, dict(type='RepeatDataset', dataset=other)]
+        )
+        good, bad, _ = check_config(Config(dict(train_dataloader=dict(dataset=nested))))
+        assert len(good) == 1
+        assert 'images' in bad[0] and 'is missing' in bad[0]
+
+    def test_a_missing_label_is_named(self, root):
+        (root / 'labels' / 'b.png').unlink()
+        (fault,) = problems(dataset_config(root, **TWO))
+        assert '1 of 3 images have no label map' in fault and 'labels/b.png' in fault
+
+    def test_a_wrong_suffix_is_told_with_those_there_are(self, root):
+        (fault,) = problems(dataset_config(root, metainfo=TWO['metainfo']))
+        assert "ends in '.jpg'" in fault and "3 in '.png' end" in fault and 'img_suffix' in fault
+
+    def test_another_size_is_told(self, root):
+        write(root / 'labels' / 'c.png', size=(8, 7), label=0)
+        (fault,) = problems(dataset_config(root, **TWO))
+        assert '1 of 3 label maps that were opened differ in size' in fault and 'c.png' in fault
+
+    def test_values_that_mean_nothing_are_told(self, root):
+        write(root / 'labels' / 'c.png', label=7)
+        (fault,) = problems(dataset_config(root, **TWO))
+        assert 'hold the values 7' in fault and 'with 2 classes only 0 to 1 and 255' in fault
+
+    def test_reduce_zero_label_allows_one_value_more(self, root):
+        write(root / 'labels' / 'c.png', label=2)
+        assert problems(dataset_config(root, **TWO, reduce_zero_label=True)) == []
+
+    def test_labels_that_are_all_ignored_are_told(self, root):
+        write(root / 'labels' / 'a.png', label=255)
+        (fault,) = problems(dataset_config(root, **TWO))
+        assert 'ignored from edge to edge' in fault
+
+    def test_label_maps_in_colour_are_told(self, root):
+        write(root / 'labels' / 'a.png')
+        (fault,) = problems(dataset_config(root, **TWO))
+        assert 'hold colours' in fault
+
+    def test_a_broken_file_is_told(self, root):
+        (root / 'labels' / 'a.png').write_bytes(b'nothing')
+        (fault,) = problems(dataset_config(root, **TWO))
+        assert 'cannot be read' in fault
+
+    def test_images_in_the_list_but_not_on_the_disk_are_told(self, root):
+        (root / 'list.txt').write_text('a\nz\n')
+        faults = problems(dataset_config(root, **TWO, ann_file='list.txt'))
+        assert '1 of 2 images in the list are missing' in faults[0] and 'z.png' in faults[0]
+
+    def test_cityscapes_without_train_ids_gets_the_command_that_makes_them(self, tmp_path):
+        write(tmp_path / 'leftImg8bit/train/ulm/ulm_0_0_leftImg8bit.png')
+        write(tmp_path / 'gtFine/train/ulm/ulm_0_0_gtFine_labelIds.png', label=1)
+        config = dataset_config(tmp_path, 'CityscapesDataset')
+        config.train_dataloader.dataset.data_prefix = dict(
+            img_path='leftImg8bit/train', seg_map_path='gtFine/train'
+        )
+        _, (fault,), (advice,) = check_config(config)
+        assert "1 in '_gtFine_labelIds.png' end" in fault
+        assert f'cityscapes.py {tmp_path} --nproc 8' in advice
+
+    def test_voc_without_the_augmented_labels_gets_the_command_that_makes_them(self, tmp_path):
+        root = tmp_path / 'VOCdevkit' / 'VOC2012'
+        write(root / 'images' / 'a.jpg')
+        config = dataset_config(root, 'PascalVOCDataset', ann_file='aug.txt')
+        _, faults, (advice,) = check_config(config)
+        assert any('aug.txt, is missing' in fault for fault in faults)
+        assert f'voc_aug.py {tmp_path}/VOCdevkit {tmp_path}/VOCdevkit/VOCaug' in advice
+
+    def test_camvid_elsewhere_gets_its_layout(self, tmp_path):
+        _, faults, (advice,) = check_config(dataset_config(tmp_path / 'camvid', 'CamVidDataset'))
+        assert len(faults) == 2 and 'trainannot/*.png' in advice and 'ln -s' in advice
+
+    @pytest.mark.parametrize(('there', 'status'), [(True, 0), (False, 1)])
+    def test_the_exit_status_tells(self, root, monkeypatch, capsys, there, status):
+        config = dataset_config(root if there else root / 'absent', **TWO)
+        config.dump(root / 'config.py')
+        assert tool('check_dataset.py', monkeypatch, root / 'config.py') == status
+        assert ('all in order' if there else 'is missing') in capsys.readouterr().out
+
+    def test_scenes_made_by_code_are_in_order(self):
+        config = Config.fromfile(next((ROOT / 'configs/demo').glob('*p50*.py')))
+        good, bad, _ = check_config(config)
+        assert bad == [] and 'made by code' in good[0]
+
+
+def test_the_picture_of_an_unlabelled_image_is_the_image(tmp_path):
+    write(tmp_path / 'images' / 'a.png', size=(32, 32))
+    for prefix in (dict(img_path='images', seg_map_path='labels'), dict(img_path='images')):
+        config = dataset_config(tmp_path, **TWO)
+        config.train_dataloader.dataset.data_prefix = prefix
+        (path,) = (images := ImageSet(config)).infos
+        image, labels = images.load(path)
+        assert image.shape == (32, 32, 3) and labels is None
+        assert images.picture(path).startswith(b'\xff\xd8')
+
+
+def test_the_picture_of_an_image_shows_its_labels_and_leaves_ignored_pixels_bare(tmp_path):
+    write(tmp_path / 'images' / 'a.png', size=(32, 32))
+    labels = np.zeros((32, 32), np.uint8)
+    labels[16:] = 255
+    Path(tmp_path / 'labels').mkdir()
+    cv2.imwrite(str(tmp_path / 'labels' / 'a.png'), labels)
+    metainfo = dict(classes=('a',), palette=[[255, 0, 0]])
+    config = dataset_config(tmp_path, metainfo=metainfo, img_suffix='.png')
+    images = ImageSet(config)
+    (path,) = images.infos
+    jpeg = np.frombuffer(images.picture(path, width=64), np.uint8)
+    red = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)[..., 2].astype(int)
+    assert red.shape == (64, 64)
+    assert red[:28].mean() > red[36:].mean() + 40
