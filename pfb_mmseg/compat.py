@@ -4,11 +4,14 @@ Two families of distributions bring the import names mmengine, mmcv and mmseg: O
 and the maintained fork, whose names begin with 'onedl-'. Either will do; one over the other not.
 """
 
+import pickle
 import re
 import warnings
 from collections.abc import Mapping
 from importlib import import_module, metadata
 from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 DISTRIBUTIONS = {
     'mmengine': ('mmengine', 'mmengine-lite', 'onedl-mmengine'),
@@ -70,10 +73,7 @@ def describe(reason: str, found: Found) -> str:
     """
     present = [f'{name} {version}' for pairs in found.values() for name, version in pairs.items()]
     needed = ', '.join(f'{module} >= {version}' for module, version in MINIMUM.items())
-    # OpenMMLab's own packages go first: the fork laid over them would break both.
-    names = [name for pairs in found.values() for name in pairs]
-    foreign = any(not name.startswith('onedl-') for name in names)
-    uninstall = f'pip uninstall -y {" ".join(names)} && ' if foreign else ''
+    uninstall = _uninstall(found)
     return (
         f'pfb_mmseg cannot use MMSegmentation: {reason}. '
         f'Found: {", ".join(present) or "no OpenMMLab package"}. '
@@ -108,6 +108,44 @@ def check_openmmlab() -> str | None:
     except (ImportError, AssertionError) as error:  # mmseg asserts the version of mmcv
         raise ImportError(describe(f'importing mmseg.models fails ({error})', found)) from error
     return None
+
+
+def why_no_resume() -> str | None:
+    """Says why MMEngine cannot read back the checkpoints it writes, by trying.
+
+    From torch 2.6 on, ``torch.load`` refuses everything but plain data unless it is told otherwise.
+    OpenMMLab's MMEngine 0.10 does not tell it, and keeps objects of its own in a checkpoint.
+
+    Returns:
+        The reason with the ways out, or None if it can.
+    """
+    import torch
+    from mmengine.logging import HistoryBuffer
+    from mmengine.runner import CheckpointLoader
+
+    with TemporaryDirectory() as folder:
+        path = str(Path(folder, 'checkpoint.pth'))
+        torch.save({'history': HistoryBuffer()}, path)
+        try:
+            CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
+        except pickle.UnpicklingError:
+            found = find_distributions()
+            engine = ' '.join(next(iter(found['mmengine'].items()), ['MMEngine']))
+            return (
+                f'{engine} cannot resume with torch {torch.__version__}, whose torch.load refuses '
+                'MMEngine\'s checkpoints ("Weights only load failed"). Either install what can: '
+                f'pip install "torch<2.6", or {_uninstall(found)}pip install "pfb_mmseg[mmseg]"; or, '
+                'for checkpoints that you trust, set the environment variable '
+                'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1.'
+            )
+    return None
+
+
+def _uninstall(found: Found) -> str:
+    """Takes OpenMMLab's own packages away first: the fork laid over them would break both."""
+    names = [name for pairs in found.values() for name in pairs]
+    foreign = any(not name.startswith('onedl-') for name in names)
+    return f'pip uninstall -y {" ".join(names)} && ' if foreign else ''
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sized
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,13 @@ from mmengine.hooks import Hook, LoggerHook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
+from mmengine.runner import find_latest_checkpoint
 from torch import Tensor
 
 from ..blocking import share_behind
+from ..compat import why_no_resume
 from ..core import Selection, SelectionStatistics
+from ..core.checks import check_integer, check_keys
 from ..reporting import SelectionRecord
 from ..segmentors.mixin import PartialForwardBlocking
 from .step_clock import StepClock
@@ -51,14 +56,17 @@ class PFBHook(Hook):
     priority = 'NORMAL'
 
     def __init__(
-        self, begin: float | int = 0.025, end: float | int = 0.9, interval: int | None = None
+        self,
+        begin: float | int = 0.025,
+        end: float | int = 0.9,
+        interval: int | None = None,
+        **unknown: Any,
     ) -> None:
+        check_keys('PFBHook', unknown, ('begin', 'end', 'interval'))
         for name, value in (('begin', begin), ('end', end)):
             _check_moment(name, value)
-        if interval is not None and (
-            isinstance(interval, bool) or not isinstance(interval, Integral) or interval < 1
-        ):
-            raise ValueError(f'interval={interval!r}: expected an integer >= 1, or None')
+        if interval is not None:
+            check_integer('interval', interval, low=1)
         if type(begin) is type(end) and begin >= end:
             raise ValueError(f'begin={begin!r} must come before end={end!r}')
         self.begin = begin
@@ -69,18 +77,28 @@ class PFBHook(Hook):
         self._statistics = SelectionStatistics()
         self._pending: _Pending | None = None
 
+    def before_run(self, runner) -> None:
+        """Refuse to resume where MMEngine would fail to, before it does."""
+        if runner._resume and (runner._load_from or find_latest_checkpoint(runner.work_dir)):
+            reason = why_no_resume()
+            if reason:
+                raise RuntimeError(reason)
+
     def before_train(self, runner) -> None:
         """Resolve the schedule and refuse what cannot work."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._pfb = _find_pfb(model)
+        self._check_runner(runner)
         self._begin = _iteration(self.begin, runner.max_iters)
         self._end = _iteration(self.end, runner.max_iters)
-        if self._begin >= self._end:
+        if not self._begin < min(self._end, runner.max_iters):
             raise ValueError(
                 f'begin={self.begin!r} is iteration {self._begin}, end={self.end!r} is iteration '
-                f'{self._end} of {runner.max_iters}: begin must come before end'
+                f'{self._end} of {runner.max_iters}: begin must come before end, and before the '
+                'end of the run'
             )
         self._check_batch_size(runner.train_dataloader.batch_size)
+        self._warn_of_what_comes_later(runner)
         if self.interval is None:
             loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
             self._interval = loggers[0].interval if loggers else 50
@@ -138,6 +156,31 @@ class PFBHook(Hook):
         if state is not None and runner._resume:
             self.clock.load_state_dict(state['clock'])
             self.record = SelectionRecord.from_state_dict(state['record'])
+
+    def _check_runner(self, runner) -> None:
+        hooks = [hook for hook in runner.hooks if isinstance(hook, PFBHook)]
+        if len(hooks) > 1:
+            raise ValueError(f'custom_hooks has {len(hooks)} of PFBHook: expected one')
+        dataset = runner.train_dataloader.dataset
+        if isinstance(dataset, Sized) and len(dataset) == 0:
+            raise ValueError(
+                'the training data set is empty; check data_root, data_prefix and ann_file of '
+                'train_dataloader.dataset'
+            )
+
+    def _warn_of_what_comes_later(self, runner) -> None:
+        """What a long run should not learn only at its end."""
+        pruner, iters = self._pfb.pruner, min(self._end, runner.max_iters) - self._begin
+        images = (runner.train_dataloader.batch_size or 0) * runner.world_size
+        if images and not pruner.ready and pruner.estimator.num_centroids > images * iters:
+            _warn(
+                f'Nothing will be pruned: seeding {pruner.estimator.num_centroids} centroids takes '
+                f'as many images, and the {iters} iterations from begin to end have '
+                f'{images * iters}. Set estimator=dict(num_centroids=...) to less, or train longer.'
+            )
+        reason = why_no_resume()
+        if reason:
+            _warn(f'If this run is interrupted, it cannot be resumed as things are. {reason}')
 
     def _check_batch_size(self, batch_size: int | None) -> None:
         quota = self._pfb.pruner.quota
@@ -213,6 +256,10 @@ def _find_pfb(model: Any) -> PartialForwardBlocking:
             "type='PFBEncoderDecoder' with pfb=dict(prune_ratio=...), or remove the hook"
         )
     return pfb
+
+
+def _warn(sentence: str) -> None:
+    print_log(sentence, logger='current', level=logging.WARNING)
 
 
 def _check_moment(name: str, value: Any) -> None:
