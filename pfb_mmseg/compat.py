@@ -134,8 +134,8 @@ def why_no_resume() -> str | None:
             return (
                 f'{engine} cannot resume with torch {torch.__version__}, whose torch.load refuses '
                 'MMEngine\'s checkpoints ("Weights only load failed"). Either install what can: '
-                f'pip install "torch<2.6", or {_uninstall(found)}pip install "pfb_mmseg[mmseg]"; or, '
-                'for checkpoints that you trust, set the environment variable '
+                f'pip install "torch<2.6", or {_uninstall(found)}pip install "pfb_mmseg[mmseg]"; '
+                'or, for checkpoints that you trust, set the environment variable '
                 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1.'
             )
     return None
