@@ -1,11 +1,49 @@
-"""What train.py and test.py have in common: their arguments and how a run is prepared."""
+"""What the tools have in common: how arguments and configs are read, and a run is prepared."""
+
+from __future__ import annotations
 
 import argparse
+import difflib
 import os
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from mmengine.config import Config, DictAction
+
+
+class ToolParser(argparse.ArgumentParser):
+    """An argument parser that names the option which a misspelt one is likely to mean."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix('unrecognized arguments: ').split('=')[0].split()
+        known = [*self._option_string_actions]
+        near = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []
+        hint = f' (did you mean {near[0]}?)' if message.startswith('unrecognized') and near else ''
+        super().error(f'{message}{hint}')
+
+
+class KeyValueAction(DictAction):
+    """Reads KEY=VALUE pairs, and says so where it gets something else."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        for value in values:
+            if not value.partition('=')[0] or '=' not in value:
+                raise argparse.ArgumentError(self, f'{value!r}: expected KEY=VALUE')
+        super().__call__(parser, namespace, values, option_string)
+
+
+def seed_number(text: str) -> int:
+    """The type of an argument that is a seed."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f'{text!r}: expected an integer in [0, 2**32)')
+    return int(text)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +52,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=KeyValueAction,
         metavar='KEY=VALUE',
         help='settings that override the config, e.g. model.pfb.prune_ratio=0.5 '
         'optim_wrapper.optimizer.lr=0.02; lists as key="[a,b]" without spaces',
@@ -30,16 +68,36 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def read_config(path: str, options: dict | None) -> Config:
+    """Reads the config of a segmentor, with the options of --cfg-options merged in.
+
+    Raises:
+        ValueError: There is no such file, it cannot be read, or has no model.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f'config {path!r} is not a file')
+    try:
+        cfg = Config.fromfile(path)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f'config {path!r} cannot be read: {error}') from error
+    try:
+        cfg.merge_from_dict(options or {})
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f'--cfg-options do not fit the config: {error}') from error
+    if not isinstance(cfg.get('model'), dict):
+        raise ValueError(f'config {path!r} has no model: expected the config of a segmentor')
+    return cfg
+
+
 def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
     """Reads the config that the arguments name, with their options merged in.
 
     The work dir is, in this order: --work-dir, the config's, ./work_dirs/<name of the config>.
     """
-    if not Path(args.config).is_file():
-        parser.error(f'config {args.config!r} is not a file')
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    try:
+        cfg = read_config(args.config, args.cfg_options)
+    except ValueError as error:
+        parser.error(str(error))
     default = str(Path('work_dirs', Path(args.config).stem))
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or default
     cfg.launcher = args.launcher

@@ -9,11 +9,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from _cli import ToolParser, seed_number
 from _runs import Run, progress_bar, train
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description='Each variant is a run of tools/train.py per seed; finished runs are kept.'
     )
     parser.add_argument('config', help='config file')
@@ -25,14 +26,18 @@ def main() -> None:
         help='what differs, as with --cfg-options: two_pass single:model.pfb.strategy=single_pass; '
         'the first variant is what the others are compared with',
     )
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument('--seeds', nargs='+', type=seed_number, default=[0, 1, 2])
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
     parser.add_argument('--work-dir', default='work_dirs/compare')
     args = parser.parse_args()
+    if not Path(args.config).is_file():
+        parser.error(f'config {args.config!r} is not a file')
     common = dict(_key_value(parser, option) for option in args.cfg_options)
     variants = {}
     for variant in args.variants:
         name, _, options = variant.partition(':')
+        if not name or Path(name).name != name or name in variants:
+            parser.error(f'--variants {variant}: expected a name of its own, without slashes')
         pairs = [_key_value(parser, option) for option in options.split(',') if option]
         variants[name] = common | dict(pairs)
 

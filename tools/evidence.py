@@ -5,7 +5,6 @@ a scoring pass would hand to the estimator. Replays them through BatchPruner for
 at a time, and prints a table. Streams are kept in the work dir: a second call only replays.
 """
 
-import argparse
 import copy
 import inspect
 import statistics
@@ -18,7 +17,7 @@ import pfb_mmseg  # noqa: F401  comes first: it says what is missing or does not
 # isort: split
 import numpy as np
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from rich.console import Console
@@ -26,6 +25,7 @@ from rich.markdown import Markdown
 from rich.progress import Progress, track
 from torch import Tensor
 
+from _cli import KeyValueAction, ToolParser, read_config, seed_number
 from pfb_mmseg.blocking import scoring_mode
 from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, pool_features
 from pfb_mmseg.core.selection import keep_lowest
@@ -111,19 +111,18 @@ def kind_of(path: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Measure what each option of the estimate does.')
+    parser = ToolParser(description='Measure what each option of the estimate does.')
     parser.add_argument('--config', default=str(CONFIG), help='config of a plain segmentor')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--seeds', type=seed_number, nargs='+', default=[0, 1, 2])
     parser.add_argument('--work-dir', help='folder for streams and table')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='settings that override the config'
+        '--cfg-options', nargs='+', action=KeyValueAction, help='settings that override the config'
     )
     args = parser.parse_args()
-    if not Path(args.config).is_file():
-        parser.error(f'config {args.config!r} is not a file')
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    try:
+        cfg = read_config(args.config, args.cfg_options)
+    except ValueError as error:
+        parser.error(str(error))
     work_dir = Path(args.work_dir or Path('work_dirs/evidence', Path(args.config).stem))
 
     streams = [load_stream(cfg, seed, work_dir) for seed in args.seeds]

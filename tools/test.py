@@ -9,11 +9,11 @@ import pfb_mmseg  # noqa: F401  comes first: it says what is missing or does not
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from _cli import add_common_arguments, load_config, prepare_cpu_launch
+from _cli import ToolParser, add_common_arguments, load_config, prepare_cpu_launch
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Test a segmentor.')
+    parser = ToolParser(description='Test a segmentor.')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument('--out', help='folder for the predicted label maps')

@@ -48,6 +48,12 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
         raise ValueError(f'{name}={value!r}: expected one of {allowed}{_hint(value, choices)}')
 
 
+def check_dict(name: str, value: object) -> None:
+    """Refuse anything but a dict."""
+    if not isinstance(value, dict):
+        raise TypeError(f'{name}={value!r}: expected a dict, got {type(value).__name__}')
+
+
 def check_sizes(name: str, value: object, num: int) -> None:
     """Refuse anything but a tuple or list of ``num`` integers of at least 1."""
     allowed = f'{num} integers >= 1'
@@ -69,8 +75,7 @@ def check_given(owner: str, name: str, value: object, others: Iterable[str], exa
 def check_keys(name: str, options: object, allowed: Iterable[str]) -> None:
     """Refuse a dict of options with a key that is not allowed; the likely one is named."""
     allowed = tuple(allowed)
-    if not isinstance(options, dict):
-        raise TypeError(f'{name}={options!r}: expected a dict, got {type(options).__name__}')
+    check_dict(name, options)
     for key in options:
         if key not in allowed:
             raise ValueError(
