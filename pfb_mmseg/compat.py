@@ -4,14 +4,12 @@ Two families of distributions bring the import names mmengine, mmcv and mmseg: O
 and the maintained fork, whose names begin with 'onedl-'. Either will do; one over the other not.
 """
 
-import pickle
+import os
 import re
 import warnings
 from collections.abc import Mapping
 from importlib import import_module, metadata
 from importlib.util import find_spec
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 DISTRIBUTIONS = {
     'mmengine': ('mmengine', 'mmengine-lite', 'onedl-mmengine'),
@@ -76,8 +74,9 @@ def describe(reason: str, found: Found) -> str:
     uninstall = _uninstall(found)
     return (
         f'pfb_mmseg cannot use MMSegmentation: {reason}. '
-        f'Found: {", ".join(present) or "no OpenMMLab package"}. '
-        f'Needed: {needed}, which work together. '
+        f'Found: {", ".join(present) or "no OpenMMLab package"}, '
+        f'torch {metadata.version("torch")}. '
+        f'Needed: {needed}, which work together; the fork (onedl-) needs torch >= 2.3. '
         f'To get them: {uninstall}pip install "pfb_mmseg[mmseg]" '
         f'(from a clone of the repository: {uninstall}pip install -e ".[mmseg]").'
     )
@@ -110,35 +109,32 @@ def check_openmmlab() -> str | None:
     return None
 
 
-def why_no_resume() -> str | None:
-    """Says why MMEngine cannot read back the checkpoints it writes, by trying.
+def why_no_resume(found: Found, torch_version: str) -> str | None:
+    """Says why MMEngine cannot read back the checkpoints that it writes, if so.
 
     From torch 2.6 on, ``torch.load`` refuses everything but plain data unless it is told otherwise.
-    OpenMMLab's MMEngine 0.10 does not tell it, and keeps objects of its own in a checkpoint.
+    OpenMMLab's MMEngine, up to 0.10.7, does not tell it, and keeps objects of its own in a
+    checkpoint.
+
+    Args:
+        found: As returned by :func:`find_distributions`.
+        torch_version: Of the installed torch.
 
     Returns:
         The reason with the ways out, or None if it can.
     """
-    import torch
-    from mmengine.logging import HistoryBuffer
-    from mmengine.runner import CheckpointLoader
-
-    with TemporaryDirectory() as folder:
-        path = str(Path(folder, 'checkpoint.pth'))
-        torch.save({'history': HistoryBuffer()}, path)
-        try:
-            CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
-        except pickle.UnpicklingError:
-            found = find_distributions()
-            engine = ' '.join(next(iter(found['mmengine'].items()), ['MMEngine']))
-            return (
-                f'{engine} cannot resume with torch {torch.__version__}, whose torch.load refuses '
-                'MMEngine\'s checkpoints ("Weights only load failed"). Either install what can: '
-                f'pip install "torch<2.6", or {_uninstall(found)}pip install "pfb_mmseg[mmseg]"; '
-                'or, for checkpoints that you trust, set the environment variable '
-                'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1.'
-            )
-    return None
+    engines = {n: v for n, v in found['mmengine'].items() if not n.startswith('onedl-')}
+    old = [f'{n} {v}' for n, v in engines.items() if _release(v, 3) <= (0, 10, 7)]
+    allowed = os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD') in ('1', 'y', 'yes', 'true')
+    if not old or _release(torch_version) < (2, 6) or allowed:
+        return None
+    return (
+        f'{old[0]} can neither resume from its own checkpoints nor test them with torch '
+        f'{torch_version}, whose torch.load refuses them ("Weights only load failed"). Either '
+        f'install what can: pip install "torch<2.6", or {_uninstall(found)}'
+        'pip install "pfb_mmseg[mmseg]"; or, for checkpoints that you trust, set the environment '
+        'variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1.'
+    )
 
 
 def _uninstall(found: Found) -> str:
@@ -148,5 +144,5 @@ def _uninstall(found: Found) -> str:
     return f'pip uninstall -y {" ".join(names)} && ' if foreign else ''
 
 
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r'\d+', version)[:2])
+def _release(version: str, parts: int = 2) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r'\d+', version)[:parts])

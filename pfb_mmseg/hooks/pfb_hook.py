@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dataset import DefaultSampler
 from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.logging import print_log
@@ -19,7 +20,7 @@ from mmengine.runner import find_latest_checkpoint
 from torch import Tensor
 
 from ..blocking import share_behind
-from ..compat import why_no_resume
+from ..compat import find_distributions, why_no_resume
 from ..core import Selection, SelectionStatistics
 from ..core.checks import check_integer, check_keys
 from ..reporting import SelectionRecord
@@ -80,7 +81,7 @@ class PFBHook(Hook):
     def before_run(self, runner) -> None:
         """Refuse to resume where MMEngine would fail to, before it does."""
         if runner._resume and (runner._load_from or find_latest_checkpoint(runner.work_dir)):
-            reason = why_no_resume()
+            reason = why_no_resume(find_distributions(), torch.__version__)
             if reason:
                 raise RuntimeError(reason)
 
@@ -167,6 +168,13 @@ class PFBHook(Hook):
                 'the training data set is empty; check data_root, data_prefix and ann_file of '
                 'train_dataloader.dataset'
             )
+        loader = runner.train_dataloader
+        if loader.drop_last and isinstance(loader.sampler, DefaultSampler) and len(loader) == 0:
+            raise ValueError(
+                f'train_dataloader has no batch: {len(loader.sampler)} image(s) per process, '
+                f'batch_size={loader.batch_size}, drop_last=True; lower batch_size or leave '
+                'drop_last out'
+            )
 
     def _warn_of_what_comes_later(self, runner) -> None:
         """What a long run should not learn only at its end."""
@@ -178,7 +186,7 @@ class PFBHook(Hook):
                 f'as many images, and the {iters} iterations from begin to end have '
                 f'{images * iters}. Set estimator=dict(num_centroids=...) to less, or train longer.'
             )
-        reason = why_no_resume()
+        reason = why_no_resume(find_distributions(), torch.__version__)
         if reason:
             _warn(f'If this run is interrupted, it cannot be resumed as things are. {reason}')
 
