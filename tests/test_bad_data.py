@@ -3,7 +3,9 @@
 Each case is a real run on files; a limit in seconds stands guard against a hang.
 """
 
+import ast
 import faulthandler
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,6 +14,7 @@ from demo_runs import demo_config, train
 
 from pfb_mmseg.reporting import SelectionRecord
 
+ROOT = Path(__file__).resolve().parents[1]
 SIZE = 32
 
 
@@ -173,3 +176,35 @@ def test_an_empty_data_set_is_refused_instead_of_waited_for(tmp_path, serialize)
     sentence = 'need at least one array' if serialize else 'training data set is empty; check'
     with pytest.raises(ValueError, match=sentence):
         train(config)
+
+
+class Trap:
+    """Leaves a file behind if it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), 'w')
+
+
+def test_a_record_with_code_in_it_is_refused_and_not_run(tmp_path):
+    trap = np.array([Trap(tmp_path / 'sprung')], dtype=object)
+    np.savez(tmp_path / 'record.npz', paths=trap, counts=trap, log_density=trap)
+    with pytest.raises(ValueError, match='allow_pickle=False'):
+        SelectionRecord.load(tmp_path / 'record.npz')
+    assert not (tmp_path / 'sprung').exists()
+
+
+def test_no_checkpoint_or_array_is_unpickled_by_code_of_this_package():
+    """What users load by MMEngine, they name themselves; nothing else may run a file's code."""
+    safe = {'load': {'torch': ('weights_only', True), 'np': ('allow_pickle', False)}}
+    for path in [*(ROOT / 'pfb_mmseg').rglob('*.py'), *(ROOT / 'tools').glob('*.py')]:
+        for call in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+                continue
+            module = getattr(call.func.value, 'id', None)
+            assert module != 'pickle', f'{path}:{call.lineno}'
+            if option := safe.get(call.func.attr, {}).get(module):
+                given = [(k.arg, getattr(k.value, 'value', None)) for k in call.keywords]
+                assert option in given, f'{path}:{call.lineno}'

@@ -141,7 +141,7 @@ def load_stream(cfg: Config, seed: int, work_dir: Path) -> Stream:
     """The stream of one seed; the network is trained unless that was done with this config."""
     path = work_dir / f'stream_{seed}.npz'
     if path.is_file():
-        with np.load(path) as stored:
+        with np.load(path, allow_pickle=False) as stored:
             if str(stored['config']) == cfg.pretty_text:
                 features = {kind: torch.from_numpy(stored[kind]) for kind in ('batch', 'running')}
                 return Stream(features, stored['kinds'])
