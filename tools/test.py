@@ -67,6 +67,7 @@ def turn_on_drawing(cfg: Config, args: argparse.Namespace) -> None:
             "default_hooks=dict(visualization=dict(type='SegVisualizationHook'))"
         )
     hook.draw = True
+    hook.interval = 1  # every image, as the fork draws them; OpenMMLab's hook would every 50th
     if args.show:
         hook.show = True
         hook.wait_time = args.wait_time
