@@ -5,11 +5,17 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NoReturn
 
 import torch
 from mmengine.config import Config, DictAction
+
+from pfb_mmseg.compat import find_distributions, why_no_resume
 
 
 class ToolParser(argparse.ArgumentParser):
@@ -118,6 +124,18 @@ def prepare_cpu_launch(cfg: Config) -> None:
             device_ids=None,
         )
     say('No GPU: the processes talk over gloo, and the model is wrapped for the CPU.')
+
+
+@contextmanager
+def explain_refused_checkpoint() -> Iterator[None]:
+    """Ends the tool in a sentence where MMEngine cannot read its own checkpoints."""
+    try:
+        yield
+    except UnpicklingError:
+        reason = why_no_resume(find_distributions(), torch.__version__)
+        if reason is None:
+            raise
+        sys.exit(reason)
 
 
 def say(sentence: str) -> None:

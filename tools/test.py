@@ -1,19 +1,21 @@
 """Tests a checkpoint: `python tools/test.py CONFIG CHECKPOINT`, as MMSegmentation's tool does."""
 
 import argparse
-import sys
 from pathlib import Path
-from pickle import UnpicklingError
 
 import pfb_mmseg  # noqa: F401  comes first: it says what is missing or does not fit
 
 # isort: split
-import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from _cli import ToolParser, add_common_arguments, load_config, prepare_cpu_launch
-from pfb_mmseg.compat import find_distributions, why_no_resume
+from _cli import (
+    ToolParser,
+    add_common_arguments,
+    explain_refused_checkpoint,
+    load_config,
+    prepare_cpu_launch,
+)
 
 
 def main() -> None:
@@ -47,13 +49,8 @@ def main() -> None:
             evaluator['output_dir'] = args.out
 
     prepare_cpu_launch(cfg)
-    try:
+    with explain_refused_checkpoint():
         Runner.from_cfg(cfg).test()
-    except UnpicklingError:
-        reason = why_no_resume(find_distributions(), torch.__version__)
-        if reason is None:
-            raise
-        sys.exit(f'checkpoint {args.checkpoint!r} cannot be read: {reason}')
 
 
 def turn_on_drawing(cfg: Config, args: argparse.Namespace) -> None:

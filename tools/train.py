@@ -11,7 +11,14 @@ from mmengine.device import get_device
 from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
-from _cli import ToolParser, add_common_arguments, load_config, prepare_cpu_launch, say
+from _cli import (
+    ToolParser,
+    add_common_arguments,
+    explain_refused_checkpoint,
+    load_config,
+    prepare_cpu_launch,
+    say,
+)
 
 
 def main() -> None:
@@ -43,7 +50,8 @@ def main() -> None:
 
     prepare_cpu_launch(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.train()
+    with explain_refused_checkpoint():
+        runner.train()
 
 
 def turn_on_amp(cfg: Config) -> None:

@@ -50,8 +50,9 @@ class PFBHook(Hook):
 
     Raises:
         TypeError, ValueError: an argument is outside its range; or, before the first iteration,
-            the model has no ``pfb``, ``begin`` does not come before ``end``, or a batch is so
-            small that nothing could ever be pruned.
+            the model has no ``pfb``, ``begin`` does not come before ``end``, there are two hooks
+            or no images, or a batch is so small that nothing could ever be pruned.
+        RuntimeError: the run is to be resumed, and MMEngine would fail to.
     """
 
     priority = 'NORMAL'
