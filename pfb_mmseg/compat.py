@@ -4,6 +4,7 @@ Two families of distributions bring the import names mmengine, mmcv and mmseg: O
 and the maintained fork, whose names begin with 'onedl-'. Either will do; one over the other not.
 """
 
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -70,14 +71,12 @@ def describe(reason: str, found: Found) -> str:
     """
     present = [f'{name} {version}' for pairs in found.values() for name, version in pairs.items()]
     needed = ', '.join(f'{module} >= {version}' for module, version in MINIMUM.items())
-    # OpenMMLab's own packages go first: the fork laid over them would break both.
-    names = [name for pairs in found.values() for name in pairs]
-    foreign = any(not name.startswith('onedl-') for name in names)
-    uninstall = f'pip uninstall -y {" ".join(names)} && ' if foreign else ''
+    uninstall = _uninstall(found)
     return (
         f'pfb_mmseg cannot use MMSegmentation: {reason}. '
-        f'Found: {", ".join(present) or "no OpenMMLab package"}. '
-        f'Needed: {needed}, which work together. '
+        f'Found: {", ".join(present) or "no OpenMMLab package"}, '
+        f'torch {metadata.version("torch")}. '
+        f'Needed: {needed}, which work together; the fork (onedl-) needs torch >= 2.3. '
         f'To get them: {uninstall}pip install "pfb_mmseg[mmseg]" '
         f'(from a clone of the repository: {uninstall}pip install -e ".[mmseg]").'
     )
@@ -110,5 +109,40 @@ def check_openmmlab() -> str | None:
     return None
 
 
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r'\d+', version)[:2])
+def why_no_resume(found: Found, torch_version: str) -> str | None:
+    """Says why MMEngine cannot read back the checkpoints that it writes, if so.
+
+    From torch 2.6 on, ``torch.load`` refuses everything but plain data unless it is told otherwise.
+    OpenMMLab's MMEngine, up to 0.10.7, does not tell it, and keeps objects of its own in a
+    checkpoint.
+
+    Args:
+        found: As returned by :func:`find_distributions`.
+        torch_version: Of the installed torch.
+
+    Returns:
+        The reason with the ways out, or None if it can.
+    """
+    engines = {n: v for n, v in found['mmengine'].items() if not n.startswith('onedl-')}
+    old = [f'{n} {v}' for n, v in engines.items() if _release(v, 3) <= (0, 10, 7)]
+    allowed = os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD') in ('1', 'y', 'yes', 'true')
+    if not old or _release(torch_version) < (2, 6) or allowed:
+        return None
+    return (
+        f'{old[0]} can neither resume from its own checkpoints nor test them with torch '
+        f'{torch_version}, whose torch.load refuses them ("Weights only load failed"). Either '
+        f'install what can: pip install "torch<2.6", or {_uninstall(found)}'
+        'pip install "pfb_mmseg[mmseg]"; or, for checkpoints that you trust, set the environment '
+        'variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1.'
+    )
+
+
+def _uninstall(found: Found) -> str:
+    """Takes OpenMMLab's own packages away first: the fork laid over them would break both."""
+    names = [name for pairs in found.values() for name in pairs]
+    foreign = any(not name.startswith('onedl-') for name in names)
+    return f'pip uninstall -y {" ".join(names)} && ' if foreign else ''
+
+
+def _release(version: str, parts: int = 2) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r'\d+', version)[:parts])

@@ -177,6 +177,20 @@ def test_a_resumed_run_repeats_what_the_uninterrupted_one_did(tmp_path):
     np.testing.assert_allclose(record.mean_log_density, expected.mean_log_density)
 
 
+def test_a_run_that_could_not_be_resumed_says_so_at_its_start_and_refuses_to_resume(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr('pfb_mmseg.hooks.pfb_hook.why_no_resume', lambda *_: 'Old and new.')
+    monkeypatch.setattr('demo_runs.why_no_resume', lambda *_: None)
+    config = demo_config(tmp_path, max_iters=2, **{'default_hooks.checkpoint.interval': 2})
+    train(config)
+    (log,) = tmp_path.glob('*/*.log')
+    assert 'cannot be resumed as things are. Old and new.' in log.read_text()
+    config.resume = True
+    with pytest.raises(RuntimeError, match='Old and new.'):
+        train(config)
+
+
 @pytest.mark.parametrize(
     ('options', 'complaint'),
     [

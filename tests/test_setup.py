@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pfb_mmseg.compat import describe, find_conflict
+from pfb_mmseg.compat import describe, find_conflict, why_no_resume
 
 ROOT = Path(__file__).resolve().parents[1]
 OPENMMLAB = {
@@ -73,6 +73,31 @@ class TestVersions:
         command = 'pip uninstall -y mmengine mmcv mmsegmentation && pip install "pfb_mmseg[mmseg]"'
         assert command in describe('broken', OPENMMLAB)
         assert 'uninstall' not in describe('broken', FORK)
+
+
+class TestResume:
+    @pytest.fixture(autouse=True)
+    def plain_environment(self, monkeypatch):
+        monkeypatch.delenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', raising=False)
+
+    @pytest.mark.parametrize('version', ['2.6.0', '2.13.0+cpu'])
+    def test_openmmlabs_mmengine_on_new_torch_is_told_the_reason_and_the_ways_out(self, version):
+        reason = why_no_resume(OPENMMLAB, version)
+        assert 'mmengine 0.10.7 can neither resume from its own checkpoints nor test' in reason
+        assert f'torch {version}' in reason and 'Weights only load failed' in reason
+        for way_out in (
+            'pip install "torch<2.6"',
+            'pip uninstall -y mmengine mmcv mmsegmentation && pip install "pfb_mmseg[mmseg]"',
+            'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1',
+        ):
+            assert way_out in reason
+
+    def test_what_can_resume_is_left_alone(self, monkeypatch):
+        assert why_no_resume(OPENMMLAB, '2.5.1') is None
+        assert why_no_resume(FORK, '2.13.0') is None
+        assert why_no_resume({**OPENMMLAB, 'mmengine': {'mmengine': '0.10.8'}}, '2.13.0') is None
+        monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+        assert why_no_resume(OPENMMLAB, '2.13.0') is None
 
 
 class TestImport:

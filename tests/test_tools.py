@@ -10,9 +10,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 
 from pfb_mmseg import PFBMixin, apply_pfb
+from pfb_mmseg.compat import find_distributions, why_no_resume
 from pfb_mmseg.reporting import SelectionRecord
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,7 +95,7 @@ def trained(folder):
     return folder / 'work_dirs' / 'plain', output
 
 
-def call(folder, tool, *arguments, status=0):
+def call(folder, tool, *arguments, status=0, **environment):
     """Output of tools/<tool>, run in the folder."""
     start = [sys.executable] if tool.endswith('.py') else ['bash']
     with socket.socket() as free:
@@ -103,7 +105,7 @@ def call(folder, tool, *arguments, status=0):
     run = subprocess.run(
         [*start, ROOT / 'tools' / tool, *arguments],
         cwd=folder,
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'PATH': path, 'PORT': str(port)},
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'PATH': path, 'PORT': str(port)} | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -111,6 +113,15 @@ def call(folder, tool, *arguments, status=0):
     )
     assert run.returncode == status, run.stdout
     return run.stdout
+
+
+def call_test(folder, tool, *arguments):
+    """Output of a test; where MMEngine cannot read its checkpoints, it is seen to say so first."""
+    reason = why_no_resume(find_distributions(), torch.__version__)
+    if reason is None:
+        return call(folder, tool, *arguments)
+    assert reason in call(folder, tool, *arguments, status=1)
+    return call(folder, tool, *arguments, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='1')
 
 
 def test_prune_ratio_trains_a_plain_config_with_pfb_and_says_what_it_changed(trained):
@@ -131,7 +142,7 @@ def test_the_config_left_in_the_work_dir_is_one_with_pfb(trained):
 def test_a_checkpoint_trained_with_pfb_is_tested_with_the_plain_config_and_tta(trained, folder):
     checkpoint = trained[0] / 'iter_4.pth'
     options = ['--tta', '--out', 'maps', '--show-dir', 'painted']
-    output = call(folder, 'test.py', 'plain.py', str(checkpoint), *options)
+    output = call_test(folder, 'test.py', 'plain.py', str(checkpoint), *options)
     assert 'mIoU' in output
     assert 'size mismatch' not in output and 'missing keys' not in output
     assert len(list((folder / 'maps').iterdir())) == 3
@@ -146,7 +157,7 @@ def test_two_cpu_processes_train(folder):
 
 @pytest.mark.slow
 def test_two_cpu_processes_test(trained, folder):
-    output = call(folder, 'dist_test.sh', 'plain.py', str(trained[0] / 'iter_4.pth'), '2')
+    output = call_test(folder, 'dist_test.sh', 'plain.py', str(trained[0] / 'iter_4.pth'), '2')
     assert output.count('No GPU') == 1
     assert output.count('mIoU') == 1
 
@@ -165,7 +176,7 @@ def test_two_cpu_processes_test(trained, folder):
 def test_a_mistake_in_the_arguments_is_told_in_a_sentence(
     folder, monkeypatch, capsys, tool, arguments, sentence
 ):
-    (folder / 'bare.py').touch()
+    (folder / 'bare.py').write_text("model = dict(type='EncoderDecoder')\n")
     (folder / 'empty.pth').touch()
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(ROOT / 'tools')

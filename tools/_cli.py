@@ -1,12 +1,56 @@
-"""What the tools that take a config have in common: arguments, and how a run is prepared."""
+"""What the tools have in common: how arguments and configs are read, and a run is prepared."""
+
+from __future__ import annotations
 
 import argparse
+import difflib
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NoReturn
 
 import torch
 from mmengine.config import Config, DictAction
+
+from pfb_mmseg.compat import find_distributions, why_no_resume
+
+
+class ToolParser(argparse.ArgumentParser):
+    """An argument parser that names the option which a misspelt one is likely to mean."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix('unrecognized arguments: ').split('=')[0].split()
+        known = [*self._option_string_actions]
+        near = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []
+        hint = f' (did you mean {near[0]}?)' if message.startswith('unrecognized') and near else ''
+        super().error(f'{message}{hint}')
+
+
+class KeyValueAction(DictAction):
+    """Reads KEY=VALUE pairs, and says so where it gets something else."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        for value in values:
+            if not value.partition('=')[0] or '=' not in value:
+                raise argparse.ArgumentError(self, f'{value!r}: expected KEY=VALUE')
+        super().__call__(parser, namespace, values, option_string)
+
+
+def seed_number(text: str) -> int:
+    """The type of an argument that is a seed."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f'{text!r}: expected an integer in [0, 2**32)')
+    return int(text)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,29 +73,48 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=KeyValueAction,
         metavar='KEY=VALUE',
         help='settings that override the config, e.g. model.pfb.prune_ratio=0.5 '
         'optim_wrapper.optimizer.lr=0.02; lists as key="[a,b]" without spaces',
     )
 
 
-def read_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
-    """Reads the config that the arguments name, with --cfg-options merged in."""
-    if not Path(args.config).is_file():
-        parser.error(f'config {args.config!r} is not a file')
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+def read_config(path: str, options: dict | None) -> Config:
+    """Reads the config of a segmentor, with the options of --cfg-options merged in.
+
+    Raises:
+        ValueError: There is no such file, it cannot be read, or has no model.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f'config {path!r} is not a file')
+    try:
+        cfg = Config.fromfile(path)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f'config {path!r} cannot be read: {error}') from error
+    try:
+        cfg.merge_from_dict(options or {})
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f'--cfg-options do not fit the config: {error}') from error
+    if not isinstance(cfg.get('model'), dict):
+        raise ValueError(f'config {path!r} has no model: expected the config of a segmentor')
     return cfg
 
 
+def named_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
+    """The config that the arguments name, see :func:`read_config`; or an error of the parser."""
+    try:
+        return read_config(args.config, args.cfg_options)
+    except ValueError as error:
+        parser.error(str(error))
+
+
 def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
-    """Reads the config of a run, see :func:`read_config`, and prepares its launch.
+    """Reads the config of a run, see :func:`named_config`, and prepares its launch.
 
     The work dir is, in this order: --work-dir, the config's, ./work_dirs/<name of the config>.
     """
-    cfg = read_config(parser, args)
+    cfg = named_config(parser, args)
     default = str(Path('work_dirs', Path(args.config).stem))
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or default
     cfg.launcher = args.launcher
@@ -73,6 +136,18 @@ def prepare_cpu_launch(cfg: Config) -> None:
             device_ids=None,
         )
     say('No GPU: the processes talk over gloo, and the model is wrapped for the CPU.')
+
+
+@contextmanager
+def explain_refused_checkpoint() -> Iterator[None]:
+    """Ends the tool in a sentence where MMEngine cannot read its own checkpoints."""
+    try:
+        yield
+    except UnpicklingError:
+        reason = why_no_resume(find_distributions(), torch.__version__)
+        if reason is None:
+            raise
+        sys.exit(reason)
 
 
 def say(sentence: str) -> None:

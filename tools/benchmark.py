@@ -26,7 +26,7 @@ import mmcv
 import mmengine
 import mmseg
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import init_default_scope
@@ -38,6 +38,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from _cli import KeyValueAction, ToolParser, read_config
 from pfb_mmseg.blocking import scoring_mode
 from pfb_mmseg.reporting.benchmark import Report, Result, Spread, ideal_saving, time_in_turns
 from pfb_mmseg.segmentors import PartialForwardBlocking
@@ -47,7 +48,7 @@ STATUS = Path('/proc/self/status')
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description='Time full and blocked training steps side by side.',
         epilog='ideal = p (1 - s): p is the share of images that is pruned, s the share of a full '
         'step that the no-grad forward up to the blocking point takes.',
@@ -91,7 +92,7 @@ def main() -> None:
     parser.add_argument('--device', choices=['cpu', 'cuda'], help='default: cuda if there is one')
     parser.add_argument('--no-memory', action='store_true', help='leave peak memory out')
     parser.add_argument('--out', metavar='FILE', help='write everything to this JSON file')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    parser.add_argument('--cfg-options', nargs='+', action=KeyValueAction, metavar='KEY=VALUE')
     args = parser.parse_args()
     console = Console()
     try:
@@ -138,8 +139,6 @@ def prepare(args: argparse.Namespace) -> Job:
     Raises:
         ValueError: an argument is outside its range or does not fit the config or the machine.
     """
-    if not Path(args.config).is_file():
-        raise ValueError(f'config {args.config!r} is not a file')
     for name, value, low in (
         ('--steps', args.steps, 1),
         ('--warmup', args.warmup, 0),
@@ -164,9 +163,7 @@ def prepare(args: argparse.Namespace) -> Job:
         raise ValueError(
             '--amp float16: needs the loss scaling of a GPU; use --amp bfloat16 on the CPU'
         )
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     batch_size = args.batch_size or cfg.train_dataloader.batch_size
     if args.real_data:

@@ -3,7 +3,6 @@
 Nothing is trained. Useful for choosing what to label, or what to leave out.
 """
 
-import argparse
 import pickle
 from pathlib import Path
 
@@ -13,14 +12,14 @@ import pfb_mmseg  # noqa: F401  comes first: it says what is missing or does not
 from mmengine.device import get_device
 from rich.progress import Progress
 
-from _cli import add_config_options, read_config
+from _cli import ToolParser, add_config_options, named_config
 from pfb_mmseg.reporting.browse import write_ranking
 from pfb_mmseg.reporting.images import ImageSet
 from pfb_mmseg.reporting.scan import Scanner
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description='Rank the images of a data set by their log density under a trained model, '
         'rarest first. Writes ranking.csv and a page with the two ends of it.'
     )
@@ -42,7 +41,7 @@ def main() -> None:
         parser.error('--images must not be negative, --batch-size at least 1')
     if not Path(args.checkpoint).is_file():
         parser.error(f'checkpoint {args.checkpoint!r} is not a file')
-    config = read_config(parser, args)
+    config = named_config(parser, args)
     try:
         images = ImageSet(config, args.part)
         scanner = Scanner(config, args.checkpoint, args.device or get_device())

@@ -1,6 +1,5 @@
 """Says what is wrong with the files a config points to: `python tools/check_dataset.py CONFIG`."""
 
-import argparse
 import sys
 
 import pfb_mmseg  # noqa: F401  comes first: it says what is missing or does not fit
@@ -8,12 +7,12 @@ import pfb_mmseg  # noqa: F401  comes first: it says what is missing or does not
 # isort: split
 from rich.progress import Progress
 
-from _cli import add_config_options, read_config
+from _cli import ToolParser, add_config_options, named_config
 from pfb_mmseg.reporting.dataset_check import check_config
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description='Look at the data sets of a config: folders, pairs of images and labels, '
         'sizes, label values. The exit status is 1 if anything is wrong.'
     )
@@ -29,7 +28,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.read < 0:
         parser.error(f'--read {args.read}: expected 0 or more')
-    config = read_config(parser, args)
+    config = named_config(parser, args)
     with Progress(transient=True) as progress:
         task = progress.add_task('Opening pairs', total=None)
         good, bad, advice = check_config(

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from _cli import ToolParser, add_config_options, read_config, seed_number
 from _runs import Run, progress_bar, train
 from pfb_mmseg.baselines.methods import (
     DESCRIPTIONS,
@@ -60,7 +61,7 @@ class Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='methods:\n' + '\n'.join(f'  {m:<15} {DESCRIPTIONS[m]}' for m in METHODS),
@@ -82,7 +83,7 @@ def main() -> None:
         metavar='NAME[:KEY=VALUE,...]',
         help='further rows, the config with options: single:model.pfb.strategy=single_pass',
     )
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument('--seeds', nargs='+', type=seed_number, default=[0, 1, 2])
     parser.add_argument(
         '--iters', type=int, help="of full data; shortens the config's whole schedule to it"
     )
@@ -90,7 +91,7 @@ def main() -> None:
         '--jobs', type=int, default=1, help='runs at a time; times then disturb each other'
     )
     parser.add_argument('--gpus', type=int, default=1, help='processes of each run')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    add_config_options(parser)
     parser.add_argument('--work-dir', default='work_dirs/compare')
     args = parser.parse_args()
     try:
@@ -120,10 +121,7 @@ def plan(args: argparse.Namespace) -> list[Row]:
             raise ValueError(f'--ratios {ratio:g}: expected numbers in (0, 1)')
     if not args.methods and not args.variants:
         raise ValueError('nothing to compare: name --methods, --variants or both')
-    if not Path(args.config).is_file():
-        raise ValueError(f'config {args.config!r} is not a file')
-    base = Config.fromfile(args.config)
-    base.merge_from_dict(args.cfg_options or {})
+    base = read_config(args.config, args.cfg_options)
     full_iters(base)
     if base.get('val_dataloader') is None:
         raise ValueError('the config has no val_dataloader: there would be no mIoU to compare')

@@ -3,7 +3,6 @@
 A line per combination of segmentor, backbone and decode head; no data and no GPU are needed.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -20,11 +19,12 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from _cli import ToolParser
 from pfb_mmseg.reporting import coverage
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Try PFB on every model of the installed zoo.')
+    parser = ToolParser(description='Try PFB on every model of the installed zoo.')
     parser.add_argument(
         '--quick', action='store_true', help='one small model for each family of backbones'
     )

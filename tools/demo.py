@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +12,7 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
+from _cli import ToolParser, seed_number
 from _runs import ROOT, Run, progress_bar, train
 from pfb_mmseg.datasets.demo import KIND_SHARES, PFBDemoDataset
 from pfb_mmseg.reporting import RECORD_NAME, SelectionRecord
@@ -25,11 +25,13 @@ CONFIGS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Train the demo model with and without PFB.')
+    parser = ToolParser(description='Train the demo model with and without PFB.')
     parser.add_argument('--work-dir', default='work_dirs/demo', help='folder for logs and plots')
-    parser.add_argument('--seed', type=int, default=0, help='of both runs')
+    parser.add_argument('--seed', type=seed_number, default=0, help='of both runs')
     parser.add_argument('--iters', type=int, help='shorter or longer runs than the configs have')
     args = parser.parse_args()
+    if args.iters is not None and args.iters < 1:
+        parser.error(f'--iters {args.iters}: expected an integer >= 1')
     work_dir = Path(args.work_dir)
     console = Console()
     console.print(

@@ -5,7 +5,6 @@ a scoring pass would hand to the estimator. Replays them through BatchPruner for
 at a time, and prints a table. Streams are kept in the work dir: a second call only replays.
 """
 
-import argparse
 import copy
 import inspect
 import statistics
@@ -18,7 +17,7 @@ import pfb_mmseg  # noqa: F401  comes first: it says what is missing or does not
 # isort: split
 import numpy as np
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from rich.console import Console
@@ -26,6 +25,7 @@ from rich.markdown import Markdown
 from rich.progress import Progress, track
 from torch import Tensor
 
+from _cli import KeyValueAction, ToolParser, add_config_options, named_config, seed_number
 from pfb_mmseg.blocking import scoring_mode, shrink
 from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, Selection, pool_features
 from pfb_mmseg.core.ranks import Gather
@@ -141,13 +141,11 @@ def kind_of(path: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Measure what each option of the estimate does.')
+    parser = ToolParser(description='Measure what each option of the estimate does.')
     parser.add_argument('--config', default=str(CONFIG), help='config of a plain segmentor')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--seeds', type=seed_number, nargs='+', default=[0, 1, 2])
     parser.add_argument('--work-dir', help='folder for streams and table')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='settings that override the config'
-    )
+    add_config_options(parser)
     parser.add_argument(
         '--vary',
         nargs='+',
@@ -159,17 +157,13 @@ def main() -> None:
     parser.add_argument(
         '--fix',
         nargs='+',
-        action=DictAction,
+        action=KeyValueAction,
         default={},
         metavar='KEY=VALUE',
         help='options that hold in every row, e.g. exploration=0',
     )
     args = parser.parse_args()
-    if not Path(args.config).is_file():
-        parser.error(f'config {args.config!r} is not a file')
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = named_config(parser, args)
     work_dir = Path(args.work_dir or Path('work_dirs/evidence', Path(args.config).stem))
 
     streams = [load_stream(cfg, seed, work_dir) for seed in args.seeds]
@@ -192,7 +186,7 @@ def load_stream(cfg: Config, seed: int, work_dir: Path) -> Stream:
     """The stream of one seed; the network is trained unless that was done with this config."""
     path = work_dir / f'stream_{seed}.npz'
     if path.is_file():
-        with np.load(path) as stored:
+        with np.load(path, allow_pickle=False) as stored:
             if str(stored['config']) == cfg.pretty_text:
                 features = {name: torch.from_numpy(stored[name]) for name in PASSES.values()}
                 return Stream(features, stored['kinds'])

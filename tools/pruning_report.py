@@ -1,15 +1,14 @@
 """Shows what a run with PFB skipped: `python tools/pruning_report.py WORK_DIR`."""
 
-import argparse
-
 import pfb_mmseg  # noqa: F401  comes first: it says what is missing or does not fit
 
 # isort: split
+from _cli import ToolParser
 from pfb_mmseg.reporting.report import write_report
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description='Write a page that shows which images a run with PFB skipped. The run may be '
         'finished, interrupted or still going. Call it where the training was called.'
     )

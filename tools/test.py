@@ -9,11 +9,17 @@ import pfb_mmseg  # noqa: F401  comes first: it says what is missing or does not
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from _cli import add_common_arguments, load_config, prepare_cpu_launch
+from _cli import (
+    ToolParser,
+    add_common_arguments,
+    explain_refused_checkpoint,
+    load_config,
+    prepare_cpu_launch,
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Test a segmentor.')
+    parser = ToolParser(description='Test a segmentor.')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument('--out', help='folder for the predicted label maps')
@@ -43,7 +49,8 @@ def main() -> None:
             evaluator['output_dir'] = args.out
 
     prepare_cpu_launch(cfg)
-    Runner.from_cfg(cfg).test()
+    with explain_refused_checkpoint():
+        Runner.from_cfg(cfg).test()
 
 
 def turn_on_drawing(cfg: Config, args: argparse.Namespace) -> None:
@@ -57,6 +64,7 @@ def turn_on_drawing(cfg: Config, args: argparse.Namespace) -> None:
             "default_hooks=dict(visualization=dict(type='SegVisualizationHook'))"
         )
     hook.draw = True
+    hook.interval = 1  # every image, as the fork draws them; OpenMMLab's hook would every 50th
     if args.show:
         hook.show = True
         hook.wait_time = args.wait_time

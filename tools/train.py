@@ -3,8 +3,6 @@
 With --prune-ratio, PFB is turned on for a config that knows nothing of it.
 """
 
-import argparse
-
 from pfb_mmseg import apply_pfb  # comes first: it says what is missing or does not fit
 
 # isort: split
@@ -13,11 +11,18 @@ from mmengine.device import get_device
 from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
-from _cli import add_common_arguments, load_config, prepare_cpu_launch, say
+from _cli import (
+    ToolParser,
+    add_common_arguments,
+    explain_refused_checkpoint,
+    load_config,
+    prepare_cpu_launch,
+    say,
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Train a segmentor.')
+    parser = ToolParser(description='Train a segmentor.')
     parser.add_argument('config', help='config file')
     parser.add_argument(
         '--prune-ratio',
@@ -39,13 +44,14 @@ def main() -> None:
                 say(f'--prune-ratio: {change}')
         if args.amp:
             turn_on_amp(cfg)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         parser.error(str(error))
     cfg.resume = args.resume or cfg.get('resume', False)
 
     prepare_cpu_launch(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.train()
+    with explain_refused_checkpoint():
+        runner.train()
 
 
 def turn_on_amp(cfg: Config) -> None:

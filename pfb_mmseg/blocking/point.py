@@ -164,14 +164,15 @@ class BlockingPoint:
         Raises:
             ValueError: the encoder takes images of its own size only.
         """
-        image = shrink(blank_images(self.encoder, 1, self.input_shape), scale)
+        image = blank_images(self.encoder, 1, self.input_shape)
+        height, width = (int(size * scale) for size in self.input_shape[1:])
         try:
             with scoring_mode(self.encoder, batch_statistics=False):
-                self.score(image)
+                self.score(shrink(image, scale))
         except Exception as error:  # whatever it is that this encoder has against the size
             raise ValueError(
                 f'score_scale={scale}: {type(self.encoder).__name__} cannot take images of '
-                f'{image.shape[2]}x{image.shape[3]} pixels ({error}); leave score_scale at 1'
+                f'{height}x{width} pixels ({error}); leave score_scale at 1'
             ) from error
 
     def _first_that_runs(self, shapes: list[tuple]) -> tuple[tuple, Any]:

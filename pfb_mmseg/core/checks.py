@@ -8,13 +8,19 @@ from numbers import Integral, Real
 
 
 def check_number(
-    name: str, value: object, low: float, high: float, open_high: bool = False
+    name: str,
+    value: object,
+    low: float,
+    high: float,
+    open_low: bool = False,
+    open_high: bool = False,
 ) -> None:
-    """Refuse anything but a real number in ``[low, high]`` (``[low, high)`` if ``open_high``)."""
-    allowed = f'a number in [{low:g}, {high:g}{")" if open_high else "]"}'
+    """Refuse anything but a real number in ``[low, high]``, without the ends that are open."""
+    allowed = f'a number in {"(" if open_low else "["}{low:g}, {high:g}{")" if open_high else "]"}'
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f'{name}={value!r}: expected {allowed}, got {type(value).__name__}')
-    if not low <= value <= high or (open_high and value == high):
+    at_open_end = (open_low and value == low) or (open_high and value == high)
+    if not low <= value <= high or at_open_end:
         raise ValueError(f'{name}={value!r}: expected {allowed}')
 
 
@@ -42,11 +48,34 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
         raise ValueError(f'{name}={value!r}: expected one of {allowed}{_hint(value, choices)}')
 
 
+def check_dict(name: str, value: object) -> None:
+    """Refuse anything but a dict."""
+    if not isinstance(value, dict):
+        raise TypeError(f'{name}={value!r}: expected a dict, got {type(value).__name__}')
+
+
+def check_sizes(name: str, value: object, num: int) -> None:
+    """Refuse anything but a tuple or list of ``num`` integers of at least 1."""
+    allowed = f'{num} integers >= 1'
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f'{name}={value!r}: expected {allowed}, got {type(value).__name__}')
+    whole = all(isinstance(v, Integral) and not isinstance(v, bool) and v >= 1 for v in value)
+    if len(value) != num or not whole:
+        raise ValueError(f'{name}={value!r}: expected {allowed}')
+
+
+def check_given(owner: str, name: str, value: object, others: Iterable[str], example: str) -> None:
+    """Refuse None for what must be given; one of ``others`` that may be meant for it is named."""
+    if value is None:
+        meant = difflib.get_close_matches(name, others, n=1, cutoff=0.5)
+        hint = f'; {meant[0]!r} was given, did you mean {name!r}?' if meant else ''
+        raise TypeError(f'{owner} needs {name}, for example {example}{hint}')
+
+
 def check_keys(name: str, options: object, allowed: Iterable[str]) -> None:
     """Refuse a dict of options with a key that is not allowed; the likely one is named."""
     allowed = tuple(allowed)
-    if not isinstance(options, dict):
-        raise TypeError(f'{name}={options!r}: expected a dict, got {type(options).__name__}')
+    check_dict(name, options)
     for key in options:
         if key not in allowed:
             raise ValueError(

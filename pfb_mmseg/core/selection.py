@@ -89,6 +89,8 @@ def explored_log_density(
         else:
             largest = log_density.abs().masked_fill(~finite, 0).amax()
             log_density = log_density + exploration * noise * largest
+        # Noise on a density at the edge of float32 leaves it; that is no reason to drop the image.
+        log_density = log_density.nan_to_num()
     return log_density.masked_fill(~finite, torch.inf)
 
 

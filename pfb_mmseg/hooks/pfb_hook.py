@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Sized
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dataset import DefaultSampler
 from mmengine.dist import all_gather_object, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook, LoggerHook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
+from mmengine.runner import find_latest_checkpoint
 from torch import Tensor
 
+from ..compat import find_distributions, why_no_resume
 from ..core import AdaptiveDensityEstimator, KeepQuota, Selection, SelectionStatistics
+from ..core.checks import check_integer, check_keys
 from ..reporting import RECORD_NAME, SelectionRecord, class_pixels
 from ..reporting.files import write_atomically
 from ..reporting.versions import installed_versions
@@ -52,9 +58,10 @@ class PFBHook(Hook):
 
     Raises:
         TypeError, ValueError: an argument is outside its range; or, before the first iteration,
-            the model has no ``pfb``, ``begin`` does not come before ``end``, a batch is so small
-            that nothing could ever be pruned, or ``common_until`` meets another criterion than
-            ``'rare'``.
+            the model has no ``pfb``, ``begin`` does not come before ``end``, there are two hooks
+            or no images, a batch is so small that nothing could ever be pruned, or
+            ``common_until`` meets another criterion than ``'rare'``.
+        RuntimeError: the run is to be resumed, and MMEngine would fail to.
     """
 
     priority = 'NORMAL'
@@ -65,15 +72,15 @@ class PFBHook(Hook):
         end: float | int = 0.9,
         interval: int | None = None,
         common_until: float | int | None = None,
+        **unknown: Any,
     ) -> None:
+        check_keys('PFBHook', unknown, ('begin', 'end', 'interval', 'common_until'))
         for name, value in (('begin', begin), ('end', end)):
             _check_moment(name, value)
         if common_until is not None:
             _check_moment('common_until', common_until)
-        if interval is not None and (
-            isinstance(interval, bool) or not isinstance(interval, Integral) or interval < 1
-        ):
-            raise ValueError(f'interval={interval!r}: expected an integer >= 1, or None')
+        if interval is not None:
+            check_integer('interval', interval, low=1)
         if type(begin) is type(end) and begin >= end:
             raise ValueError(f'begin={begin!r} must come before end={end!r}')
         self.begin = begin
@@ -89,16 +96,25 @@ class PFBHook(Hook):
         self._pending: _Pending | None = None
         self._classes: list[str] = []
 
+    def before_run(self, runner) -> None:
+        """Refuse to resume where MMEngine would fail to, before it does."""
+        if runner._resume and (runner._load_from or find_latest_checkpoint(runner.work_dir)):
+            reason = why_no_resume(find_distributions(), torch.__version__)
+            if reason:
+                raise RuntimeError(reason)
+
     def before_train(self, runner) -> None:
         """Resolve the schedule and refuse what cannot work."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._pfb = _find_filter(model)
+        self._check_runner(runner)
         self._begin = _iteration(self.begin, runner.max_iters)
         self._end = _iteration(self.end, runner.max_iters)
-        if self._begin >= self._end:
+        if not self._begin < min(self._end, runner.max_iters):
             raise ValueError(
                 f'begin={self.begin!r} is iteration {self._begin}, end={self.end!r} is iteration '
-                f'{self._end} of {runner.max_iters}: begin must come before end'
+                f'{self._end} of {runner.max_iters}: begin must come before end, and before the '
+                'end of the run'
             )
         self._check_batch_size(runner.train_dataloader.batch_size)
         if self.common_until is not None:
@@ -112,6 +128,7 @@ class PFBHook(Hook):
             self._turn = _iteration(self.common_until, runner.max_iters)
         self._classes = _classes(runner.train_dataloader)
         self._fresh = SelectionRecord(self._classes)
+        self._warn_of_what_comes_later(runner)
         if self.interval is None:
             loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
             self._interval = loggers[0].interval if loggers else 50
@@ -205,6 +222,39 @@ class PFBHook(Hook):
         if is_main_process():  # once: the processes' records are added up
             # MMEngine puts whatever a checkpoint holds on the device; the record lives on the host.
             self.record = SelectionRecord.from_bytes(state['record'].cpu().numpy().tobytes())
+
+    def _check_runner(self, runner) -> None:
+        hooks = [hook for hook in runner.hooks if isinstance(hook, PFBHook)]
+        if len(hooks) > 1:
+            raise ValueError(f'custom_hooks has {len(hooks)} of PFBHook: expected one')
+        dataset = runner.train_dataloader.dataset
+        if isinstance(dataset, Sized) and len(dataset) == 0:
+            raise ValueError(
+                'the training data set is empty; check data_root, data_prefix and ann_file of '
+                'train_dataloader.dataset'
+            )
+        loader = runner.train_dataloader
+        if loader.drop_last and isinstance(loader.sampler, DefaultSampler) and len(loader) == 0:
+            raise ValueError(
+                f'train_dataloader has no batch: {len(loader.sampler)} image(s) per process, '
+                f'batch_size={loader.batch_size}, drop_last=True; lower batch_size or leave '
+                'drop_last out'
+            )
+
+    def _warn_of_what_comes_later(self, runner) -> None:
+        """What a long run should not learn only at its end."""
+        estimator, iters = self._pfb.estimator, min(self._end, runner.max_iters) - self._begin
+        images = (runner.train_dataloader.batch_size or 0) * get_world_size()
+        unready = estimator is not None and not estimator.ready
+        if images and unready and estimator.num_centroids > images * iters:
+            _warn(
+                f'Nothing will be pruned: seeding {estimator.num_centroids} centroids takes '
+                f'as many images, and the {iters} iterations from begin to end have '
+                f'{images * iters}. Set estimator=dict(num_centroids=...) to less, or train longer.'
+            )
+        reason = why_no_resume(find_distributions(), torch.__version__)
+        if reason:
+            _warn(f'If this run is interrupted, it cannot be resumed as things are. {reason}')
 
     def _check_batch_size(self, batch_size: int | None) -> None:
         quota = self._pfb.quota
@@ -353,6 +403,10 @@ def _describe_quota(quota: KeepQuota, batch_size: int | None, num_ranks: int) ->
     if ratio < quota.prune_ratio:
         sentence += f', which makes it {ratio:.0%} that are blocked'
     return f'{sentence}.'
+
+
+def _warn(sentence: str) -> None:
+    print_log(sentence, logger='current', level=logging.WARNING)
 
 
 def _check_moment(name: str, value: Any) -> None:

@@ -4,7 +4,7 @@ from mmengine.config import Config
 from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
 from mmseg.registry import MODELS
 
-from ..core.checks import check_number
+from ..core.checks import check_dict, check_number
 from .encoder_decoder import PFBCascadeEncoderDecoder, PFBEncoderDecoder
 from .mixin import PFBMixin
 
@@ -39,7 +39,8 @@ def apply_pfb(cfg: Config, prune_ratio: float) -> list[str]:
         cfg.model.type = blocked
         changes.append(f'model.type: {_name(plain)} -> {blocked}')
 
-    options = cfg.model.get('pfb') or {}
+    options = {} if cfg.model.get('pfb') is None else cfg.model.pfb
+    check_dict('model.pfb', options)
     ratio = options.get('prune_ratio', 'not set')
     if ratio != prune_ratio:
         cfg.model.pfb = {**options, 'prune_ratio': prune_ratio}
@@ -48,7 +49,9 @@ def apply_pfb(cfg: Config, prune_ratio: float) -> list[str]:
     if add_import(cfg):
         changes.append('custom_imports: pfb_mmseg added')
 
-    hooks = list(cfg.get('custom_hooks') or [])
+    hooks = cfg.get('custom_hooks') or []
+    if not isinstance(hooks, (list, tuple)) or not all(isinstance(hook, dict) for hook in hooks):
+        raise TypeError(f'custom_hooks={hooks!r}: expected a list of dicts')
     if not any(_name(hook.get('type')) == 'PFBHook' for hook in hooks):
         cfg.custom_hooks = [*hooks, dict(type='PFBHook')]
         changes.append('custom_hooks: PFBHook added')

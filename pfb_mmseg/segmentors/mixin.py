@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..blocking import BlockingPoint, default_stage, scoring_mode, share_behind, shrink
 from ..core import AdaptiveDensityEstimator, BatchPruner, KeepQuota, Selection
-from ..core.checks import check_choice, check_keys, check_number
+from ..core.checks import check_choice, check_given, check_keys, check_number, check_sizes
 from ..core.ranks import all_values, rank, world_size
 from .filter import BatchFilter
 from .samples import select_samples
@@ -66,9 +66,7 @@ class PartialForwardBlocking(BatchFilter):
     ) -> None:
         super().__init__()
         check_choice('strategy', strategy, STRATEGIES)
-        check_number('score_scale', score_scale, 0, 1)
-        if score_scale == 0:
-            raise ValueError('score_scale=0: expected a number in (0, 1]')
+        check_number('score_scale', score_scale, 0, 1, open_low=True)
         check_choice('score_statistics', score_statistics, SCORE_STATISTICS)
         if score_dtype is not None:
             check_choice('score_dtype', score_dtype, SCORE_DTYPES)
@@ -78,6 +76,8 @@ class PartialForwardBlocking(BatchFilter):
                 "the training pass; strategy='single_pass' has run half of it by then. Leave it "
                 "out or use strategy='two_pass'"
             )
+        if input_shape is not None:
+            check_sizes('input_shape', input_shape, num=3)
         if strategy == 'single_pass' and (
             score_scale != 1 or score_statistics != 'batch' or score_dtype is not None
         ):
@@ -95,7 +95,9 @@ class PartialForwardBlocking(BatchFilter):
         if score_scale != 1:
             self.point.check_scale(score_scale)
         self.pruner = BatchPruner(
-            estimator=_build_estimator(estimator or {}, self.point.num_channels),
+            estimator=_build_estimator(
+                {} if estimator is None else estimator, self.point.num_channels
+            ),
             min_keep=least_trainable(model) if min_keep is None else min_keep,
             **pruner,
         )
@@ -166,9 +168,10 @@ class PFBMixin:
     ``loss(inputs, data_samples)``. Everything but ``loss`` in training mode is the host's own.
     """
 
-    def __init__(self, *args: Any, pfb: dict, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, pfb: dict | None = None, **kwargs: Any) -> None:
+        check_given(type(self).__name__, 'pfb', pfb, kwargs, example='pfb=dict(prune_ratio=0.3)')
         check_keys('pfb', pfb, _OPTIONS)
+        super().__init__(*args, **kwargs)
         self.pfb = PartialForwardBlocking(self, **pfb)
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict:
