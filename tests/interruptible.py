@@ -29,6 +29,9 @@ def interruptible_config(work_dir, **options):
         **options,
     }
     config = demo_config(work_dir, ITERATIONS, **options)
+    # Not repeated by several ranks: BatchNorm's running statistics are each rank's own, and a
+    # checkpoint holds the first one's.
+    config.val_dataloader = config.val_cfg = config.val_evaluator = None
     config.resume = True
     return config
 

@@ -1,10 +1,8 @@
 """Runs that are killed, and go on as if nothing had happened."""
 
 import json
-import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -30,37 +28,50 @@ HOOK = dict(type='PFBHook', begin=0, end=1.0)
 
 
 def start(work_dir, num_ranks=1):
-    """The run in a process of its own, which the GPU is kept from: it might not repeat itself."""
-    command = [sys.executable]
-    if num_ranks > 1:
-        command += ['-m', 'torch.distributed.run', '--master_port', free_port()]
-        command += ['--nproc_per_node', str(num_ranks)]
+    """The run in processes of their own, which a GPU is kept from: it might not repeat itself.
+
+    Not by torchrun, whose workers would outlive it when it is killed.
+    """
     threads = 1 if num_ranks > 1 else torch.get_num_threads()
-    return subprocess.Popen(
-        [*command, SCRIPT, work_dir, str(threads)],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
+    env = environment()
+    if num_ranks > 1:
+        env |= dict(WORLD_SIZE=str(num_ranks), MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
+    processes = []
+    for rank in range(num_ranks):
+        process = subprocess.Popen(
+            [sys.executable, SCRIPT, work_dir, str(threads)],
+            env=env | (dict(RANK=str(rank), LOCAL_RANK=str(rank)) if num_ranks > 1 else {}),
+            stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        processes.append(process)
+    return processes
 
 
 def kill_in(iteration, work_dir, num_ranks=1, delay=0.0):
     """Start or resume the run, and kill -9 all of it ``delay`` seconds into this iteration."""
-    with start(work_dir, num_ranks) as process:
-        try:
-            announced = any(line == f'iteration {iteration}\n' for line in process.stdout)
-            assert announced, f'the run ended before iteration {iteration}'
-            time.sleep(delay)
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
+    processes = start(work_dir, num_ranks)
+    try:
+        announced = any(line == f'iteration {iteration}\n' for line in processes[0].stdout)
+        assert announced, f'the run ended before iteration {iteration}'
+        time.sleep(delay)
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.communicate()
 
 
 def finish(work_dir, num_ranks=1):
-    with start(work_dir, num_ranks) as process:
-        process.communicate(timeout=300)
-    assert process.returncode == 0
+    processes = start(work_dir, num_ranks)
+    try:
+        for process in processes:
+            process.communicate(timeout=300)
+            assert process.returncode == 0
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def log(work_dir):
