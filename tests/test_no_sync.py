@@ -4,9 +4,9 @@ import pytest
 import tiny
 import torch
 from mmseg.models.decode_heads import decode_head
-from torch import nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
 
 from pfb_mmseg import PFBHook
 from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner
@@ -227,8 +227,8 @@ class Trainer:
 
     def __init__(self, model):
         self.model, self.iter, self.max_iters, self.hooks = model, 0, 1000, []
-        self.train_dataloader = nn.Identity()
-        self.train_dataloader.batch_size = 8
+        self.train_dataloader = DataLoader(range(8), batch_size=8)
+        self.world_size = 1
 
 
 @pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])
