@@ -120,7 +120,7 @@ def test_methods_ratios_and_variants_make_rows_and_jobs_run_at_once(folder):
         (['--methods', 'full', '--seeds', '1', '1'], 'a seed stands there twice'),
         (['--methods', 'full', '--jobs', '0'], '--jobs 0: expected an integer >= 1'),
         (['--methods', 'full', '--iters', '0'], 'max_iters=0'),
-        (['--variants', 'a:lr'], "'lr' is not KEY=VALUE"),
+        (['--variants', 'a:lr'], "'lr': expected KEY=VALUE"),
         (['--variants', 'full', '--methods', 'full'], 'two rows have one name'),
         (['--variants', 'a:model.pfb.criterion=rar'], "did you mean 'rare'"),
         (

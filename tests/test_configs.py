@@ -1,12 +1,16 @@
 """Configs parse and build; those for Cityscapes and VOC run in the real file layout."""
 
 import copy
+import os
 import re
 from pathlib import Path
+from pickle import UnpicklingError
+from unittest import mock
 
 import mmseg
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -14,6 +18,7 @@ from mmseg.registry import MODELS
 from PIL import Image
 
 from pfb_mmseg.baselines.methods import set_iters
+from pfb_mmseg.compat import find_distributions, why_no_resume
 from pfb_mmseg.reporting import SelectionRecord
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
@@ -197,7 +202,13 @@ def run(config):
     config.test_dataloader.dataset.pipeline = config.tta_pipeline
     config.model = dict(**config.tta_model, module=config.model)
     config.experiment_name = f'{trainer.experiment_name}_tta'
-    return trainer, Runner.from_cfg(config).test()
+    tester = Runner.from_cfg(config)
+    if why_no_resume(find_distributions(), torch.__version__):
+        with pytest.raises(UnpicklingError):
+            tester.test()
+        with mock.patch.dict(os.environ, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='1'):
+            return trainer, tester.test()
+    return trainer, tester.test()
 
 
 LAYOUTS = pytest.mark.parametrize(

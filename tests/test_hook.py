@@ -100,7 +100,7 @@ def test_two_processes_leave_one_record_and_a_single_one_goes_on_with_it(tmp_pat
     options = ['default_hooks.checkpoint.interval=7', 'default_hooks.logger.interval=4']
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
     run = subprocess.run(
-        [*torchrun, str(ROOT / 'tests' / 'ranks.py'), str(tmp_path), *options],
+        [*torchrun, str(ROOT / 'tests' / 'diary_rank.py'), str(tmp_path), *options],
         env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
         capture_output=True,
         text=True,

@@ -4,9 +4,9 @@ import pytest
 import tiny
 import torch
 from mmseg.models.decode_heads import decode_head
-from torch import nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
 
 from pfb_mmseg import PFBHook
 from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, Selection
@@ -223,15 +223,18 @@ class TestLoss:
         assert 'torch.Tensor.tolist' in syncs(model.loss, tiny.images(), tiny.samples())
 
 
+class Images(list):
+    """A data set, as far as the hook asks."""
+
+    metainfo = {'classes': tuple('abcde')}
+
+
 class Trainer:
     """What PFBHook needs of a runner between two entries in the log."""
 
     def __init__(self, model):
         self.model, self.iter, self.max_iters, self.hooks = model, 0, 1000, []
-        self.train_dataloader = nn.Identity()
-        self.train_dataloader.batch_size = 8
-        self.train_dataloader.dataset = nn.Identity()
-        self.train_dataloader.dataset.metainfo = {'classes': tuple('abcde')}
+        self.train_dataloader = DataLoader(Images(range(8)), batch_size=8)
 
 
 @pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])

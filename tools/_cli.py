@@ -80,11 +80,16 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_config(path: str, options: dict | None) -> Config:
+def read_config(path: str, options: dict | None, needs: str = 'model') -> Config:
     """Reads the config of a segmentor, with the options of --cfg-options merged in.
 
+    Args:
+        path: config file.
+        options: of --cfg-options.
+        needs: name of a dict that the config must have.
+
     Raises:
-        ValueError: There is no such file, it cannot be read, or has no model.
+        ValueError: There is no such file, it cannot be read, or lacks what is needed.
     """
     if not Path(path).is_file():
         raise ValueError(f'config {path!r} is not a file')
@@ -96,15 +101,17 @@ def read_config(path: str, options: dict | None) -> Config:
         cfg.merge_from_dict(options or {})
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f'--cfg-options do not fit the config: {error}') from error
-    if not isinstance(cfg.get('model'), dict):
-        raise ValueError(f'config {path!r} has no model: expected the config of a segmentor')
+    if not isinstance(cfg.get(needs), dict):
+        raise ValueError(f'config {path!r} has no {needs}: expected the config of a segmentor')
     return cfg
 
 
-def named_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
+def named_config(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, needs: str = 'model'
+) -> Config:
     """The config that the arguments name, see :func:`read_config`; or an error of the parser."""
     try:
-        return read_config(args.config, args.cfg_options)
+        return read_config(args.config, args.cfg_options, needs)
     except ValueError as error:
         parser.error(str(error))
 

@@ -28,7 +28,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.read < 0:
         parser.error(f'--read {args.read}: expected 0 or more')
-    config = named_config(parser, args)
+    config = named_config(parser, args, needs='train_dataloader')
     with Progress(transient=True) as progress:
         task = progress.add_task('Opening pairs', total=None)
         good, bad, advice = check_config(

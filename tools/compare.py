@@ -122,6 +122,7 @@ def plan(args: argparse.Namespace) -> list[Row]:
     if not args.methods and not args.variants:
         raise ValueError('nothing to compare: name --methods, --variants or both')
     base = read_config(args.config, args.cfg_options)
+    variants = _read_variants(args.variants)
     full_iters(base)
     if base.get('val_dataloader') is None:
         raise ValueError('the config has no val_dataloader: there would be no mIoU to compare')
@@ -147,7 +148,7 @@ def plan(args: argparse.Namespace) -> list[Row]:
             name = f'{short.name}-as-{like}'
             rows.append(Row(name, 'short', ratio, short.config, _row_name(like, ratio)))
         rows += [_method_row(base, method, ratio, args.gpus) for method in pruning]
-    rows += [_variant_row(base, variant) for variant in args.variants]
+    rows += [_variant_row(base, name, pairs) for name, pairs in variants.items()]
     names = [row.name for row in rows]
     if len(set(names)) < len(names):
         raise ValueError(f'two rows have one name: {", ".join(names)}')
@@ -233,12 +234,21 @@ def _row_name(method: str, ratio: float | None) -> str:
     return method if ratio is None else f'{method}-p{round(100 * ratio, 2):g}'
 
 
-def _variant_row(base: Config, variant: str) -> Row:
-    name, _, options = variant.partition(':')
-    pairs = [option for option in options.split(',') if option]
-    for option in pairs:
-        if '=' not in option:
-            raise ValueError(f'--variants {variant!r}: {option!r} is not KEY=VALUE')
+def _read_variants(variants: list[str]) -> dict[str, list[str]]:
+    """NAME[:KEY=VALUE,...] -> its KEY=VALUE pairs, by name."""
+    pairs: dict[str, list[str]] = {}
+    for variant in variants:
+        name, _, options = variant.partition(':')
+        if not name or Path(name).name != name or name in pairs:
+            raise ValueError(f'--variants {variant}: expected a name of its own, without slashes')
+        pairs[name] = [option for option in options.split(',') if option]
+        for option in pairs[name]:
+            if not option.partition('=')[0] or '=' not in option:
+                raise ValueError(f'--variants {variant}: {option!r}: expected KEY=VALUE')
+    return pairs
+
+
+def _variant_row(base: Config, name: str, pairs: list[str]) -> Row:
     config = copy.deepcopy(base)
     if pairs:
         parser = argparse.ArgumentParser()

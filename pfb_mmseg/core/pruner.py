@@ -179,6 +179,7 @@ class BatchPruner(nn.Module):
             self._lesson = None
         self.skip()
 
+    @torch.compiler.disable
     def skip(self) -> None:
         """Let an iteration pass without looking at its batch."""
         self.step.add_(1)

@@ -120,6 +120,7 @@ class PartialForwardBlocking(BatchFilter):
             'is still to come'
         )
 
+    @torch.compiler.disable  # what it calls changes in every step, see BatchPruner
     def score(self, images: Tensor) -> Selection:
         """The scoring pass of two_pass: (N, C, H, W) images in, who stays out."""
         if not self.pruner.needs_features:

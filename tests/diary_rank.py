@@ -1,4 +1,4 @@
-"""One process of a distributed run that breaks down: ranks.py WORK_DIR [KEY=NUMBER ...]."""
+"""One process of a distributed run that breaks down: diary_rank.py WORK_DIR [KEY=NUMBER ...]."""
 
 import sys
 from pathlib import Path
