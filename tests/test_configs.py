@@ -19,7 +19,7 @@ from PIL import Image
 
 from pfb_mmseg.baselines.methods import set_iters
 from pfb_mmseg.compat import find_distributions, why_no_resume
-from pfb_mmseg.reporting import SelectionRecord
+from pfb_mmseg.reporting import SelectionRecord, read_scalars
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 ALL = sorted(path for path in CONFIGS.glob('*/*.py') if path.parent.name != '_base_')
@@ -196,6 +196,7 @@ def shrink(config, root, work_dir):
 
 def run(config):
     """Train, validate, then test with augmentation as ``tools/test.py --tta`` does."""
+    config.visualizer.name = config.work_dir  # what has a name is shared between runs
     trainer = Runner.from_cfg(copy.deepcopy(config))
     trainer.train()
     config.load_from = str(Path(config.work_dir) / 'iter_2.pth')
@@ -216,9 +217,9 @@ LAYOUTS = pytest.mark.parametrize(
 )
 
 
-def scalars(runner, key):
-    values, _ = runner.message_hub.get_scalar(f'train/{key}').data
-    return values.tolist()
+def losses(runner):
+    values, _ = runner.message_hub.get_scalar('train/loss').data
+    return values
 
 
 class TestRunner:
@@ -234,7 +235,7 @@ class TestRunner:
         assert len(config.tta_pipeline[1].transforms[0]) == 6
         runner, metrics = run(config)
         assert runner.iter == 2
-        assert np.isfinite(scalars(runner, 'loss')).all()
+        assert np.isfinite(losses(runner)).all()
         assert 0 <= metrics['mIoU'] <= 100
 
     @LAYOUTS
@@ -252,6 +253,6 @@ class TestRunner:
         assert record.candidates.sum() == 8
         assert record.kept.sum() == 4 + kept
         assert all(Path(file).is_file() for file in record.paths)
-        assert scalars(runner, 'pfb/kept')[-1] == kept
-        assert np.isfinite(scalars(runner, 'loss')).all()
+        assert read_scalars(tmp_path / 'work')[0][-1]['pfb/kept'] == kept
+        assert np.isfinite(losses(runner)).all()
         assert 0 <= metrics['mIoU'] <= 100
