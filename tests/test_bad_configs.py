@@ -11,7 +11,7 @@ import pytest
 import tiny
 from demo_runs import demo_config, train
 from mmengine.config import Config
-from mmengine.registry import HOOKS, init_default_scope
+from mmengine.registry import DATA_SAMPLERS, HOOKS, init_default_scope
 from mmseg.registry import MODELS
 
 from pfb_mmseg import apply_pfb
@@ -36,6 +36,7 @@ PFB_VALUES = [
     ('score_dtype', ['half', 'int8', 16], "one of 'float16', 'bfloat16'"),
     ('input_shape', [3, '3,64,64', (3, 64), (3, 0, 64), (3.0, 64, 64)], '3 integers >= 1'),
     ('seed', [-1, 1.5, None, '0', True], 'an integer >= 0'),
+    ('selection_scope', ['all', None], "one of 'rank', 'global'"),
 ]
 ESTIMATOR_VALUES = [
     ('num_centroids', [0, -4, 1.5, '64', None, True], COUNT),
@@ -51,6 +52,21 @@ HOOK_VALUES = [
     ('begin', [-1, -0.5, 1.5, NAN, 'early', None, True], MOMENT),
     ('end', [-1, 1.01, NAN, 'late', None, False, [0.9]], MOMENT),
     ('interval', [0, -5, 1.5, '10', True], COUNT),
+    ('common_until', [-1, 1.5, NAN, 'half', True], MOMENT),
+]
+SELECTION_VALUES = [
+    ('method', ['loss', None], "one of 'loss_topk', 'divbs'"),
+    ('prune_ratio', [1, -0.1, '0.3', None], RATIO),
+    ('min_keep', [0, 1.5, '2'], COUNT),
+    ('seed', [-1, None], 'an integer >= 0'),
+]
+INFOBATCH_VALUES = [
+    ('InfoBatchHook', 'delta', [-0.1, 1.5, 'late', None], 'a number in [0, 1]'),
+    ('InfoBatchHook', 'full_iters', [0, 1.5, '9'], COUNT),
+    ('InfoBatchHook', 'interval', [0, '9'], COUNT),
+    ('InfoBatchSampler', 'prune_ratio', [1, -1, '0.5', None], RATIO),
+    ('InfoBatchSampler', 'percentile', [-1, 101, 'mean'], 'a number in [0, 100]'),
+    ('InfoBatchSampler', 'seed', [-1, 0.5], 'an integer >= 0'),
 ]
 # what was written, what was meant: as a key of pfb, of its estimator, of the hook; or as a value
 MISSPELT = [
@@ -93,6 +109,12 @@ def build(**changes):
     return MODELS.build({**tiny.model_cfg(), **changes})
 
 
+def build_rival(selection):
+    init_default_scope('mmseg')
+    cfg = tiny.model_cfg('EncoderDecoder')
+    return MODELS.build({**cfg, 'type': 'LabelledSelectionEncoderDecoder', 'selection': selection})
+
+
 def refused(sentence, name, value, allowed):
     return f'{name}={value!r}: expected ' in sentence and allowed in sentence
 
@@ -116,6 +138,53 @@ def test_a_wrong_value_of_the_hook_is_refused(name, value, allowed):
     with pytest.raises((TypeError, ValueError)) as error:
         HOOKS.build({'type': 'PFBHook', name: value})
     assert refused(str(error.value), name, value, allowed)
+
+
+@pytest.mark.parametrize(('name', 'value', 'allowed'), cases(SELECTION_VALUES))
+def test_a_wrong_value_of_a_rival_selection_is_refused(name, value, allowed):
+    with pytest.raises((TypeError, ValueError)) as error:
+        build_rival({'method': 'loss_topk', name: value})
+    assert refused(str(error.value), name, value, allowed)
+
+
+@pytest.mark.parametrize(
+    ('selection', 'sentence'),
+    [
+        (None, 'needs selection, for example'),
+        (dict(methd='divbs'), "did you mean 'method'"),
+        (dict(method='divs'), "did you mean 'divbs'"),
+    ],
+    ids=str,
+)
+def test_a_misspelt_or_missing_rival_selection_is_refused(selection, sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        build_rival(selection)
+
+
+def build_infobatch(kind, **options):
+    if kind == 'InfoBatchHook':
+        return HOOKS.build({'type': kind, **options})
+    return DATA_SAMPLERS.build({'type': kind, 'dataset': range(8), **options})
+
+
+@pytest.mark.parametrize(
+    ('kind', 'name', 'value', 'allowed'),
+    [(*row[:2], value, row[3]) for row in INFOBATCH_VALUES for value in row[2]],
+    ids=str,
+)
+def test_a_wrong_value_of_infobatch_is_refused(kind, name, value, allowed):
+    with pytest.raises((TypeError, ValueError)) as error:
+        build_infobatch(kind, **{name: value})
+    assert refused(str(error.value), name, value, allowed)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'written', 'meant'),
+    [('InfoBatchHook', 'detla', 'delta'), ('InfoBatchSampler', 'percentil', 'percentile')],
+)
+def test_what_a_misspelling_in_infobatch_is_likely_to_mean_is_named(kind, written, meant):
+    with pytest.raises(ValueError, match=f"{kind} has no option '{written}'.*'{meant}'"):
+        build_infobatch(kind, **{written: 1})
 
 
 @pytest.mark.parametrize(('pfb', 'meant'), MISSPELT, ids=str)

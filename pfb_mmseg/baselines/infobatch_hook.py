@@ -12,7 +12,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
 
-from ..core.checks import check_integer, check_number
+from ..core.checks import check_integer, check_keys, check_number
 from .infobatch_sampler import InfoBatchSampler
 from .infobatch_segmentor import InfoBatchMixin
 
@@ -42,8 +42,13 @@ class InfoBatchHook(Hook):
     priority = 'NORMAL'
 
     def __init__(
-        self, delta: float = 0.875, full_iters: int | None = None, interval: int | None = None
+        self,
+        delta: float = 0.875,
+        full_iters: int | None = None,
+        interval: int | None = None,
+        **unknown: Any,
     ) -> None:
+        check_keys('InfoBatchHook', unknown, ('delta', 'full_iters', 'interval'))
         check_number('delta', delta, 0, 1)
         for name, value in (('full_iters', full_iters), ('interval', interval)):
             if value is not None:

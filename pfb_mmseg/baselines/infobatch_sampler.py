@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
+from typing import Any
 
 import torch
 from mmengine.dist import get_dist_info, sync_random_seed
@@ -10,7 +11,7 @@ from mmengine.registry import DATA_SAMPLERS
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from ..core.checks import check_integer, check_number
+from ..core.checks import check_integer, check_keys, check_number
 from .infobatch import prune_epoch
 
 
@@ -46,7 +47,9 @@ class InfoBatchSampler(Sampler):
         prune_ratio: float = 0.5,
         percentile: float | None = None,
         seed: int | None = None,
+        **unknown: Any,
     ) -> None:
+        check_keys('InfoBatchSampler', unknown, ('prune_ratio', 'percentile', 'seed'))
         check_number('prune_ratio', prune_ratio, 0, 1, open_high=True)
         if percentile is not None:
             check_number('percentile', percentile, 0, 100)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..blocking import scoring_mode
 from ..core import KeepQuota, Selection
-from ..core.checks import check_choice, check_integer, check_keys
+from ..core.checks import check_choice, check_given, check_integer, check_keys
 from ..core.selection import keep_lowest
 from ..segmentors.filter import BatchFilter
 from ..segmentors.mixin import least_trainable
@@ -135,9 +135,11 @@ class LabelledSelectionMixin:
     schedule and its log as with PFBMixin.
     """
 
-    def __init__(self, *args: Any, selection: dict, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, selection: dict | None = None, **kwargs: Any) -> None:
+        example = "selection=dict(method='loss_topk')"
+        check_given(type(self).__name__, 'selection', selection, kwargs, example)
         check_keys('selection', selection, ('method', 'prune_ratio', 'min_keep', 'seed'))
+        super().__init__(*args, **kwargs)
         self.chooser = LabelledSelection(self, **selection)
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict:
