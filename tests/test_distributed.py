@@ -177,7 +177,7 @@ class TestRun:
         alone = train(run_config(tmp_path, 8))
         (one, other), folder = two
         assert_same_everywhere([one['run'], other['run']])
-        assert_close(one['run'], alone.model.state_dict(), rtol=1e-3, atol=1e-4)
+        assert_close(one['run'], alone.model.state_dict(), rtol=1e-3, atol=1e-3)
         merged, expected = (
             SelectionRecord.load(f / 'pfb_record.npz') for f in (folder / 'run', tmp_path)
         )
@@ -188,7 +188,7 @@ class TestRun:
         config = run_config(tmp_path, 8, max_iters=53, log_level='INFO')
         config.load_from, config.resume = str(checkpoint), True
         resumed = train(config)
-        (log,) = tmp_path.glob('*/*.log')
+        *_, log = sorted(tmp_path.glob('*/*.log'))
         assert re.search(r'written by 2 process\(es\), this run has 1', log.read_text())
         pfb = resumed.model.pfb
         before = two[0][0]['run']
