@@ -9,11 +9,13 @@ import sys
 import torch
 from demo_runs import demo_config, train
 from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from torch import distributed as dist
 
 ITERATIONS = 40
 
 
+@HOOKS.register_module()
 class Announce(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.rank == 0:
@@ -39,7 +41,7 @@ def interruptible_config(work_dir, **options):
 def main(work_dir, num_threads):
     torch.set_num_threads(num_threads)
     config = interruptible_config(work_dir)
-    config.custom_hooks.append(dict(type=Announce))
+    config.custom_hooks.append(dict(type='Announce'))
     if 'RANK' in os.environ:
         dist.init_process_group('gloo')
         config.launcher = 'pytorch'
