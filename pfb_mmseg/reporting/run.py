@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import pickle
 from contextlib import nullcontext
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ class RunFiles:
         for file in files:
             try:
                 return file, load_checkpoint(file)
-            except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
                 reason = str(error).strip().splitlines()[0]
                 self.notes.append(f'{file.name} cannot be read: {reason}')
         if not files:
@@ -112,7 +112,7 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
     """Read a checkpoint of MMEngine without running any code that may lie in it.
 
     Raises:
-        pickle.UnpicklingError: it holds more than tensors, plain data and MMEngine's log.
+        UnpicklingError: it holds more than tensors, plain data and MMEngine's log.
     """
     # MMEngine's checkpoints hold its log too; torch knows how to let that through from 2.6 on.
     multiarray = getattr(np, '_core', None) or np.core
@@ -132,5 +132,5 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
 def _log_method(owner: type, name: str) -> object:
     """In place of getattr, by which MMEngine's log names its methods and which opens any door."""
     if owner is not HistoryBuffer or name.startswith('_'):
-        raise pickle.UnpicklingError(f'a checkpoint has no use for {name!r} of {owner!r}')
+        raise UnpicklingError(f'a checkpoint has no use for {name!r} of {owner!r}')
     return getattr(owner, name)
