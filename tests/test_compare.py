@@ -23,7 +23,7 @@ val_dataloader = test_dataloader
 val_evaluator = test_evaluator
 val_cfg = dict(type='ValLoop')
 param_scheduler = [dict(type='PolyLR', end=4, by_epoch=False)]
-default_hooks.update(logger=dict(type='LoggerHook', interval=1))
+default_hooks.update(logger=dict(type='LoggerHook', interval=3))
 model.update(pfb=dict(estimator=dict(num_centroids=4)), type='PFBEncoderDecoder')
 custom_imports = dict(imports=['pfb_mmseg'])
 custom_hooks = [dict(type='PFBHook', begin=0, end=1.0)]

@@ -38,8 +38,8 @@ class Run:
         self.blocked = 'pfb/kept' in self.train[-1]
 
     def sum(self, key: str) -> int:
-        """Total of a scalar that each entry counts anew."""
-        return round(sum(entry[key] for entry in self.train))
+        """Total of a scalar that each entry counts anew, if it has it."""
+        return round(sum(entry.get(key, 0) for entry in self.train))
 
     def column(self, key: str) -> np.ndarray:
         """A scalar over the entries; NaN where it was not logged."""

@@ -105,8 +105,8 @@ class InfoBatchHook(Hook):
         losses = torch.stack(all_gather(self._model.image_losses), dim=1)
         self._sampler.update(self._indices.flatten(), losses.flatten())
         if self.every_n_train_iters(runner, self._interval) or self.is_last_train_iter(runner):
-            runner.message_hub.update_scalar('train/infobatch/kept', float(self._kept))
-            runner.message_hub.update_scalar('train/infobatch/candidates', self._candidates)
+            counts = {'infobatch/kept': self._kept, 'infobatch/candidates': self._candidates}
+            runner.visualizer.add_scalars(counts, step=runner.iter + 1)
             self._kept = 0
             self._candidates = 0.0
 

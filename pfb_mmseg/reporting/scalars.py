@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 
+_OURS = ('pfb/', 'infobatch/')
+
 
 def read_scalars(work_dir: str | os.PathLike) -> tuple[list[dict], list[dict]]:
     """All that was logged in a work dir, of interrupted and resumed runs too.
@@ -33,7 +35,7 @@ def read_scalars(work_dir: str | os.PathLike) -> tuple[list[dict], list[dict]]:
             if not line.endswith('\n'):  # is being written, or was when the run was killed
                 continue
             entry = json.loads(line)
-            # PFBHook writes its scalars in a line of their own, before those of the same step.
-            trained = 'loss' in entry or any(key.startswith('pfb/') for key in entry)
+            # Our hooks write their scalars in lines of their own, before those of the same step.
+            trained = 'loss' in entry or any(key.startswith(_OURS) for key in entry)
             (train if trained else val).setdefault(entry['step'], {}).update(entry)
     return [train[step] for step in sorted(train)], [val[step] for step in sorted(val)]
