@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from pfb_mmseg.core import KeepQuota
-from pfb_mmseg.hooks.pfb_hook import _describe_quota
+from pfb_mmseg.hooks.preflight import describe_quota
 from pfb_mmseg.reporting import SelectionRecord, read_scalars
 
 TESTS = Path(__file__).parent
@@ -237,12 +237,12 @@ class TestRun:
 
 class TestDescription:
     def test_a_fractional_quota_is_told(self):
-        sentence = _describe_quota(KeepQuota(0.3), 2, 4)
+        sentence = describe_quota(KeepQuota(0.3), 2, 4)
         assert 'Each of 4 process(es) keeps 1 or 2, on average 1.4, of its 2' in sentence
         assert 'which makes it' not in sentence
 
     def test_a_minimum_that_raises_the_quota_is_told_with_its_consequence(self):
-        sentence = _describe_quota(KeepQuota(0.7, min_keep=2), 4, 1)
+        sentence = describe_quota(KeepQuota(0.7, min_keep=2), 4, 1)
         assert 'keeps 2 of its 4; at least 2 image(s)' in sentence
         assert 'which makes it 50% that are blocked' in sentence
 

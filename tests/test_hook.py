@@ -180,7 +180,7 @@ def test_a_resumed_run_repeats_what_the_uninterrupted_one_did(tmp_path):
 def test_a_run_that_could_not_be_resumed_says_so_at_its_start_and_refuses_to_resume(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr('pfb_mmseg.hooks.pfb_hook.why_no_resume', lambda *_: 'Old and new.')
+    monkeypatch.setattr('pfb_mmseg.hooks.preflight.why_no_resume', lambda *_: 'Old and new.')
     monkeypatch.setattr('demo_runs.why_no_resume', lambda *_: None)
     config = demo_config(tmp_path, max_iters=2, **{'default_hooks.checkpoint.interval': 2})
     train(config)

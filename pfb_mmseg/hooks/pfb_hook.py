@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Sized
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dataset import DefaultSampler
 from mmengine.dist import all_gather_object, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook, LoggerHook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import find_latest_checkpoint
-from torch import Tensor
 
-from ..compat import find_distributions, why_no_resume
-from ..core import AdaptiveDensityEstimator, KeepQuota, Selection, SelectionStatistics
+from ..core import AdaptiveDensityEstimator, SelectionStatistics
 from ..core.checks import check_integer, check_keys
-from ..reporting import RECORD_NAME, SelectionRecord, class_pixels
+from ..reporting import RECORD_NAME, SelectionRecord
 from ..reporting.files import write_atomically
 from ..reporting.versions import installed_versions
-from ..segmentors.filter import BatchFilter
 from .health import Health
+from .pending import PendingStep
+from .preflight import (
+    check_can_resume,
+    check_loader,
+    describe_quota,
+    find_filter,
+    warn_of_what_comes_later,
+)
 from .step_clock import StepClock
 
 
@@ -93,21 +94,21 @@ class PFBHook(Hook):
         self._fresh = SelectionRecord()
         self._health = Health()
         self._statistics = SelectionStatistics()
-        self._pending: _Pending | None = None
+        self._pending: PendingStep | None = None
         self._classes: list[str] = []
 
     def before_run(self, runner) -> None:
         """Refuse to resume where MMEngine would fail to, before it does."""
         if runner._resume and (runner._load_from or find_latest_checkpoint(runner.work_dir)):
-            reason = why_no_resume(find_distributions(), torch.__version__)
-            if reason:
-                raise RuntimeError(reason)
+            check_can_resume()
 
     def before_train(self, runner) -> None:
         """Resolve the schedule and refuse what cannot work."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self._pfb = _find_filter(model)
-        self._check_runner(runner)
+        self._pfb = find_filter(model)
+        hooks = [hook for hook in runner.hooks if isinstance(hook, PFBHook)]
+        if len(hooks) > 1:
+            raise ValueError(f'custom_hooks has {len(hooks)} of PFBHook: expected one')
         self._begin = _iteration(self.begin, runner.max_iters)
         self._end = _iteration(self.end, runner.max_iters)
         if not self._begin < min(self._end, runner.max_iters):
@@ -116,7 +117,7 @@ class PFBHook(Hook):
                 f'{self._end} of {runner.max_iters}: begin must come before end, and before the '
                 'end of the run'
             )
-        self._check_batch_size(runner.train_dataloader.batch_size)
+        check_loader(runner.train_dataloader, self._pfb.quota)
         if self.common_until is not None:
             pruner = getattr(self._pfb, 'pruner', None)
             if getattr(pruner, 'criterion', None) != 'rare':
@@ -128,7 +129,12 @@ class PFBHook(Hook):
             self._turn = _iteration(self.common_until, runner.max_iters)
         self._classes = _classes(runner.train_dataloader)
         self._fresh = SelectionRecord(self._classes)
-        self._warn_of_what_comes_later(runner)
+        batch_size, num_ranks = runner.train_dataloader.batch_size, get_world_size()
+        warn_of_what_comes_later(
+            self._pfb.estimator,
+            min(self._end, runner.max_iters) - self._begin,
+            (batch_size or 0) * num_ranks,
+        )
         if self.interval is None:
             loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
             self._interval = loggers[0].interval if loggers else 50
@@ -136,10 +142,7 @@ class PFBHook(Hook):
             self._interval = self.interval
         print_log(
             f'{self._pfb.describe(model)}, in iterations {self._begin} to {self._end} of '
-            f'{runner.max_iters}. '
-            + _describe_quota(
-                self._pfb.quota, runner.train_dataloader.batch_size, get_world_size()
-            ),
+            f'{runner.max_iters}. {describe_quota(self._pfb.quota, batch_size, num_ranks)}',
             logger='current',
         )
 
@@ -161,7 +164,7 @@ class PFBHook(Hook):
             self._fresh.add_full(runner.iter, batch_size)
         else:
             self._statistics.add(selection)
-            self._pending = _Pending(runner.iter, data_batch, selection, len(self._classes))
+            self._pending = PendingStep(runner.iter, data_batch, selection, len(self._classes))
         if self._pfb.pruning:
             num_kept = batch_size if selection is None else len(selection.indices)
             ready = selection is None or selection.log_density is not None
@@ -223,55 +226,6 @@ class PFBHook(Hook):
             # MMEngine puts whatever a checkpoint holds on the device; the record lives on the host.
             self.record = SelectionRecord.from_bytes(state['record'].cpu().numpy().tobytes())
 
-    def _check_runner(self, runner) -> None:
-        hooks = [hook for hook in runner.hooks if isinstance(hook, PFBHook)]
-        if len(hooks) > 1:
-            raise ValueError(f'custom_hooks has {len(hooks)} of PFBHook: expected one')
-        dataset = runner.train_dataloader.dataset
-        if isinstance(dataset, Sized) and len(dataset) == 0:
-            raise ValueError(
-                'the training data set is empty; check data_root, data_prefix and ann_file of '
-                'train_dataloader.dataset'
-            )
-        loader = runner.train_dataloader
-        if loader.drop_last and isinstance(loader.sampler, DefaultSampler) and len(loader) == 0:
-            raise ValueError(
-                f'train_dataloader has no batch: {len(loader.sampler)} image(s) per process, '
-                f'batch_size={loader.batch_size}, drop_last=True; lower batch_size or leave '
-                'drop_last out'
-            )
-
-    def _warn_of_what_comes_later(self, runner) -> None:
-        """What a long run should not learn only at its end."""
-        estimator, iters = self._pfb.estimator, min(self._end, runner.max_iters) - self._begin
-        images = (runner.train_dataloader.batch_size or 0) * get_world_size()
-        unready = estimator is not None and not estimator.ready
-        if images and unready and estimator.num_centroids > images * iters:
-            _warn(
-                f'Nothing will be pruned: seeding {estimator.num_centroids} centroids takes '
-                f'as many images, and the {iters} iterations from begin to end have '
-                f'{images * iters}. Set estimator=dict(num_centroids=...) to less, or train longer.'
-            )
-        reason = why_no_resume(find_distributions(), torch.__version__)
-        if reason:
-            _warn(f'If this run is interrupted, it cannot be resumed as things are. {reason}')
-
-    def _check_batch_size(self, batch_size: int | None) -> None:
-        quota = self._pfb.quota
-        if batch_size is None or quota.prune_ratio == 0 or quota.mean(batch_size) < batch_size:
-            return
-        raise ValueError(
-            f'with {batch_size} image(s) per process and at least {quota.min_keep} to be kept, '
-            f'nothing can ever be pruned at prune_ratio={quota.prune_ratio}; raise '
-            'train_dataloader.batch_size'
-            + (
-                '. Two images are kept because a head normalises single pixels with BatchNorm; '
-                'with another norm_cfg, min_keep=1 may be set'
-                if quota.min_keep == 2
-                else ''
-            )
-        )
-
     def _log(self, runner, batch_size: int) -> None:
         totals = self._statistics.flush()
         if not totals.get('nonfinite'):
@@ -291,10 +245,10 @@ class PFBHook(Hook):
     def _settle_record(self) -> None:
         """Write down the step before this one, whose selection is on the host by now."""
         if self._pending is not None:
-            self._fresh.add(**self._pending.read())
-            log_density = self._pending.log_density
-            if log_density is not None:
-                self._health.see_densities(log_density.numpy())
+            step = self._pending.read()
+            self._fresh.add(**step)
+            if step['log_density'] is not None:
+                self._health.see_densities(step['log_density'])
             self._pending = None
 
     def _collect(self) -> None:
@@ -305,47 +259,6 @@ class PFBHook(Hook):
         if is_main_process():
             for part in parts:
                 self.record.merge(part)
-
-
-class _Pending:
-    """What became of a batch, on its way to the host."""
-
-    def __init__(
-        self, iteration: int, data_batch: dict, selection: Selection, num_classes: int
-    ) -> None:
-        samples = data_batch['data_samples']
-        self._iteration = iteration
-        self._paths = [_path(sample) for sample in samples]
-        self._kept = _start_copy(selection.kept)
-        self.log_density = _start_copy(selection.log_density)
-        self._pixels = _start_copy(class_pixels(samples, num_classes))
-        self._arrived = None
-        if selection.indices.is_cuda:
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
-
-    def read(self) -> dict[str, Any]:
-        """Arguments of :meth:`SelectionRecord.add`."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return dict(
-            iteration=self._iteration,
-            paths=self._paths,
-            kept=self._kept.numpy(),
-            log_density=None if self.log_density is None else self.log_density.numpy(),
-            pixels=None if self._pixels is None else self._pixels.numpy(),
-        )
-
-
-def _start_copy(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None or not tensor.is_cuda:
-        return tensor
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
-
-
-def _path(sample: Any) -> str:
-    return str(getattr(sample, 'img_path', '<no path>'))
 
 
 def _classes(dataloader: Any) -> list[str]:
@@ -378,35 +291,6 @@ def _in_words(
     if estimator is not None and pruning:
         words.append(f'{totals["centroids"]:.0f} of {estimator.num_centroids} centroids in use')
     return f'PFB: {", ".join(words)}'
-
-
-def _find_filter(model: Any) -> BatchFilter:
-    for module in model.children():
-        if isinstance(module, BatchFilter):
-            return module
-    raise ValueError(
-        f'PFBHook needs a model with PFBMixin, got {type(model).__name__}; use '
-        "type='PFBEncoderDecoder' with pfb=dict(prune_ratio=...), or remove the hook"
-    )
-
-
-def _describe_quota(quota: KeepQuota, batch_size: int | None, num_ranks: int) -> str:
-    """What each process keeps, and what becomes of the ratio where a minimum raises it."""
-    least = f'at least {quota.min_keep} image(s) are kept'
-    if batch_size is None:
-        return f'In each of {num_ranks} process(es) {least}.'
-    mean = quota.mean(batch_size)
-    low, high = math.floor(mean), math.ceil(mean)
-    number = f'{low}' if low == high else f'{low} or {high}, on average {float(mean):g},'
-    sentence = f'Each of {num_ranks} process(es) keeps {number} of its {batch_size}; {least}'
-    ratio = float(1 - mean / batch_size)
-    if ratio < quota.prune_ratio:
-        sentence += f', which makes it {ratio:.0%} that are blocked'
-    return f'{sentence}.'
-
-
-def _warn(sentence: str) -> None:
-    print_log(sentence, logger='current', level=logging.WARNING)
 
 
 def _check_moment(name: str, value: Any) -> None:

@@ -1,0 +1,117 @@
+"""What a run with PFBHook is refused for, or warned of, before its first iteration."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sized
+
+import torch
+from mmengine.dataset import DefaultSampler
+from mmengine.logging import print_log
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..compat import find_distributions, why_no_resume
+from ..core import AdaptiveDensityEstimator, KeepQuota
+from ..segmentors.filter import BatchFilter
+
+
+def find_filter(model: nn.Module) -> BatchFilter:
+    """The model's PFB, or a rival's choice within the batch.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for module in model.children():
+        if isinstance(module, BatchFilter):
+            return module
+    raise ValueError(
+        f'PFBHook needs a model with PFBMixin, got {type(model).__name__}; use '
+        "type='PFBEncoderDecoder' with pfb=dict(prune_ratio=...), or remove the hook"
+    )
+
+
+def check_can_resume() -> None:
+    """Refuse to resume where MMEngine would fail to, before it does.
+
+    Raises:
+        RuntimeError: the installed mmengine cannot load a checkpoint with the installed torch.
+    """
+    reason = why_no_resume(find_distributions(), torch.__version__)
+    if reason:
+        raise RuntimeError(reason)
+
+
+def check_loader(loader: DataLoader, quota: KeepQuota) -> None:
+    """Refuse a training data loader without images, or with so few that all would be kept.
+
+    Raises:
+        ValueError: the data set is empty, there is no batch, or one is too small to prune.
+    """
+    if isinstance(loader.dataset, Sized) and len(loader.dataset) == 0:
+        raise ValueError(
+            'the training data set is empty; check data_root, data_prefix and ann_file of '
+            'train_dataloader.dataset'
+        )
+    if loader.drop_last and isinstance(loader.sampler, DefaultSampler) and len(loader) == 0:
+        raise ValueError(
+            f'train_dataloader has no batch: {len(loader.sampler)} image(s) per process, '
+            f'batch_size={loader.batch_size}, drop_last=True; lower batch_size or leave '
+            'drop_last out'
+        )
+    size = loader.batch_size
+    if size is None or quota.prune_ratio == 0 or quota.mean(size) < size:
+        return
+    raise ValueError(
+        f'with {size} image(s) per process and at least {quota.min_keep} to be kept, '
+        f'nothing can ever be pruned at prune_ratio={quota.prune_ratio}; raise '
+        'train_dataloader.batch_size'
+        + (
+            '. Two images are kept because a head normalises single pixels with BatchNorm; '
+            'with another norm_cfg, min_keep=1 may be set'
+            if quota.min_keep == 2
+            else ''
+        )
+    )
+
+
+def warn_of_what_comes_later(
+    estimator: AdaptiveDensityEstimator | None, iters: int, images: int
+) -> None:
+    """What a long run should not learn only at its end.
+
+    Args:
+        estimator: what decides, if it is an estimate of the density.
+        iters: iterations in which batches are to be pruned.
+        images: of all processes in an iteration; 0 if not known.
+    """
+    unready = estimator is not None and not estimator.ready
+    if images and unready and estimator.num_centroids > images * iters:
+        _warn(
+            f'Nothing will be pruned: seeding {estimator.num_centroids} centroids takes '
+            f'as many images, and the {iters} iterations from begin to end have '
+            f'{images * iters}. Set estimator=dict(num_centroids=...) to less, or train longer.'
+        )
+    reason = why_no_resume(find_distributions(), torch.__version__)
+    if reason:
+        _warn(f'If this run is interrupted, it cannot be resumed as things are. {reason}')
+
+
+def describe_quota(quota: KeepQuota, batch_size: int | None, num_ranks: int) -> str:
+    """What each process keeps, and what becomes of the ratio where a minimum raises it."""
+    least = f'at least {quota.min_keep} image(s) are kept'
+    if batch_size is None:
+        return f'In each of {num_ranks} process(es) {least}.'
+    mean = quota.mean(batch_size)
+    low, high = math.floor(mean), math.ceil(mean)
+    number = f'{low}' if low == high else f'{low} or {high}, on average {float(mean):g},'
+    sentence = f'Each of {num_ranks} process(es) keeps {number} of its {batch_size}; {least}'
+    ratio = float(1 - mean / batch_size)
+    if ratio < quota.prune_ratio:
+        sentence += f', which makes it {ratio:.0%} that are blocked'
+    return f'{sentence}.'
+
+
+def _warn(sentence: str) -> None:
+    print_log(sentence, logger='current', level=logging.WARNING)
