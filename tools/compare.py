@@ -22,6 +22,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -196,16 +197,19 @@ def run_all(
 def report(
     outcomes: list[Outcome], reference: str, args: argparse.Namespace, root: Path, console: Console
 ) -> None:
-    """Shows the table; leaves it, the single runs and a plot in the work dir."""
+    """Shows the table, in two parts for a narrow terminal; leaves it, the single runs and a plot in
+    the work dir."""
     lines = summarise(outcomes, reference)
-    seeds = len(args.seeds)
-    table = Table(title=f'{args.config}: mean ± std of {seeds} seed(s), compared with {reference}')
-    table.add_column('')
-    for heading in HEADINGS.values():
-        table.add_column(heading, justify='right')
-    for line in lines:
-        table.add_row(line.row, *cells(line))
-    console.print(table)
+    results = f'mean ± std of {len(args.seeds)} seed(s), compared with {reference}'
+    headings = list(HEADINGS.values())
+    for title, part in ((results, slice(4)), ('what it cost', slice(4, None))):
+        table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
+        table.add_column(no_wrap=True)
+        for heading in headings[part]:
+            table.add_column(heading, justify='right', overflow='fold')
+        for line in lines:
+            table.add_row(line.row, *cells(line)[part])
+        console.print(table)
     (root / 'table.md').write_text(markdown(lines))
     with open(root / 'runs.csv', 'w', newline='') as file:
         writer = csv.DictWriter(file, list(asdict(outcomes[0])))
