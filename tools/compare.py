@@ -24,6 +24,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -206,7 +207,8 @@ def report(
         table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
         table.add_column(no_wrap=True)
         for heading in headings[part]:
-            table.add_column(heading, justify='right', overflow='fold')
+            longest = max(map(len, heading.split()))
+            table.add_column(escape(heading), justify='right', min_width=longest)
         for line in lines:
             table.add_row(line.row, *cells(line)[part])
         console.print(table)

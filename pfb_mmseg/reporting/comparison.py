@@ -12,11 +12,11 @@ HEADINGS = {
     'difference': 'paired difference',
     'saved': 'time saved',
     'seconds': 'training time [s]',
-    'iterations': 'iterations',
-    'candidates': 'candidates',
-    'shallow': 'images through shallow part',
-    'deep': 'through deep part',
-    'backward': 'backward',
+    'iterations': 'iters',
+    'candidates': 'candidate images',
+    'shallow': 'images shallow',
+    'deep': 'images deep',
+    'backward': 'images backward',
     'memory': 'peak memory [MiB]',
 }
 
