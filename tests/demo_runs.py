@@ -59,6 +59,15 @@ def demo_config(work_dir: Path, max_iters: int = 12, **options) -> Config:
     return config
 
 
+def distributed(config: Config) -> Config:
+    """For processes on the CPU, in a group that is there already."""
+    config.launcher = 'pytorch'
+    config.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None
+    )
+    return config
+
+
 def train(config: Config) -> Runner:
     """A whole run, from its config alone.
 

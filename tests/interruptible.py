@@ -7,7 +7,7 @@ import os
 import sys
 
 import torch
-from demo_runs import demo_config, train
+from demo_runs import demo_config, distributed, train
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import distributed as dist
@@ -44,10 +44,7 @@ def main(work_dir, num_threads):
     config.custom_hooks.append(dict(type='Announce'))
     if 'RANK' in os.environ:
         dist.init_process_group('gloo')
-        config.launcher = 'pytorch'
-        config.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None
-        )
+        config = distributed(config)
     train(config)
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from demo_runs import demo_config, train
+from demo_runs import demo_config, distributed, train
 from mmcv.transforms import BaseTransform
 from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
@@ -196,14 +196,6 @@ def run_config(work_dir, images, max_iters=50, **options):
             **options,
         },
     )
-
-
-def distributed(config):
-    config.launcher = 'pytorch'
-    config.model_wrapper_cfg = dict(
-        type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None
-    )
-    return config
 
 
 def run(config):

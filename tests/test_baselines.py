@@ -3,7 +3,6 @@
 import copy
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ from pfb_mmseg.baselines import InfoBatchHook, InfoBatchSampler
 from pfb_mmseg.baselines.divbs import classifier_gradients, select_diverse
 from pfb_mmseg.baselines.infobatch import prune_epoch, shortened_iters
 from pfb_mmseg.baselines.losses import image_losses
-from pfb_mmseg.baselines.methods import METHODS, PRUNING_METHODS, apply_method, set_iters
+from pfb_mmseg.baselines.methods import METHODS, apply_method, set_iters
 from pfb_mmseg.datasets.demo import PFBDemoDataset
 from pfb_mmseg.reporting import read_scalars
 
@@ -605,15 +604,11 @@ from mmengine.config import Config
 Config.pretty_text = property(repr)  # beautifying takes longer than the runs
 torch.distributed.init_process_group('gloo')
 sys.path.insert(0, {tests!r})
-from demo_runs import train
+from demo_runs import distributed, train
 from test_baselines import method_config
 work_dir = Path({work_dir!r})
 for method in {methods!r}:
-    config = method_config(work_dir / method, method, max_iters=9)
-    config.launcher = 'pytorch'
-    config.model_wrapper_cfg = dict(
-        type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None)
-    runner = train(config)
+    runner = train(distributed(method_config(work_dir / method, method, max_iters=9)))
     state = runner.model.module.state_dict()
     rank = torch.distributed.get_rank()
     seen = dict(weight=state['backbone.stem.0.weight'])
@@ -623,18 +618,15 @@ for method in {methods!r}:
 """
 
 
-def test_two_ranks_train_with_every_pruning_method(tmp_path):
-    methods = [method for method in PRUNING_METHODS if method not in ('pfb', 'common')]
+def test_two_ranks_train_with_every_method(tmp_path):
+    methods = [method for method in METHODS if method != 'short']  # is 'full', with fewer steps
     script = tmp_path / 'ranks.py'
     script.write_text(
         RANK_SCRIPT.format(tests=str(ROOT / 'tests'), work_dir=str(tmp_path), methods=methods)
     )
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
     run = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2']
-        + [f'--master_port={port}', str(script)],
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+        + [str(script)],
         env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
