@@ -109,6 +109,7 @@ class PFBHook(Hook):
         hooks = [hook for hook in runner.hooks if isinstance(hook, PFBHook)]
         if len(hooks) > 1:
             raise ValueError(f'custom_hooks has {len(hooks)} of PFBHook: expected one')
+        check_loader(runner.train_dataloader, self._pfb.quota)
         self._begin = _iteration(self.begin, runner.max_iters)
         self._end = _iteration(self.end, runner.max_iters)
         if not self._begin < min(self._end, runner.max_iters):
@@ -117,7 +118,6 @@ class PFBHook(Hook):
                 f'{self._end} of {runner.max_iters}: begin must come before end, and before the '
                 'end of the run'
             )
-        check_loader(runner.train_dataloader, self._pfb.quota)
         if self.common_until is not None:
             pruner = getattr(self._pfb, 'pruner', None)
             if getattr(pruner, 'criterion', None) != 'rare':
