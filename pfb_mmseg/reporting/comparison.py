@@ -163,7 +163,7 @@ def plot(lines: Sequence[Figures], path: Path) -> None:
     """mIoU against time saved; a line connects a method's ratios, bars are standard deviations."""
     from matplotlib.figure import Figure  # no display, and only where a plot is asked for
 
-    figure = Figure(figsize=(7, 4.5), layout='constrained')
+    figure = Figure(figsize=(8, 4.5), layout='constrained')
     axes = figure.subplots()
     for method in dict.fromkeys(line.method for line in lines):
         points = [line for line in lines if line.method == method]
@@ -177,7 +177,7 @@ def plot(lines: Sequence[Figures], path: Path) -> None:
         )
     axes.set(xlabel='training time saved [%]', ylabel='mIoU [%]')
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc='outside right center')
     figure.savefig(path, dpi=120)
 
 
