@@ -10,7 +10,7 @@ OPENMMLAB_INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(OPENMMLAB)/python -m pip 
 
 # A file of tests stays in one process, which makes its fixtures once. One thread each: threads that
 # outnumber the cores wait for each other.
-PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST := -m pytest -rs --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help demo test test-slow test-openmmlab fuzz lint clean
 

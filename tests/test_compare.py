@@ -96,15 +96,17 @@ def check_files(root):
 
 
 def test_methods_ratios_and_variants_make_rows_and_jobs_run_at_once(folder):
-    arguments = ['--methods', 'infobatch', '--ratios', '0.25', '--variants', 'slow:']
+    arguments = ['--methods', 'full', 'infobatch', '--ratios', '0.25', '--variants', 'slow:']
     arguments[-1] += 'optim_wrapper.optimizer.lr=0.001'
-    arguments += ['--seeds', '1', '--jobs', '2', '--work-dir', 'two', '--iters', '2']
+    arguments += ['--seeds', '1', '--jobs', '2', '--work-dir', 'two']
+    arguments += ['--iters', '1']  # too few for an entry of MMEngine's in the log
     process = start(folder, *arguments)
     output, _ = process.communicate()
     assert process.returncode == 0, output
     runs = json.loads((folder / 'two/small/comparison.json').read_text())['runs']
-    assert [run['row'] for run in runs] == ['infobatch-p25', 'slow']
-    assert all(run['iterations'] == 2 and run['seed'] == 1 for run in runs)
+    assert [run['row'] for run in runs] == ['full', 'infobatch-p25', 'slow']
+    assert all(run['iterations'] == run['seed'] == 1 for run in runs)
+    assert all(run['candidates'] == 4 for run in runs)
     config = Config.fromfile(folder / 'two/small/configs/slow_seed1.py')
     assert config.optim_wrapper.optimizer.lr == 0.001
 

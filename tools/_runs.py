@@ -35,7 +35,10 @@ class Run:
         self.step_time = np.array([entry['time'] - entry['data_time'] for entry in timed])
         steps = np.diff([entry['step'] for entry in timed], prepend=0)
         self.total_time = float((self.step_time * steps).sum())
-        self.blocked = 'pfb/kept' in self.train[-1]
+
+    def logged(self, key: str) -> bool:
+        """Whether a scalar is there at all."""
+        return any(key in entry for entry in self.train)
 
     def sum(self, key: str) -> int:
         """Total of a scalar that each entry counts anew, if it has it."""
@@ -101,6 +104,7 @@ def train(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process,
     ):
+        total = 1
         for line in process.stdout:
             log.write(line)
             if found := re.search(r'Iter\(train\) \[ *(\d+)/(\d+)\]', line):
@@ -108,5 +112,6 @@ def train(
                 progress.update(task, completed=done, total=total)
     if process.returncode:
         sys.exit(f'{name}: training failed, see {log.name}')
+    progress.update(task, completed=total, total=total)  # a short run may have logged nothing
     stamp.write_text(made_from)
     return Run(work_dir)

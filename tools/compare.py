@@ -276,9 +276,9 @@ def _outcome(row: Row, seed: int, run: Run, num_processes: int) -> Outcome:
             f'{run.work_dir}: the run ended without a validation; lower train_cfg.val_interval'
         )
     budget = json.loads((run.work_dir / BUDGET_NAME).read_text())
-    if 'infobatch/candidates' in run.train[-1]:
+    if run.logged('infobatch/candidates'):
         candidates = run.sum('infobatch/candidates')
-    elif run.blocked:
+    elif run.logged('pfb/candidates'):
         candidates = run.sum('pfb/candidates') * num_processes
     else:
         candidates = budget['shallow']

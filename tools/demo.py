@@ -70,7 +70,7 @@ def comparison(runs: dict[str, Run]) -> Table:
     ):
         table.add_column(heading, justify='right')
     for name, run in runs.items():
-        deep = run.sum('pfb/kept') if run.blocked else images
+        deep = run.sum('pfb/kept') if run.logged('pfb/kept') else images
         saved = f'{1 - run.total_time / full.total_time:.1%}' if run is not full else '-'
         table.add_row(
             name,
