@@ -57,7 +57,7 @@ clean:
 	@touch $@
 
 .venv-openmmlab/.mmcv: requirements/openmmlab.txt
-	@echo 'Building mmcv in .venv-openmmlab (once; 10 to 30 minutes, MAX_JOBS=1 to go easy on memory) ...'
+	@echo 'Building mmcv in .venv-openmmlab (once; 12 minutes on two cores, MAX_JOBS=1 to go easy on memory) ...'
 	@$(PYTHON) -m venv .venv-openmmlab
 	@$(OPENMMLAB_INSTALL) -c requirements/constraints.txt numpy torch
 	@$(OPENMMLAB_INSTALL) ninja psutil 'setuptools<81'
