@@ -75,7 +75,7 @@ def train(
         config: config file.
         work_dir: anything that an unfinished or another run left there is removed.
         options: as with --cfg-options.
-        progress: shows the iterations.
+        progress: shows the iterations; a line takes their place at the end.
         name: of the run on the progress bar.
         num_processes: more than one are started by torchrun.
     """
@@ -89,29 +89,30 @@ def train(
         command += ['--launcher', 'pytorch']
     if options:
         command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
-    task = progress.add_task(name, total=None)
     stamp = work_dir / 'finished'
     made_from = '\n'.join(command) + f'\n\n{Path(config).read_text()}'
     if stamp.is_file() and stamp.read_text() == made_from:
-        progress.update(task, total=1, completed=1, description=f'{name} (finished before)')
+        progress.console.print(f'{name} was finished before')
         return Run(work_dir)
     if (work_dir / 'console.log').is_file():
         shutil.rmtree(work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
+    task = progress.add_task(name, total=None)
     with (
         open(work_dir / 'console.log', 'w') as log,
         subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process,
     ):
-        total = 1
         for line in process.stdout:
             log.write(line)
             if found := re.search(r'Iter\(train\) \[ *(\d+)/(\d+)\]', line):
                 done, total = map(int, found.groups())
                 progress.update(task, completed=done, total=total)
+    progress.remove_task(task)
     if process.returncode:
         sys.exit(f'{name}: training failed, see {log.name}')
-    progress.update(task, completed=total, total=total)  # a short run may have logged nothing
     stamp.write_text(made_from)
-    return Run(work_dir)
+    run = Run(work_dir)
+    progress.console.print(name if run.miou is None else f'{name}: mIoU {run.miou:.2f}')
+    return run

@@ -164,6 +164,7 @@ def run_all(
     """Trains what is not finished yet: all but the short rows, then these, whose length is known
     by then. Seed by seed, so that a slow spell of the machine meets all rows alike."""
     outcomes: dict[tuple[str, int], Outcome] = {}
+    done = progress.add_task('all runs', total=len(rows) * len(args.seeds))
 
     def run(row: Row, seed: int) -> Outcome:
         config = copy.deepcopy(row.config)
@@ -177,6 +178,7 @@ def run_all(
         work_dir = root / row.name / f'seed{seed}'
         name = f'{row.name} seed {seed}'
         finished = train(path, work_dir, {}, progress, name, args.gpus)
+        progress.advance(done)
         return _outcome(row, seed, finished, args.gpus)
 
     for short in (False, True):

@@ -45,7 +45,7 @@ def main() -> None:
     with progress_bar(console) as progress:
         for name, config in CONFIGS.items():
             run_dir = work_dir / f'{Path(config).stem}_seed{args.seed}'
-            runs[name] = train(ROOT / config, run_dir, options, progress, f'{name:<9}')
+            runs[name] = train(ROOT / config, run_dir, options, progress, name)
     record = SelectionRecord.load(runs['PFB'].work_dir / RECORD_NAME)
     kinds = rates_by_kind(record)
     console.print(comparison(runs))
