@@ -52,7 +52,6 @@ HOOK_VALUES = [
     ('begin', [-1, -0.5, 1.5, NAN, 'early', None, True], MOMENT),
     ('end', [-1, 1.01, NAN, 'late', None, False, [0.9]], MOMENT),
     ('interval', [0, -5, 1.5, '10', True], COUNT),
-    ('common_until', [-1, 1.5, NAN, 'half', True], MOMENT),
 ]
 SELECTION_VALUES = [
     ('method', ['loss', None], "one of 'loss_topk', 'divbs'"),

@@ -45,18 +45,6 @@ def test_without_the_hook_the_ratio_is_constant(tmp_path):
     assert len(runner.model.pfb.selection.indices) == 2
 
 
-def test_common_images_are_kept_until_the_moment_named(tmp_path):
-    hook = dict(type='PFBHook', begin=1, end=1.0, common_until=0.5)
-    train(demo_config(tmp_path, custom_hooks=[hook], **{'model.pfb.exploration': 0}))
-    gaps = {
-        entry['step']: entry['pfb/log_density_kept'] - entry['pfb/log_density_dropped']
-        for entry in read_scalars(tmp_path)[0]
-        if 'pfb/log_density_dropped' in entry
-    }
-    assert {step: gap > 0 for step, gap in gaps.items()} == {step: step <= 6 for step in gaps}
-    assert len(gaps) == 9
-
-
 def test_each_interval_logs_totals_densities_centroids_and_time_saved(tmp_path):
     hook = dict(type='PFBHook', begin=1, end=1.0)
     train(demo_config(tmp_path, custom_hooks=[hook], **{'default_hooks.logger.interval': 5}))
@@ -199,7 +187,6 @@ def test_a_run_that_could_not_be_resumed_says_so_at_its_start_and_refuses_to_res
         (dict(begin=-1), r'begin=-1'),
         (dict(end='late'), r"end='late'"),
         (dict(interval=0), r'interval=0'),
-        (dict(common_until=2.0), r'common_until=2.0'),
     ],
 )
 def test_a_wrong_schedule_is_refused(options, complaint):
@@ -212,13 +199,6 @@ def test_a_wrong_schedule_is_refused(options, complaint):
     [
         ({'custom_hooks': [dict(type='PFBHook', begin=11, end=0.5)]}, 'iteration 11.*iteration 6'),
         ({'model.pfb.min_keep': 4}, r'4 image\(s\) per process.*nothing can ever be pruned'),
-        (
-            {
-                'model.pfb.criterion': 'common',
-                'custom_hooks': [dict(type='PFBHook', common_until=0.5)],
-            },
-            "common_until=0.5 turns the criterion 'rare' round",
-        ),
         ({'train_dataloader.batch_size': 1}, r'1 image\(s\).*raise train_dataloader.batch_size'),
     ],
 )

@@ -54,14 +54,11 @@ class PFBHook(Hook):
             Table S5 gives 5 of 200 epochs.
         end: first iteration that is not pruned any more; Table S5 gives 180 of 200 epochs.
         interval: iterations between two entries in the log; None is LoggerHook's.
-        common_until: before this moment, a fraction or an iteration, the common images are kept,
-            from it on the rare ones; None leaves the model's criterion as it is.
 
     Raises:
         TypeError, ValueError: an argument is outside its range; or, before the first iteration,
             the model has no ``pfb``, ``begin`` does not come before ``end``, there are two hooks
-            or no images, a batch is so small that nothing could ever be pruned, or
-            ``common_until`` meets another criterion than ``'rare'``.
+            or no images, or a batch is so small that nothing could ever be pruned.
         RuntimeError: the run is to be resumed, and MMEngine would fail to.
     """
 
@@ -72,14 +69,11 @@ class PFBHook(Hook):
         begin: float | int = 0.025,
         end: float | int = 0.9,
         interval: int | None = None,
-        common_until: float | int | None = None,
         **unknown: Any,
     ) -> None:
-        check_keys('PFBHook', unknown, ('begin', 'end', 'interval', 'common_until'))
+        check_keys('PFBHook', unknown, ('begin', 'end', 'interval'))
         for name, value in (('begin', begin), ('end', end)):
             _check_moment(name, value)
-        if common_until is not None:
-            _check_moment('common_until', common_until)
         if interval is not None:
             check_integer('interval', interval, low=1)
         if type(begin) is type(end) and begin >= end:
@@ -87,7 +81,6 @@ class PFBHook(Hook):
         self.begin = begin
         self.end = end
         self.interval = interval
-        self.common_until = common_until
         self.clock = StepClock()
         # Of all processes up to the last collection, on the first one; and of this one since then.
         self.record = SelectionRecord()
@@ -118,15 +111,6 @@ class PFBHook(Hook):
                 f'{self._end} of {runner.max_iters}: begin must come before end, and before the '
                 'end of the run'
             )
-        if self.common_until is not None:
-            pruner = getattr(self._pfb, 'pruner', None)
-            if getattr(pruner, 'criterion', None) != 'rare':
-                raise ValueError(
-                    f"common_until={self.common_until!r} turns the criterion 'rare' round for a "
-                    "while; the model's is another: set model.pfb.criterion='rare' or leave "
-                    'common_until out'
-                )
-            self._turn = _iteration(self.common_until, runner.max_iters)
         self._classes = _classes(runner.train_dataloader)
         self._fresh = SelectionRecord(self._classes)
         batch_size, num_ranks = runner.train_dataloader.batch_size, get_world_size()
@@ -148,8 +132,6 @@ class PFBHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         self._pfb.pruning = self._begin <= runner.iter < self._end
-        if self.common_until is not None:
-            self._pfb.pruner.criterion = 'common' if runner.iter < self._turn else 'rare'
         self.clock.start()
 
     def after_train_iter(
