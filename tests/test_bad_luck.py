@@ -6,6 +6,7 @@ After each, the run resumes to the same end as an undisturbed one, or ends with 
 import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,10 +165,30 @@ def test_a_killed_run_resumes_to_the_same_end(tmp_path, undisturbed, how):
     process.send_signal(how)
     process.communicate()
     assert process.returncode in (-how, 128 + how)
-    assert last_checkpoint(tmp_path).name in ('iter_2.pth', 'iter_4.pth')
     if (tmp_path / RECORD).exists():
         assert SelectionRecord.load(tmp_path / RECORD).candidates.sum() <= 4 * 4
-    check_same_end(tmp_path, resume(tmp_path), undisturbed)
+    options = {}
+    if last_checkpoint(tmp_path) == Path():  # was being written
+        options['load_from'] = str(tmp_path / 'iter_4.pth')
+    else:
+        assert last_checkpoint(tmp_path).name in ('iter_2.pth', 'iter_4.pth')
+    check_same_end(tmp_path, resume(tmp_path, **options), undisturbed)
+
+
+def test_an_empty_note_of_the_last_checkpoint_names_the_way_out(tmp_path, undisturbed):
+    folder = tmp_path / 'run'
+    shutil.copytree(undisturbed[0], folder)
+    (folder / 'last_checkpoint').write_text('')
+    with pytest.raises(RuntimeError, match=r'last_checkpoint is empty.*--resume') as error:
+        resume(folder)
+    load_from = str(error.value).partition('load_from=')[2]
+    assert load_from == str(folder / 'iter_8.pth')
+    check_same_end(folder, resume(folder, load_from=load_from), undisturbed)
+    for path in folder.glob('*.pth'):
+        path.unlink()
+    (folder / 'last_checkpoint').write_text('')
+    with pytest.raises(RuntimeError, match='last_checkpoint is empty.*delete it'):
+        resume(folder)
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')

@@ -12,7 +12,6 @@ from mmengine.hooks import CheckpointHook, Hook, LoggerHook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import find_latest_checkpoint
 
 from ..core import AdaptiveDensityEstimator, SelectionStatistics
 from ..core.checks import check_integer, check_keys
@@ -92,8 +91,8 @@ class PFBHook(Hook):
 
     def before_run(self, runner) -> None:
         """Refuse to resume where MMEngine would fail to, before it does."""
-        if runner._resume and (runner._load_from or find_latest_checkpoint(runner.work_dir)):
-            check_can_resume()
+        if runner._resume:
+            check_can_resume(runner.work_dir, runner._load_from)
 
     def before_train(self, runner) -> None:
         """Resolve the schedule and refuse what cannot work."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Sized
+from pathlib import Path
 
 import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.logging import print_log
+from mmengine.runner import find_latest_checkpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -32,12 +35,29 @@ def find_filter(model: nn.Module) -> BatchFilter:
     )
 
 
-def check_can_resume() -> None:
+def check_can_resume(work_dir: str | os.PathLike, load_from: str | None) -> None:
     """Refuse to resume where MMEngine would fail to, before it does.
 
+    Args:
+        work_dir: of the run.
+        load_from: checkpoint to resume from; None: the latest in the work dir, if there is one.
+
     Raises:
-        RuntimeError: the installed mmengine cannot load a checkpoint with the installed torch.
+        RuntimeError: the note that names the latest checkpoint is empty, or the installed mmengine
+            cannot load a checkpoint with the installed torch.
     """
+    checkpoint = load_from or find_latest_checkpoint(str(work_dir))
+    if checkpoint is None:
+        return
+    if not checkpoint:
+        note = Path(work_dir) / 'last_checkpoint'
+        saved = sorted(Path(work_dir).glob('*.pth'), key=lambda path: path.stat().st_mtime)
+        remedy = (
+            f'resume with --resume --cfg-options load_from={saved[-1]}'
+            if saved
+            else 'delete it to start afresh'
+        )
+        raise RuntimeError(f'{note} is empty: the run was killed while it was written; {remedy}')
     reason = why_no_resume(find_distributions(), torch.__version__)
     if reason:
         raise RuntimeError(reason)
