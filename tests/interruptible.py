@@ -5,6 +5,7 @@ It goes on from the latest checkpoint in the work dir, and says when an iteratio
 
 import os
 import sys
+from pathlib import Path
 
 import torch
 from demo_runs import demo_config, distributed, train
@@ -42,6 +43,10 @@ def main(work_dir, num_threads):
     torch.set_num_threads(num_threads)
     config = interruptible_config(work_dir)
     config.custom_hooks.append(dict(type='Announce'))
+    note = Path(work_dir, 'last_checkpoint')
+    if note.is_file() and not note.read_text():  # killed in that moment: what PFBHook says to do
+        saved = Path(work_dir).glob('*.pth')
+        config.load_from = str(max(saved, key=lambda path: path.stat().st_mtime))
     if 'RANK' in os.environ:
         dist.init_process_group('gloo')
         config = distributed(config)
