@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import nn
 
 from ..core import AdaptiveDensityEstimator, KeepQuota, Selection
 
 
-class BatchFilter(nn.Module):
+class BatchFilter(nn.Module, ABC):
     """The state of a filter, and what it tells of itself. Subclasses decide who stays.
 
     Attributes:
@@ -25,6 +27,6 @@ class BatchFilter(nn.Module):
         self.pruning = True
         self.selection: Selection | None = None
 
+    @abstractmethod
     def describe(self, model: nn.Module) -> str:
         """What it does to ``model``, its host, for the log."""
-        raise NotImplementedError
