@@ -201,7 +201,7 @@ def test_what_a_misspelling_in_the_hook_is_likely_to_mean_is_named(written, mean
 @pytest.mark.parametrize(('pfb', 'sentence'), COMBINATIONS, ids=str)
 def test_options_that_do_not_go_together_or_with_the_model_are_refused(pfb, sentence):
     with pytest.raises(ValueError, match=sentence):
-        build(pfb=pfb)
+        build(pfb=pfb).pfb.prepare()
 
 
 @pytest.mark.parametrize('pfb', [3, [], 'rare'])

@@ -1,8 +1,15 @@
 """Where a forward pass is cut, and what that leaves behind."""
 
+import copy
+
 import pytest
+import tiny
 import torch
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
+from tiny import host
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from pfb_mmseg.blocking import BlockingPoint, scoring_mode
 
@@ -39,30 +46,168 @@ def images():
 
 def test_score_is_the_spatial_mean_of_the_module_named_and_nothing_behind_it_runs(images):
     encoder = Chain().eval()
-    point = BlockingPoint(encoder, 'stage2')
+    point = BlockingPoint(host(encoder), 'stage2')
     encoder.stage3.register_forward_hook(lambda *args: pytest.fail('stage 3 ran'))
     expected = encoder.stage2(encoder.stage1(images)).mean(dim=(2, 3))
+    assert point.num_channels is None, 'nothing was run so far'
     torch.testing.assert_close(point.score(images), expected.detach())
     assert point.num_channels == 6
 
 
-@pytest.mark.parametrize(
-    ('name', 'complaint'),
-    [
-        ('stage7', "no module 'stage7' .*did you mean 'stage"),
-        ('unused', "'unused' is never reached"),
-    ],
-)
-def test_a_wrong_module_is_refused_before_any_training(name, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        BlockingPoint(Chain(), name)
+def test_a_misspelt_module_is_refused_where_the_point_is_made():
+    with pytest.raises(ValueError, match="no module 'stage7' .*did you mean 'stage"):
+        BlockingPoint(host(Chain()), 'stage7')
+
+
+def test_a_module_that_the_forward_pass_never_calls_is_refused_by_prepare():
+    with pytest.raises(ValueError, match="'unused' is never reached"):
+        BlockingPoint(host(Chain()), 'unused').prepare()
+
+
+class Wrapper(nn.Module):
+    """As FSDP does it: the wrapped module goes by a name of the wrapper's own."""
+
+    def __init__(self, wrapped):
+        super().__init__()
+        self._wrapped = wrapped
+        self.unsharded = False
+
+    def forward(self, *args):
+        self.unsharded = True
+        return self._wrapped(*args)
+
+
+class TestLookUp:
+    """The point finds its way when the model is changed after it was built."""
+
+    @pytest.fixture
+    def model(self):
+        return host(Chain().train())
+
+    def check(self, model, point, images, expected):
+        with scoring_mode(model.backbone):
+            torch.testing.assert_close(point.score(images), expected)
+
+    @pytest.fixture
+    def expected(self, model, images):
+        with scoring_mode(model.backbone):
+            return model.backbone.stage2(model.backbone.stage1(images)).mean((2, 3))
+
+    def test_the_encoder_is_called_through_what_was_wrapped_around_it(
+        self, model, images, expected
+    ):
+        point = BlockingPoint(model, 'stage2')
+        model.backbone = Wrapper(model.backbone)
+        self.check(model, point, images, expected)
+        assert model.backbone.unsharded
+
+    @pytest.mark.parametrize('wrap', [Wrapper, checkpoint_wrapper])
+    def test_a_module_inside_a_wrapped_stage_is_found(self, model, images, wrap):
+        point = BlockingPoint(model, 'stage2.0')
+        convolution = model.backbone.stage2[0]
+        model.backbone.stage2 = wrap(model.backbone.stage2)
+        model.backbone = Wrapper(model.backbone)
+        assert point.module is convolution
+        with scoring_mode(model.backbone):
+            assert point.score(images).shape == (6, 6)
+
+    @pytest.mark.parametrize('wrap', [Wrapper, checkpoint_wrapper])
+    def test_a_wrapped_stage_is_found(self, model, images, expected, wrap):
+        point = BlockingPoint(model, 'stage2')
+        model.backbone.stage2 = wrap(model.backbone.stage2)
+        self.check(model, point, images, expected)
+
+    def test_a_copy_has_the_encoder_of_the_copy(self, model):
+        point = BlockingPoint(model, 'stage2')
+        model.point = point
+        twin = copy.deepcopy(model)
+        assert twin.point.encoder is twin.backbone
+        assert twin.point.module is twin.backbone.stage2
+        assert twin.backbone is not model.backbone
+
+    def test_a_converted_norm_layer_is_found(self, model):
+        point = BlockingPoint(model, 'stage2.1')
+        model.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(model.backbone)
+        assert isinstance(point.module, nn.SyncBatchNorm)
+
+    def test_a_module_that_was_taken_away_is_missed(self, model, images):
+        point = BlockingPoint(model, 'stage2')
+        model.backbone.stage2 = None
+        with pytest.raises(ValueError, match="'stage2' to block after is no longer in"):
+            point.score(images)
+
+
+class TestPrepare:
+    def test_leaves_the_encoder_and_the_random_state_alone_and_runs_once(self):
+        encoder = Chain(dropout=0.5).train()
+        before, state = copy.deepcopy(encoder.state_dict()), torch.get_rng_state()
+        point = BlockingPoint(host(encoder), 'stage2')
+        calls = []
+        encoder.register_forward_pre_hook(lambda module, args: calls.append(args[0].shape))
+        point.prepare()
+        point.prepare()
+        assert calls == [(1, 3, 128, 256)]
+        assert point.num_channels == 6 and point.input_shape == (3, 128, 256)
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.testing.assert_close(encoder.state_dict(), before, rtol=0, atol=0)
+        assert all(module.training for module in encoder.modules())
+
+    def test_takes_type_and_device_of_the_images_that_are_trained_on(self):
+        encoder, seen = Chain(), []
+        encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+        encoder.double()
+        point = BlockingPoint(host(encoder), 'stage2')
+        point.prepare(like=torch.zeros(2, 3, 8, 8, dtype=torch.float64))
+        assert seen == [torch.float64]
+
+    @pytest.mark.parametrize(
+        'error', [NotImplementedError('no kernel'), RuntimeError('not on this device')]
+    )
+    def test_an_encoder_that_fails_whatever_the_shape_is_told_of_no_input_shape(self, error):
+        encoder = Chain()
+
+        def fail(module, args):
+            raise error
+
+        encoder.stage1.register_forward_pre_hook(fail)
+        with pytest.raises(ValueError, match=str(error)) as refusal:
+            BlockingPoint(host(encoder), 'stage2').prepare()
+        assert 'input_shape' not in str(refusal.value)
+
+
+def unprepared(**pfb):
+    init_default_scope('mmseg')
+    torch.manual_seed(0)
+    return MODELS.build(tiny.model_cfg(pfb=pfb))
+
+
+class TestModel:
+    def test_building_a_model_for_inference_runs_nothing(self):
+        """Its backbone may have operations that the machine it is built on has not."""
+        model = unprepared().eval()
+        rows = []
+        model.backbone.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+        model(tiny.images(2), tiny.samples(2), mode='loss')
+        assert rows == [2]
+        assert not model.pfb.prepared
+
+    @pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])
+    def test_the_first_training_step_looks_at_the_point(self, strategy):
+        model = unprepared(strategy=strategy).train()
+        model.loss(tiny.images(), tiny.samples())
+        assert model.pfb.prepared and model.pfb.point.num_channels == 32
+
+    def test_a_misfit_is_refused_before_the_first_loss(self):
+        model = unprepared(estimator=dict(dim=33)).train()
+        with pytest.raises(ValueError, match=r'dim=33 is more than the 32 channels.*dim=32'):
+            model.loss(tiny.images(), tiny.samples())
 
 
 @pytest.mark.parametrize('batch_statistics', [True, False])
 def test_scoring_leaves_every_buffer_flag_and_random_state_as_it_was(images, batch_statistics):
     encoder = Chain(dropout=0.5).train()
     encoder.stage2.eval()  # a frozen stage
-    point = BlockingPoint(encoder, 'stage2')
+    point = BlockingPoint(host(encoder), 'stage2')
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     flags = [module.training for module in encoder.modules()]
     random_state = torch.get_rng_state()
@@ -78,7 +223,7 @@ def test_scoring_leaves_every_buffer_flag_and_random_state_as_it_was(images, bat
 
 def test_scoring_restores_the_encoder_after_an_error():
     encoder = Chain().train()
-    point = BlockingPoint(encoder, 'stage2')
+    point = BlockingPoint(host(encoder), 'stage2')
     with pytest.raises(RuntimeError), scoring_mode(encoder):
         point.score(torch.zeros(2, 5, 16, 16))
     assert all(module.training for module in encoder.modules())
@@ -88,7 +233,7 @@ def test_scoring_restores_the_encoder_after_an_error():
 
 def test_scoring_statistics_are_the_batch_or_the_running_ones(images):
     encoder = Chain().train()
-    point = BlockingPoint(encoder, 'stage1')
+    point = BlockingPoint(host(encoder), 'stage1')
     convolved = encoder.stage1[0](images)
     with scoring_mode(encoder, batch_statistics=True):
         of_batch = point.score(images)
@@ -102,7 +247,7 @@ def test_scoring_statistics_are_the_batch_or_the_running_ones(images):
 
 def test_a_cut_lets_only_the_chosen_images_on_and_narrows_earlier_outputs_too(images):
     encoder = Chain().eval()
-    point = BlockingPoint(encoder, 'stage2')
+    point = BlockingPoint(host(encoder), 'stage2')
     whole = encoder(images)
     kept = torch.tensor([1, 4])
     seen = []
@@ -117,14 +262,14 @@ def test_a_cut_lets_only_the_chosen_images_on_and_narrows_earlier_outputs_too(im
 
 def test_a_network_that_needs_all_images_behind_the_point_is_refused_by_check_cut():
     with pytest.raises(ValueError, match="Use strategy='two_pass'"):
-        BlockingPoint(TwoBranches(), 'stage2').check_cut()
-    BlockingPoint(Chain(), 'stage2').check_cut()
+        BlockingPoint(host(TwoBranches()), 'stage2').check_cut()
+    BlockingPoint(host(Chain()), 'stage2').check_cut()
 
 
 def test_an_encoder_of_one_size_refuses_smaller_images_for_scoring():
     encoder = Chain()
     encoder.stage2.register_forward_pre_hook(lambda module, args: args[0].view(-1, 4, 64, 128))
-    point = BlockingPoint(encoder, 'stage2')
+    point = BlockingPoint(host(encoder), 'stage2')
     with pytest.raises(ValueError, match='score_scale=0.5: Chain cannot take images of 64x128'):
         point.check_scale(0.5)
     point.check_scale(1.0)
@@ -166,7 +311,8 @@ class _Stage(nn.Module):
 )
 def test_channels_are_found_in_every_layout_of_a_stage_output(images, make, copies):
     encoder = Emits(make)
-    point = BlockingPoint(encoder, 'stage')
+    point = BlockingPoint(host(encoder), 'stage')
+    point.prepare()
     assert point.num_channels == 4 * copies
     expected = encoder.stem(images).mean((2, 3)).detach()
     torch.testing.assert_close(point.score(images)[:, :4], expected, atol=1e-5, rtol=1e-4)

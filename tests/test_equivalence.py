@@ -136,7 +136,7 @@ class TestScoringIsDeterministic:
     )
     def test_whatever_drops_out_in_training(self, layer):
         encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), layer, nn.Conv2d(4, 4, 1))
-        point = BlockingPoint(encoder, '2')
+        point = BlockingPoint(tiny.host(encoder), '2')
         images = tiny.images(size=16)
         with scoring_mode(encoder):
             first, second = point.score(images), point.score(images)

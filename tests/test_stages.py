@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny import host
 from torch import nn
 
 from pfb_mmseg.blocking import FAMILIES, BlockingPoint, Family, default_stage, share_behind
@@ -13,6 +14,12 @@ def encoder(**children):
     for name, child in children.items():
         setattr(module, name, child)
     return module
+
+
+def prepared(encoder, *args):
+    point = BlockingPoint(host(encoder), *args)
+    point.prepare()
+    return point
 
 
 def blocks(num):
@@ -96,12 +103,12 @@ class RemembersTheBatch(SideBranch):
 @pytest.mark.parametrize('network', [SideBranch, RemembersTheBatch])
 def test_a_cut_that_saves_nothing_or_mixes_images_is_refused(network):
     with pytest.raises(ValueError, match="Use strategy='two_pass'"):
-        BlockingPoint(network(), 'side', (3, 6, 12)).check_cut()
+        BlockingPoint(host(network()), 'side', (3, 6, 12)).check_cut()
 
 
 def test_the_blank_image_has_the_channels_of_the_first_convolution():
     gray = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 5, 3))
-    assert BlockingPoint(gray, '1').input_shape == (1, 128, 256)
+    assert prepared(gray, '1').input_shape == (1, 128, 256)
 
 
 class OwnSizeOnly(nn.Module):
@@ -118,7 +125,7 @@ class OwnSizeOnly(nn.Module):
 
 @pytest.mark.parametrize('img_size', [32, (32, 32)])
 def test_an_encoder_that_takes_one_size_only_is_tried_with_its_own(img_size):
-    point = BlockingPoint(OwnSizeOnly(img_size), 'stem')
+    point = prepared(OwnSizeOnly(img_size), 'stem')
     assert point.num_channels == 4
     assert point.score(torch.zeros(2, 3, 32, 32)).shape == (2, 4)
 
@@ -129,8 +136,8 @@ def test_an_encoder_that_cannot_take_the_blank_image_is_refused_with_the_option_
             return self.stem(x + self.positions[0, 0, 0].expand(1, 3, 32, 32))
 
     with pytest.raises(ValueError, match=r'Fussy cannot take .* \(3, 128, 256\).* input_shape='):
-        BlockingPoint(Fussy(), 'stem')
-    assert BlockingPoint(Fussy(), 'stem', (3, 32, 32)).num_channels == 4
+        prepared(Fussy(), 'stem')
+    assert prepared(Fussy(), 'stem', (3, 32, 32)).num_channels == 4
 
 
 @pytest.mark.parametrize(
@@ -144,7 +151,7 @@ def test_channels_are_told_from_space_on_a_square_image_too(rearranged, channel_
             return rearranged(x)
 
     network = nn.Sequential(nn.Conv2d(3, 5, 1), Stage())
-    assert BlockingPoint(network, '1', (3, 16, 16)).num_channels == 5
+    assert prepared(network, '1', (3, 16, 16)).num_channels == 5
 
 
 def test_a_module_without_a_row_for_each_image_is_refused():
@@ -153,12 +160,12 @@ def test_a_module_without_a_row_for_each_image_is_refused():
             return x.unfold(3, 4, 4).permute(0, 3, 1, 2, 4).flatten(0, 1)
 
     with pytest.raises(ValueError, match='row for each image; choose another block_after'):
-        BlockingPoint(nn.Sequential(nn.Conv2d(3, 4, 1), Windows()), '1')
+        prepared(nn.Sequential(nn.Conv2d(3, 4, 1), Windows()), '1')
 
 
 def test_share_behind_counts_the_operations_past_the_point():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 9, 1)).train()
-    point = BlockingPoint(network, '1')
+    point = prepared(network, '1')
     random_state = torch.get_rng_state()
     share = share_behind(network, point, lambda images: network(images + torch.rand(1)))
     assert share == pytest.approx(36 / (12 + 16 + 36))
@@ -172,4 +179,4 @@ def test_share_behind_is_unknown_where_the_forward_pass_fails():
     def fails(images):
         raise RuntimeError('no')
 
-    assert share_behind(network, BlockingPoint(network, '0'), fails) is None
+    assert share_behind(network, prepared(network, '0'), fails) is None

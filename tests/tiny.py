@@ -52,6 +52,7 @@ def build(pfb=None, head=None, **backbone):
     torch.manual_seed(0)
     model = MODELS.build(model_cfg(pfb=pfb, head=head, **backbone)).train()
     generator = torch.Generator().manual_seed(1)
+    model.pfb.prepare()
     num_channels = model.pfb.point.num_channels
     while not model.pfb.pruner.ready:
         model.pfb.pruner(torch.rand(6, num_channels, generator=generator))
@@ -64,6 +65,13 @@ def plain_twin(model, head=None, **backbone):
     shared = {k: v for k, v in model.state_dict().items() if not k.startswith('pfb.')}
     twin.load_state_dict(shared)
     return twin.to(next(model.parameters()).dtype)
+
+
+def host(encoder):
+    """A model that is nothing but its backbone."""
+    model = torch.nn.Module()
+    model.backbone = encoder
+    return model
 
 
 def images(num=8, size=64, seed=0, dtype=torch.float32):

@@ -255,7 +255,8 @@ class Bench:
                 f'nothing can be pruned at p={variant.prune_ratio:g}: at least {quota.min_keep} of '
                 f'{self.job.batch_size} images are kept; raise --batch-size'
             )
-        return blocking.to(self.job.device)
+        blocking.to(self.job.device).prepare()
+        return blocking
 
     def _optim_wrapper_cfg(self) -> dict:
         cfg = self.job.cfg.optim_wrapper.copy()

@@ -115,7 +115,9 @@ class RecordFeatures(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self.task = self.progress.add_task(self.name, total=runner.max_iters)
-        self.point = PartialForwardBlocking(runner.model, estimator=dict(dim=1)).point
+        blocking = PartialForwardBlocking(runner.model, estimator=dict(dim=1))
+        blocking.prepare()
+        self.point = blocking.point
         self.point.encoder.register_forward_pre_hook(self._score)
 
     def _score(self, encoder: torch.nn.Module, args: tuple[Tensor, ...]) -> None:

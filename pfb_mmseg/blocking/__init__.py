@@ -4,12 +4,14 @@ from .cost import share_behind
 from .point import BlockingPoint, shrink
 from .scoring import scoring_mode
 from .stages import FAMILIES, Family, default_stage, stage_names
+from .wrappers import is_sharded
 
 __all__ = [
     'FAMILIES',
     'BlockingPoint',
     'Family',
     'default_stage',
+    'is_sharded',
     'scoring_mode',
     'share_behind',
     'shrink',

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .point import BlockingPoint, blank_images
+from .point import BlockingPoint
 from .scoring import scoring_mode
 
 
@@ -20,13 +20,13 @@ def share_behind(
 
     Args:
         model: what ``forward`` runs.
-        point: inside the model's encoder.
+        point: inside the model's encoder, prepared.
         forward: the whole pass, images (1, C, H, W) in.
 
     Returns:
         A number in [0, 1]; None if ``forward`` cannot run on a blank image.
     """
-    image = blank_images(point.encoder, 1, point.input_shape)
+    image = point.blank_images(1)
     devices = [image.device] if image.is_cuda else []
     # Some heads draw random numbers in every pass: training shall not notice this one.
     with torch.random.fork_rng(devices), scoring_mode(model, batch_statistics=False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -29,13 +30,17 @@ class _NotReached(ValueError):
 
 
 class BlockingPoint:
-    """A module inside an encoder, whose output represents the images.
+    """A module inside a model's encoder, whose output represents the images.
 
     The output may be a tensor (N, C, H, W), (N, H, W, C) or (N, L, C), or a tuple, list or dict of
-    such; which dimension holds the channels is found by one pass over a blank image.
+    such; which dimension holds the channels is found by one pass over a blank image, the first time
+    that anything is run, or before in :meth:`prepare`.
+
+    Encoder and module are looked up whenever they are needed, so that they may be wrapped (FSDP,
+    activation checkpointing, ``torch.compile``), converted (SyncBN) or copied in the meantime.
 
     Args:
-        encoder: the network that contains the module; called as ``encoder(images)``.
+        host: the model; its ``backbone`` is the encoder, called as ``backbone(images)``.
         name: dotted name of the module inside the encoder.
         input_shape: (channels, height, width) of the blank image, best twice as wide as high, so
             that the channels of a square feature map are not mistaken. None: 128x256 with the
@@ -43,29 +48,71 @@ class BlockingPoint:
             only, its ``img_size``.
 
     Attributes:
-        num_channels: C, the length of the vectors that :meth:`score` returns.
-        input_shape: of the blank image.
+        num_channels: C, the length of the vectors that :meth:`score` returns; None before
+            :meth:`prepare`.
+        input_shape: of the blank image; None before :meth:`prepare` if none was given.
 
     Raises:
-        ValueError: there is no such module, the forward pass never calls it, it returns no
-            feature map with a row for each image, or the encoder cannot take the blank image.
+        ValueError: there is no such module.
     """
 
     def __init__(
-        self, encoder: nn.Module, name: str, input_shape: tuple[int, int, int] | None = None
+        self, host: nn.Module, name: str, input_shape: tuple[int, int, int] | None = None
     ) -> None:
-        self.encoder = encoder
+        self.host = host
         self.name = name
-        self.module = _submodule(encoder, name)
-        shapes = _usual_shapes(encoder) if input_shape is None else [tuple(input_shape)]
-        self.input_shape, output = self._first_that_runs(shapes)
+        self.input_shape = None if input_shape is None else tuple(input_shape)
+        self.num_channels: int | None = None
+        self._channel_dims: list[int] = []
+        _check_name(self.encoder, name)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The host's backbone, with whatever is wrapped around it."""
+        return self.host.backbone
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that is blocked behind, with whatever is wrapped around it.
+
+        Raises:
+            ValueError: the encoder has lost it.
+        """
+        module = _find(self.encoder, self.name.split('.'))
+        if module is None:
+            raise ValueError(
+                f'the module {self.name!r} to block after is no longer in the encoder, which is '
+                f'now:\n{self.encoder}'
+            )
+        return module
+
+    @torch.compiler.disable
+    def prepare(self, like: Tensor | None = None) -> None:
+        """Find the channels by a pass over a blank image, the first time that this is called.
+
+        In a distributed run all processes must call it at the same moment.
+
+        Args:
+            like: images of whose type and on whose device the blank one shall be; None: of the
+                encoder's parameters.
+
+        Raises:
+            ValueError: the forward pass never calls the module, it returns no feature map with a
+                row for each image, or the encoder cannot take the blank image.
+        """
+        if self.num_channels is not None:
+            return
+        given = self.input_shape
+        shapes = _usual_shapes(self.encoder) if given is None else [given]
+        shape, output = self._first_that_runs(shapes, like)
         tensors = _tensors(output)
         if not tensors or any(len(tensor) != 1 for tensor in tensors):
             raise ValueError(
-                f'the module {name!r} returns no feature map with a row for each image; choose '
-                'another block_after'
+                f'the module {self.name!r} returns no feature map with a row for each image; '
+                'choose another block_after'
             )
-        ratio = self.input_shape[2] // self.input_shape[1]
+        ratio = shape[2] // shape[1]
+        self.input_shape = shape
         self._channel_dims = [_channel_dim(tensor, ratio) for tensor in tensors]
         self.num_channels = sum(
             tensor.shape[dim] for tensor, dim in zip(tensors, self._channel_dims, strict=True)
@@ -83,7 +130,11 @@ class BlockingPoint:
         Returns:
             (N, C) float32 without gradient: the output averaged over space; of several tensors,
             one after the other.
+
+        Raises:
+            ValueError: see :meth:`prepare`.
         """
+        self.prepare(images)
         return self._vector(self._run_to_point(images))
 
     @contextmanager
@@ -94,7 +145,9 @@ class BlockingPoint:
             choose: gets the (N, C) vectors of :meth:`score`, returns the ascending positions of
                 the images that stay, (K,) int64. What the encoder returns is narrowed to them too,
                 stages before this point included.
+
         """
+        self.prepare()
         indices: Tensor | None = None
         num_images = 0
 
@@ -118,14 +171,18 @@ class BlockingPoint:
             for handle in handles:
                 handle.remove()
 
-    def check_cut(self) -> None:
+    def check_cut(self, like: Tensor | None = None) -> None:
         """Try a cut on blank images.
 
+        Args:
+            like: see :meth:`prepare`.
+
         Raises:
-            ValueError: behind the blocking point the encoder still needs all the images, as one
-                with several branches does.
+            ValueError: see :meth:`prepare`; or behind the blocking point the encoder still needs
+                all the images, as one with several branches does.
         """
-        images = blank_images(self.encoder, 3, self.input_shape)
+        self.prepare(like)
+        images = self.blank_images(3, like)
         images += torch.arange(3, device=images.device)[:, None, None, None]
         kept = torch.tensor([0, 2], device=images.device)
         cut = False
@@ -158,13 +215,18 @@ class BlockingPoint:
         if untouched or not all(map(_close, _tensors(output), expected)):
             raise ValueError(_NO_CHAIN.format(name=self.name))
 
-    def check_scale(self, scale: float) -> None:
+    def check_scale(self, scale: float, like: Tensor | None = None) -> None:
         """Try to score a blank image of another size.
 
+        Args:
+            scale: of height and width.
+            like: see :meth:`prepare`.
+
         Raises:
-            ValueError: the encoder takes images of its own size only.
+            ValueError: see :meth:`prepare`; or the encoder takes images of its own size only.
         """
-        image = blank_images(self.encoder, 1, self.input_shape)
+        self.prepare(like)
+        image = self.blank_images(1, like)
         height, width = (int(size * scale) for size in self.input_shape[1:])
         try:
             with scoring_mode(self.encoder, batch_statistics=False):
@@ -175,21 +237,43 @@ class BlockingPoint:
                 f'{height}x{width} pixels ({error}); leave score_scale at 1'
             ) from error
 
-    def _first_that_runs(self, shapes: list[tuple]) -> tuple[tuple, Any]:
+    def blank_images(self, num: int, like: Tensor | None = None) -> Tensor:
+        """(num, *input_shape) of zeros; of which type and where, see :meth:`prepare`."""
+        return _blank(self.encoder, (num, *self.input_shape), like)
+
+    def _first_that_runs(self, shapes: list[tuple], like: Tensor | None) -> tuple[tuple, Any]:
         for shape in shapes:
             try:
-                with scoring_mode(self.encoder, batch_statistics=False):
-                    return shape, self._run_to_point(blank_images(self.encoder, 1, shape))
+                return shape, self._try(shape, like)
             except _NotReached:
                 raise
             except Exception as error:  # whatever it is that this encoder has against the shape
                 failure = error
-        raise ValueError(
-            f'{type(self.encoder).__name__} cannot take a blank image of shape {shapes[-1]}: '
-            f'{failure}. Set input_shape=(channels, height, width) to one that it takes'
-        ) from failure
+        sentence = (
+            f'{type(self.encoder).__name__} cannot take a blank image of shape {shape}: {failure}'
+        )
+        if self._is_of_the_shape(failure, shape, like):
+            sentence += '. Set input_shape=(channels, height, width) to one that it takes'
+        raise ValueError(sentence) from failure
+
+    def _is_of_the_shape(self, failure: Exception, shape: tuple, like: Tensor | None) -> bool:
+        """Whether another shape may help: one of half the size does not fail in the same words."""
+        if isinstance(failure, (AssertionError, ValueError)):
+            return True  # raised on purpose by what looks at its input
+        channels, height, width = shape
+        try:
+            self._try((channels, height // 2, width // 2), like)
+        except Exception as error:  # to be compared with the first
+            return str(error) != str(failure)
+        return True
+
+    def _try(self, shape: tuple, like: Tensor | None) -> Any:
+        with scoring_mode(self.encoder, batch_statistics=False):
+            return self._run_to_point(_blank(self.encoder, (1, *shape), like))
 
     def _run_to_point(self, images: Tensor) -> Any:
+        """What the module returns for (N, ...) images, as it is; nothing behind it runs."""
+
         def stop(module: nn.Module, args: Any, output: Any) -> None:
             raise _Reached(output)
 
@@ -219,7 +303,7 @@ _NO_CHAIN = (
 )
 
 
-def _submodule(encoder: nn.Module, name: str) -> nn.Module:
+def _check_name(encoder: nn.Module, name: str) -> None:
     names = [known for known, _ in encoder.named_modules() if known]
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3)
@@ -229,13 +313,21 @@ def _submodule(encoder: nn.Module, name: str) -> nn.Module:
             else (f'its children are {", ".join(n for n, _ in encoder.named_children())}')
         )
         raise ValueError(f'the encoder has no module {name!r} to block after; {hint}')
-    return encoder.get_submodule(name)
 
 
-def blank_images(encoder: nn.Module, num: int, shape: tuple[int, int, int]) -> Tensor:
-    """(num, *shape) of zeros, of the encoder's type and on its device."""
-    parameter = next(encoder.parameters())
-    return torch.zeros(num, *shape, device=parameter.device, dtype=parameter.dtype)
+def _find(module: nn.Module, path: list[str]) -> nn.Module | None:
+    """The module at the end of a path that may have got wrappers on the way; None if it is gone."""
+    if not path:
+        return module
+    children = dict(module.named_children())
+    first = [_find(children[path[0]], path[1:])] if path[0] in children else []
+    behind = (_find(child, path) for child in children.values())
+    return next((found for found in chain(first, behind) if found is not None), None)
+
+
+def _blank(encoder: nn.Module, shape: tuple[int, ...], like: Tensor | None) -> Tensor:
+    like = next(encoder.parameters()) if like is None else like
+    return torch.zeros(shape, device=like.device, dtype=like.dtype)
 
 
 def shrink(images: Tensor, scale: float) -> Tensor:

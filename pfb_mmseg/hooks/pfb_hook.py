@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
+from ..blocking import is_sharded
 from ..core import AdaptiveDensityEstimator, SelectionStatistics
 from ..core.checks import check_integer, check_keys
 from ..reporting import RECORD_NAME, SelectionRecord
@@ -110,6 +111,8 @@ class PFBHook(Hook):
                 f'{self._end} of {runner.max_iters}: begin must come before end, and before the '
                 'end of the run'
             )
+        if not is_sharded(runner.model, model):
+            self._pfb.prepare()
         self._classes = _classes(runner.train_dataloader)
         self._fresh = SelectionRecord(self._classes)
         batch_size, num_ranks = runner.train_dataloader.batch_size, get_world_size()

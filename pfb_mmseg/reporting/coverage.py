@@ -290,6 +290,7 @@ def summary(results: Sequence[Coverage]) -> str:
 def _try_single_pass(model: nn.Module, images: Tensor, samples: list) -> str:
     try:
         model.pfb = PartialForwardBlocking(model, prune_ratio=_PRUNE_RATIO, strategy='single_pass')
+        model.pfb.prepare()
     except ValueError as refusal:
         if "Use strategy='two_pass'" in str(refusal):
             return 'refused'
@@ -300,6 +301,7 @@ def _try_single_pass(model: nn.Module, images: Tensor, samples: list) -> str:
 
 def _blocked_step(model: nn.Module, images: Tensor, samples: list) -> None:
     """A step of a model whose estimator is seeded first, so that it prunes."""
+    model.pfb.prepare()
     estimator = model.pfb.pruner.estimator
     estimator.update(torch.randn(estimator.num_centroids, estimator.dim))
     train_step(model, images, samples, _NUM_KEPT)

@@ -48,7 +48,8 @@ class Scanner:
             apply_pfb(config, prune_ratio=0.3)
         weights = load_checkpoint(checkpoint)
         weights = weights.get('state_dict', weights)
-        model = revert_sync_batchnorm(MODELS.build(config.model))
+        model = revert_sync_batchnorm(MODELS.build(config.model)).to(device)
+        model.pfb.prepare()
         own = model.state_dict()
         estimate = {k for k in own if k.startswith('pfb.')}
         wrong = [
@@ -70,7 +71,7 @@ class Scanner:
         )
         kept = {k: v for k, v in weights.items() if k in own and (fits or k not in estimate)}
         model.load_state_dict({**own, **kept})
-        self.model = model.to(device).eval()
+        self.model = model.eval()
         self.device = device
         self.estimator: AdaptiveDensityEstimator = model.pfb.pruner.estimator
         self.has_estimate = fits and self.estimator.ready

@@ -27,6 +27,9 @@ class BatchFilter(nn.Module, ABC):
         self.pruning = True
         self.selection: Selection | None = None
 
+    def prepare(self) -> None:  # noqa: B027  most have nothing to look at
+        """Look at the host before it is trained, and refuse what cannot work."""
+
     @abstractmethod
     def describe(self, model: nn.Module) -> str:
         """What it does to ``model``, its host, for the log."""

@@ -41,13 +41,14 @@ class PartialForwardBlocking(BatchFilter):
             ``'batch'`` (as training does) or with the ``'running'`` statistics.
         score_dtype: two_pass only: ``'float16'`` or ``'bfloat16'`` runs the scoring pass under
             autocast; None scores in the precision of the training pass.
-        input_shape: (C, H, W) of the blank image with which the blocking point is checked when the
-            model is built; None finds one, see :class:`BlockingPoint`.
+        input_shape: (C, H, W) of the blank image with which the blocking point is checked before
+            training; None finds one, see :class:`BlockingPoint`.
         **pruner: ``prune_ratio``, ``criterion``, ``exploration``, ``exploration_space``, ``seed``
             and ``selection_scope`` of :class:`BatchPruner`; ``'global'`` with two_pass only.
 
     Raises:
-        TypeError, ValueError: an option is misspelt, outside its range, or does not fit the model.
+        TypeError, ValueError: an option is misspelt or outside its range, or the model has no such
+            module. What takes a forward pass to find out is found in :meth:`prepare`.
     """
 
     def __init__(
@@ -89,15 +90,11 @@ class PartialForwardBlocking(BatchFilter):
         self.score_scale = score_scale
         self.score_statistics = score_statistics
         self.score_dtype = score_dtype
-        self.point = BlockingPoint(model.backbone, _point_name(model, block_after), input_shape)
-        if strategy == 'single_pass':
-            self.point.check_cut()
-        if score_scale != 1:
-            self.point.check_scale(score_scale)
+        self.point = BlockingPoint(model, _point_name(model, block_after), input_shape)
+        self.prepared = False
+        self._estimator_options = {} if estimator is None else estimator
         self.pruner = BatchPruner(
-            estimator=_build_estimator(
-                {} if estimator is None else estimator, self.point.num_channels
-            ),
+            estimator=_build_estimator(self._estimator_options),
             min_keep=least_trainable(model) if min_keep is None else min_keep,
             **pruner,
         )
@@ -111,7 +108,60 @@ class PartialForwardBlocking(BatchFilter):
     def estimator(self) -> AdaptiveDensityEstimator | None:
         return self.pruner.estimator if self.pruner.needs_features else None
 
+    @torch.compiler.disable
+    def prepare(self, like: Tensor | None = None) -> None:
+        """Look at the model before it is trained: its channels, and whether it can be blocked.
+
+        Only the first call does anything. :class:`PFBHook` calls it before training where it can;
+        else the first training step does, so that a model for inference is never run. In a
+        distributed run all processes must call it at the same moment.
+
+        Args:
+            like: images of whose type and on whose device the blank ones shall be; None: of the
+                backbone's parameters.
+
+        Raises:
+            ValueError: the blocking point or an option does not fit the model.
+        """
+        if self.prepared:
+            return
+        self.point.prepare(like)
+        if self.strategy == 'single_pass':
+            self.point.check_cut(like)
+        if self.score_scale != 1:
+            self.point.check_scale(self.score_scale, like)
+        self._resolve_dim(self.point.num_channels)
+        self.prepared = True
+
+    def _resolve_dim(self, num_channels: int) -> None:
+        estimator = self.pruner.estimator
+        if 'dim' in self._estimator_options:
+            if estimator.dim > num_channels:
+                raise ValueError(
+                    f'estimator dim={estimator.dim} is more than the {num_channels} channels at '
+                    f'the blocking point; set estimator=dict(dim={num_channels}) or less, or leave '
+                    'dim out'
+                )
+        elif estimator.dim != min(128, num_channels):
+            options = {**self._estimator_options, 'dim': min(128, num_channels)}
+            self.pruner.estimator = _build_estimator(options).to(estimator.centroids.device)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        # A checkpoint is loaded before the number of channels is known; it knows.
+        stored = state_dict.get(f'{prefix}pruner.estimator.centroids')
+        if stored is not None and not self.prepared and 'dim' not in self._estimator_options:
+            options = {**self._estimator_options, 'dim': stored.shape[1]}
+            self.pruner.estimator = _build_estimator(options).to(
+                self.pruner.estimator.centroids.device
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def describe(self, model: nn.Module) -> str:
+        if not self.prepared:
+            return (
+                f'PFB blocks {self.quota.prune_ratio:.0%} of the images behind '
+                f'backbone.{self.point.name} ({self.strategy}; looked at in the first step)'
+            )
         share = share_behind(model, self.point, lambda image: model(image, mode='tensor'))
         return (
             f'PFB blocks {self.quota.prune_ratio:.0%} of the images behind '
@@ -191,6 +241,8 @@ class PFBMixin:
         """
         pfb = self.pfb
         pfb.selection = None
+        if self.training and not pfb.prepared:
+            pfb.prepare(inputs)
         if not (self.training and pfb.pruning):
             return super().loss(inputs, data_samples)
         if pfb.pruner.keeps_all(len(inputs)):
@@ -250,16 +302,10 @@ def _synchronised(norm: _BatchNorm) -> bool:
     return world_size() > 1 and isinstance(norm, nn.SyncBatchNorm)
 
 
-def _build_estimator(options: dict, num_channels: int) -> AdaptiveDensityEstimator:
+def _build_estimator(options: dict) -> AdaptiveDensityEstimator:
     allowed = inspect.signature(AdaptiveDensityEstimator).parameters
     check_keys('pfb.estimator', options, allowed)
-    estimator = AdaptiveDensityEstimator(**{'dim': min(128, num_channels), **options})
-    if estimator.dim > num_channels:
-        raise ValueError(
-            f'estimator dim={estimator.dim} is more than the {num_channels} channels at the '
-            f'blocking point; set estimator=dict(dim={num_channels}) or less, or leave dim out'
-        )
-    return estimator
+    return AdaptiveDensityEstimator(**options)
 
 
 def _point_name(model: nn.Module, block_after: str | None) -> str:
