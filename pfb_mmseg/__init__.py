@@ -1,6 +1,6 @@
 """Partial Forward Blocking for MMSegmentation.
 
-Importing this package registers its segmentors, hooks and data sets, which is all that
+Importing this package registers its segmentors, backbone, hooks and data sets, which is all that
 ``custom_imports = dict(imports=['pfb_mmseg'])`` in a config asks for. Without MMSegmentation it
 warns, and ``pfb_mmseg.core`` and ``pfb_mmseg.blocking`` can be used still.
 """
@@ -22,7 +22,7 @@ __all__ = [
 _missing = check_openmmlab()
 
 if _missing is None:
-    from . import baselines, datasets  # noqa: F401  registers them
+    from . import backbones, baselines, datasets  # noqa: F401  registers them
     from .hooks import PFBHook
     from .segmentors import PFBCascadeEncoderDecoder, PFBEncoderDecoder, PFBMixin
     from .segmentors.apply import apply_pfb

@@ -1,6 +1,14 @@
-"""Data sets that MMSegmentation does not bring: the embedded demo scenes, and CamVid."""
+"""Data sets that MMSegmentation does not bring: demo scenes, CamVid, and Clothing Co-Parsing."""
 
 from .camvid import CamVidDataset
+from .ccp import CCPCoarseDataset, CCPDataset
 from .demo import LoadDemoLabels, LoadDemoScene, PFBDemoDataset
 
-__all__ = ['CamVidDataset', 'LoadDemoLabels', 'LoadDemoScene', 'PFBDemoDataset']
+__all__ = [
+    'CCPCoarseDataset',
+    'CCPDataset',
+    'CamVidDataset',
+    'LoadDemoLabels',
+    'LoadDemoScene',
+    'PFBDemoDataset',
+]

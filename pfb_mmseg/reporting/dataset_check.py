@@ -299,8 +299,18 @@ def _camvid(root: str) -> str:
     )
 
 
+def _ccp(root: str) -> str:
+    return (
+        'Clothing Co-Parsing has train/*.jpg with label maps of the same stem, in 42 classes in '
+        'trainannot/*.png (CCPDataset) and in 14 groups in traincoarse/*.png (CCPCoarseDataset), '
+        'and val, valannot, valcoarse likewise. If you have it elsewhere: ln -s /path/to/ccp '
+        f'{root}.'
+    )
+
+
 _ADVICE: dict[str, Callable[[str], str]] = {
     'CityscapesDataset': _cityscapes,
     'PascalVOCDataset': _voc,
     'CamVidDataset': _camvid,
+    'CCPDataset': _ccp,
 }

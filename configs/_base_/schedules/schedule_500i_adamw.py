@@ -1,0 +1,8 @@
+# Minutes on a CPU, from a pretrained backbone.
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=7e-4, weight_decay=0.01),
+    clip_grad=None,
+)
+param_scheduler = [dict(type='PolyLR', eta_min=0.0, power=0.9, begin=0, end=500, by_epoch=False)]
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=500, val_interval=500)

@@ -1,0 +1,8 @@
+_base_ = [
+    '../_base_/models/fcn_efficientnet-lite0.py',
+    '../_base_/datasets/camvid_176x240.py',
+    '../_base_/default_runtime.py',
+    '../_base_/schedules/schedule_300i.py',
+]
+model = dict(data_preprocessor=dict(size=(176, 240)))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=300))
