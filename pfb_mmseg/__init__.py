@@ -7,6 +7,7 @@ warns, and ``pfb_mmseg.core`` and ``pfb_mmseg.blocking`` can be used still.
 
 from typing import NoReturn
 
+from . import criteria  # noqa: F401  registers them
 from .compat import check_openmmlab
 from .version import __version__
 

@@ -1,4 +1,4 @@
-"""The methods that PFB is compared with: InfoBatch, DivBS, loss top-k, full data, short."""
+"""The methods that PFB is compared with and that train otherwise than by choosing in a batch."""
 
 from .infobatch_hook import InfoBatchHook
 from .infobatch_sampler import InfoBatchSampler
@@ -7,11 +7,6 @@ from .infobatch_segmentor import (
     InfoBatchEncoderDecoder,
     InfoBatchMixin,
 )
-from .selection import (
-    LabelledSelectionCascadeEncoderDecoder,
-    LabelledSelectionEncoderDecoder,
-    LabelledSelectionMixin,
-)
 
 __all__ = [
     'InfoBatchCascadeEncoderDecoder',
@@ -19,7 +14,4 @@ __all__ = [
     'InfoBatchHook',
     'InfoBatchMixin',
     'InfoBatchSampler',
-    'LabelledSelectionCascadeEncoderDecoder',
-    'LabelledSelectionEncoderDecoder',
-    'LabelledSelectionMixin',
 ]

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from ..core.checks import check_integer, check_keys, check_number
+from ..core.draws import generator_of
 from .infobatch import prune_epoch
 
 
@@ -146,7 +147,7 @@ class InfoBatchSampler(Sampler):
         """Extend the stream to this many samples per process, for all processes at once: they
         must draw an epoch at the same moment, from the same scores."""
         while len(self._stream) < num_samples * self._world_size:
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self._epoch) % 2**63)
+            generator = generator_of(self.seed, self._epoch)
             ratio = self.prune_ratio if self._epoch < self.num_pruned_epochs else 0.0
             indices, weights = prune_epoch(self.scores.cpu(), ratio, self.percentile, generator)
             stands_for = torch.full_like(weights, self.size / len(indices))

@@ -11,8 +11,7 @@ from mmseg.registry import MODELS
 from mmseg.structures.sampler import BasePixelSampler
 from torch import Tensor, nn
 
-from .losses import image_losses
-from .selection import final_head
+from ..segmentors.heads import final_head, image_losses
 
 
 class ImageWeights(BasePixelSampler):

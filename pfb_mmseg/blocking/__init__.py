@@ -1,19 +1,23 @@
 """Where and how a forward pass is cut. Knows torch modules, not OpenMMLab."""
 
-from .cost import share_behind
-from .point import BlockingPoint, shrink
+from .cost import StepCost, count_flops, step_cost
+from .point import BlockingPoint, find_module, shrink
 from .scoring import scoring_mode
-from .stages import FAMILIES, Family, default_stage, stage_names
+from .stages import FAMILIES, Family, default_stage, output_stages, stage_names
 from .wrappers import is_sharded
 
 __all__ = [
     'FAMILIES',
     'BlockingPoint',
     'Family',
+    'StepCost',
+    'count_flops',
     'default_stage',
+    'find_module',
     'is_sharded',
+    'output_stages',
     'scoring_mode',
-    'share_behind',
     'shrink',
     'stage_names',
+    'step_cost',
 ]

@@ -1,9 +1,9 @@
-"""What the part of a forward pass behind the blocking point costs."""
+"""What the parts of a forward pass cost, in floating-point operations on a blank image."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,31 +13,56 @@ from .point import BlockingPoint
 from .scoring import scoring_mode
 
 
-def share_behind(
-    model: nn.Module, point: BlockingPoint, forward: Callable[[Tensor], Any]
-) -> float | None:
-    """Share of a forward pass's floating-point operations that lies behind the blocking point.
+class StepCost(NamedTuple):
+    """Floating-point operations for one blank image.
+
+    Attributes:
+        whole: of a forward pass of the whole model. A training step is taken as three of them.
+        shallow: up to the blocking point.
+    """
+
+    whole: int
+    shallow: int
+
+    @property
+    def share_behind(self) -> float:
+        """Share of a forward pass that lies behind the blocking point, in [0, 1]."""
+        return 1 - self.shallow / self.whole
+
+
+def step_cost(
+    model: nn.Module,
+    point: BlockingPoint,
+    forward: Callable[[Tensor], Any],
+    like: Tensor | None = None,
+) -> StepCost | None:
+    """Count the operations of a forward pass.
 
     Args:
         model: what ``forward`` runs.
         point: inside the model's encoder, prepared.
         forward: the whole pass, images (1, C, H, W) in.
+        like: see :meth:`BlockingPoint.prepare`.
 
     Returns:
-        A number in [0, 1]; None if ``forward`` cannot run on a blank image.
+        None if ``forward`` cannot run on a blank image.
     """
-    image = point.blank_images(1)
-    devices = [image.device] if image.is_cuda else []
+    image = point.blank_images(1, like)
+    devices = [] if image.device.type == 'cpu' else [image.device]
     # Some heads draw random numbers in every pass: training shall not notice this one.
-    with torch.random.fork_rng(devices), scoring_mode(model, batch_statistics=False):
+    with (
+        torch.random.fork_rng(devices, device_type=image.device.type),
+        scoring_mode(model, batch_statistics=False),
+    ):
         try:
-            whole = _flops(forward, image)
-            return 1 - _flops(point.score, image) / whole if whole else None
+            whole = count_flops(lambda: forward(image))
+            return StepCost(whole, count_flops(lambda: point.score(image))) if whole else None
         except Exception:  # a model of any kind, and only a figure for the log
             return None
 
 
-def _flops(run: Callable[[Tensor], Any], image: Tensor) -> int:
+def count_flops(run: Callable[[], Any]) -> int:
+    """Floating-point operations of ``run()``."""
     with FlopCounterMode(display=False) as counter:
-        run(image)
+        run()
     return counter.get_total_flops()

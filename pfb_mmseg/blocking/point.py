@@ -18,11 +18,7 @@ from .scoring import scoring_mode
 
 
 class _Reached(Exception):
-    """Carries the blocking point's output out of a forward pass that need not go on."""
-
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self.output = output
+    """Leaves a forward pass that need not go on."""
 
 
 class _NotReached(ValueError):
@@ -63,7 +59,7 @@ class BlockingPoint:
         self.name = name
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.num_channels: int | None = None
-        self._channel_dims: list[int] = []
+        self.channel_dims: list[int] = []
         _check_name(self.encoder, name)
 
     @property
@@ -78,7 +74,7 @@ class BlockingPoint:
         Raises:
             ValueError: the encoder has lost it.
         """
-        module = _find(self.encoder, self.name.split('.'))
+        module = find_module(self.encoder, self.name.split('.'))
         if module is None:
             raise ValueError(
                 f'the module {self.name!r} to block after is no longer in the encoder, which is '
@@ -113,19 +109,20 @@ class BlockingPoint:
             )
         ratio = shape[2] // shape[1]
         self.input_shape = shape
-        self._channel_dims = [_channel_dim(tensor, ratio) for tensor in tensors]
+        self.channel_dims = [_channel_dim(tensor, ratio) for tensor in tensors]
         self.num_channels = sum(
-            tensor.shape[dim] for tensor, dim in zip(tensors, self._channel_dims, strict=True)
+            tensor.shape[dim] for tensor, dim in zip(tensors, self.channel_dims, strict=True)
         )
 
     @torch.compiler.disable
-    def score(self, images: Tensor) -> Tensor:
+    def score(self, images: Tensor, until: nn.Module | None = None) -> Tensor:
         """Run the encoder up to this point only.
 
         The caller decides about gradients and modes, see :func:`scoring_mode`.
 
         Args:
             images: (N, ...) as the encoder takes them.
+            until: a module that runs behind this point and shall run too; None: nothing does.
 
         Returns:
             (N, C) float32 without gradient: the output averaged over space; of several tensors,
@@ -135,7 +132,7 @@ class BlockingPoint:
             ValueError: see :meth:`prepare`.
         """
         self.prepare(images)
-        return self._vector(self._run_to_point(images))
+        return self._vector(self._run_to_point(images, until))
 
     @contextmanager
     def cut(self, choose: Callable[[Tensor], Tensor]) -> Iterator[None]:
@@ -271,19 +268,28 @@ class BlockingPoint:
         with scoring_mode(self.encoder, batch_statistics=False):
             return self._run_to_point(_blank(self.encoder, (1, *shape), like))
 
-    def _run_to_point(self, images: Tensor) -> Any:
-        """What the module returns for (N, ...) images, as it is; nothing behind it runs."""
+    def _run_to_point(self, images: Tensor, until: nn.Module | None = None) -> Any:
+        """What the module returns for (N, ...) images, as it is; nothing behind ``until`` runs."""
+        reached: list[Any] = []
+
+        def remember(module: nn.Module, args: Any, output: Any) -> None:
+            reached.append(output)
 
         def stop(module: nn.Module, args: Any, output: Any) -> None:
-            raise _Reached(output)
+            raise _Reached
 
-        handle = self.module.register_forward_hook(stop)
+        last = self.module if until is None else until
+        handles = [
+            self.module.register_forward_hook(remember),
+            last.register_forward_hook(stop),
+        ]
         try:
             self.encoder(images)
-        except _Reached as reached:
-            return reached.output
+        except _Reached:
+            return reached[0]
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         raise _NotReached(
             f'the blocking point {self.name!r} is never reached: the encoder has such a module but '
             'its forward pass does not call it; choose another block_after'
@@ -292,7 +298,7 @@ class BlockingPoint:
     def _vector(self, output: Any) -> Tensor:
         vectors = [
             spatial_mean(tensor, dim)
-            for tensor, dim in zip(_tensors(output), self._channel_dims, strict=True)
+            for tensor, dim in zip(_tensors(output), self.channel_dims, strict=True)
         ]
         return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
 
@@ -315,13 +321,13 @@ def _check_name(encoder: nn.Module, name: str) -> None:
         raise ValueError(f'the encoder has no module {name!r} to block after; {hint}')
 
 
-def _find(module: nn.Module, path: list[str]) -> nn.Module | None:
+def find_module(module: nn.Module, path: list[str]) -> nn.Module | None:
     """The module at the end of a path that may have got wrappers on the way; None if it is gone."""
     if not path:
         return module
     children = dict(module.named_children())
-    first = [_find(children[path[0]], path[1:])] if path[0] in children else []
-    behind = (_find(child, path) for child in children.values())
+    first = [find_module(children[path[0]], path[1:])] if path[0] in children else []
+    behind = (find_module(child, path) for child in children.values())
     return next((found for found in chain(first, behind) if found is not None), None)
 
 

@@ -100,6 +100,14 @@ def stage_names(encoder: nn.Module) -> list[str]:
     return family.stages(encoder) if family else _by_structure(encoder)
 
 
+def output_stages(encoder: nn.Module) -> Sequence[int]:
+    """For each output of an encoder the position of its stage, see :class:`Family`."""
+    family = _family(encoder)
+    if family and family.outputs:
+        return family.outputs(encoder)
+    return getattr(encoder, 'out_indices', range(len(stage_names(encoder))))
+
+
 def default_stage(encoder: nn.Module, read_indices: list[int]) -> str:
     """The stage to block after when the user names none.
 
@@ -124,11 +132,7 @@ def default_stage(encoder: nn.Module, read_indices: list[int]) -> str:
             f'block after, block_after={"backbone." + children[-1] if children else None!r} for '
             f'example, one of the children {", ".join(children)} or a module inside them'
         )
-    family = _family(encoder)
-    if family and family.outputs:
-        outputs = family.outputs(encoder)
-    else:
-        outputs = getattr(encoder, 'out_indices', range(len(stages)))
+    outputs = output_stages(encoder)
     read = [outputs[i] for i in read_indices if -len(outputs) <= i < len(outputs)]
     before_last = [stage for stage in read if 0 <= stage < len(stages) - 1]
     if before_last:

@@ -1,16 +1,23 @@
-"""The method in plain PyTorch: density, selection, quota. Needs torch alone."""
+"""The method in plain PyTorch: who stays, and how that is decided. Needs torch alone."""
 
+from .candidates import Candidates, FeatureCandidates
+from .criterion import CRITERIA, Criterion
 from .density import bandwidth, log_density
 from .estimator import AdaptiveDensityEstimator
-from .pruner import BatchPruner
+from .pruner import BatchPruner, Decision
 from .quota import KeepQuota
 from .representation import pool_features, spatial_mean
 from .selection import Selection, select_rare
 from .statistics import SelectionStatistics
 
 __all__ = [
+    'CRITERIA',
     'AdaptiveDensityEstimator',
     'BatchPruner',
+    'Candidates',
+    'Criterion',
+    'Decision',
+    'FeatureCandidates',
     'KeepQuota',
     'Selection',
     'SelectionStatistics',

@@ -77,7 +77,7 @@ class AdaptiveDensityEstimator(nn.Module):
     def __init__(
         self,
         num_centroids: int = 64,
-        dim: int = 128,
+        dim: int | None = 128,
         bandwidth: str = 'silverman',
         weighted: bool = True,
         momentum: float = 0.1,
@@ -86,7 +86,8 @@ class AdaptiveDensityEstimator(nn.Module):
     ) -> None:
         super().__init__()
         check_integer('num_centroids', num_centroids, low=1)
-        check_integer('dim', dim, low=1)
+        if dim is not None:
+            check_integer('dim', dim, low=1)
         check_choice('bandwidth', bandwidth, BANDWIDTHS)
         check_bool('weighted', weighted)
         check_number('momentum', momentum, 0, 1, open_high=True)
@@ -100,7 +101,7 @@ class AdaptiveDensityEstimator(nn.Module):
         self.momentum = momentum
         self.update_rule = update_rule
         self.revive_after = revive_after
-        self.register_buffer('centroids', torch.zeros(num_centroids, dim))
+        self.register_buffer('centroids', torch.zeros(num_centroids, dim or 0))
         self.register_buffer('counts', torch.zeros(num_centroids, dtype=torch.int64))
         self.register_buffer('idle', torch.zeros(num_centroids, dtype=torch.int64))
         self.register_buffer('num_seeded', torch.zeros((), dtype=torch.int64))
@@ -108,6 +109,21 @@ class AdaptiveDensityEstimator(nn.Module):
         # Both are known on the host: the buffers are for checkpoints only.
         self._seeded = 0
         self._updates = 0
+
+    def resolve_dim(self, num_channels: int) -> None:
+        """Settle D for features of so many channels.
+
+        Raises:
+            ValueError: ``dim`` is more than the number of channels.
+        """
+        if self.dim is None:
+            self.dim = min(128, num_channels)
+            self.centroids = self.centroids.new_zeros(self.num_centroids, self.dim)
+        if self.dim > num_channels:
+            raise ValueError(
+                f'estimator dim={self.dim} is more than the {num_channels} channels at the '
+                f'blocking point; set estimator=dict(dim={num_channels}) or less, or leave dim out'
+            )
 
     @property
     def ready(self) -> bool:
@@ -216,6 +232,8 @@ class AdaptiveDensityEstimator(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         stored = state_dict.get(f'{prefix}centroids')
+        if stored is not None and self.dim is None:
+            self.resolve_dim(stored.shape[1])
         if stored is None or stored.shape != self.centroids.shape:
             found = 'none' if stored is None else f'one of shape {tuple(stored.shape)}'
             warnings.warn(

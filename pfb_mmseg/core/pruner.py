@@ -1,231 +1,335 @@
-"""BatchPruner: the features of a batch in, the images that stay out. Algorithm 1 of the paper."""
+"""BatchPruner: a batch in, the images that stay out. Algorithm 1 of the paper."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn import functional as F
 
-from .checks import check_choice, check_integer, check_number
+from .candidates import Candidates, FeatureCandidates
+from .checks import check_choice, check_integer
+from .criterion import CRITERIA, Criterion
+from .draws import generator_of
 from .estimator import AdaptiveDensityEstimator
 from .quota import KeepQuota
-from .ranks import Exchange, Gather, all_values, rank, world_size
-from .representation import pool_features
-from .selection import EXPLORATION_SPACES, Selection, explored_log_density, keep_lowest
+from .ranks import Exchange, Gather, Ranks
+from .rows import take_rows
+from .selection import Selection, keep_highest
 
-CRITERIA = ('rare', 'common', 'random')
 SELECTION_SCOPES = ('rank', 'global')
 
 
 class BatchPruner(nn.Module):
     """Decides which images of a batch are worth the rest of the step.
 
-    Usable from any training loop: call it with the features at the blocking point, go on with
-    ``selection.take(features)``, or with that of anything else that holds one row an image. Until
-    the estimator has seeded all its centroids it keeps every image.
+    Usable from any training loop, with the features at the blocking point::
 
-    In a distributed run every process must call it in every iteration. The estimator then learns
+        selection = pruner(features)
+        features = selection.take(features)
+
+    or, where the criterion wants to know more or the ranks choose together, in two halves::
+
+        with pruner.select(candidates) as decision:
+            images = decision.take(images)
+            ...  # the forward pass, during which the ranks tell each other what they kept
+
+    Until the criterion is ready (``'rare'``: all centroids are seeded) every image stays.
+
+    In a distributed run every process must call it in every iteration. The criterion then learns
     from all of them and is the same everywhere, and each keeps the same number of images. A batch
     may be short, as the last one of an epoch often is, on all processes or on some: of it as many
     are kept as of a full one, as far as there are.
 
     Args:
         prune_ratio: p, in [0, 1): share of the candidates that is not trained on.
-        estimator: the density estimate; a new one with its defaults if None.
-        criterion: ``'rare'`` keeps the images of lowest density (the paper), ``'common'`` those of
-            highest, ``'random'`` a new random subset each time, which needs no features.
-        exploration: b of Eq. 3, at least 0.
-        exploration_space: ``'density'`` or ``'log_density'``, see :func:`select_rare`.
+        estimator: the density estimate of ``'rare'`` and ``'common'``; a new one with its defaults
+            if None. Other criteria have no part in it.
+        criterion: what stays: a name in :data:`CRITERIA`, ``dict(type=NAME, ...)`` with options of
+            its own, or a :class:`Criterion`. ``'rare'`` is the paper's.
         min_keep: the least number of images that stay, per process.
         seed: the draws of iteration t are a function of (seed, t) alone.
-        selection_scope: ``'rank'``: each process keeps the rarest of its own images.
-            ``'global'``: the rarest of all processes' images are kept, shared out evenly; only what
-            goes through ``selection.take`` then belongs to the images that stay here.
+        selection_scope: ``'rank'``: each process keeps those of its own images that matter most.
+            ``'global'``: those of all processes' images, shared out evenly; ``decision.take`` then
+            fetches them from where they are.
+        process_group: of the processes that train together; None: all there are.
+        **options: further options of the criterion, for those that know them, such as
+            ``exploration`` of ``'rare'``.
 
     Raises:
         TypeError, ValueError: an argument is outside its range.
-    """
 
-    step: Tensor
+    Attributes:
+        full_size (int | None): images per process in a full batch; None until the processes have
+            agreed on it, in their first iteration. A single process asks every batch for its own.
+    """
 
     def __init__(
         self,
         prune_ratio: float = 0.3,
         estimator: AdaptiveDensityEstimator | None = None,
-        criterion: str = 'rare',
-        exploration: float = 0.01,
-        exploration_space: str = 'density',
+        criterion: str | dict | Criterion = 'rare',
         min_keep: int = 1,
         seed: int = 0,
         selection_scope: str = 'rank',
+        process_group: dist.ProcessGroup | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
-        check_choice('criterion', criterion, CRITERIA)
         check_choice('selection_scope', selection_scope, SELECTION_SCOPES)
-        check_number('exploration', exploration, 0, float('inf'), open_high=True)
-        check_choice('exploration_space', exploration_space, EXPLORATION_SPACES)
         check_integer('seed', seed, low=0)
-        if estimator is not None and not isinstance(estimator, AdaptiveDensityEstimator):
-            raise TypeError(
-                f'estimator={estimator!r}: expected an AdaptiveDensityEstimator or None, got '
-                f'{type(estimator).__name__}'
-            )
         self.quota = KeepQuota(prune_ratio, min_keep)
-        self.estimator = AdaptiveDensityEstimator() if estimator is None else estimator
-        self.criterion = criterion
-        self.exploration = exploration
-        self.exploration_space = exploration_space
+        self.criterion = CRITERIA.build(criterion, estimator=estimator, **options)
         self.seed = seed
         self.selection_scope = selection_scope
-        self.register_buffer('step', torch.zeros((), dtype=torch.int64))
-        # The host's copy of the buffer, so that no decision waits for the device.
+        self.ranks = Ranks(process_group)
+        self.full_size: int | None = None
         self._step = 0
-        self._full_size: int | None = None
-        self._lesson: Gather | None = None
+        self._open: Decision | None = None
 
     @property
-    def needs_features(self) -> bool:
-        """Whether a decision takes a look at the images at all."""
-        return self.criterion != 'random' and self.quota.prune_ratio > 0
+    def estimator(self) -> AdaptiveDensityEstimator | None:
+        """Of the density that decides; None if none does."""
+        return getattr(self.criterion, 'estimator', None)
+
+    @property
+    def step(self) -> int:
+        """Iterations that were decided so far."""
+        return self._step
 
     @property
     def ready(self) -> bool:
-        """Whether a decision can be made: the centroids are seeded, or are not needed."""
-        return self.estimator.ready or not self.needs_features
+        """Whether a decision can be made."""
+        return self.criterion.ready or self.quota.prune_ratio == 0
 
     def num_keep(self, batch_size: int) -> int:
-        """Number of images that stay of a full batch in the next :meth:`forward`."""
+        """Number of images that stay of a full batch in the next iteration."""
         return self.quota.keep(self._step, batch_size) if self.ready else batch_size
-
-    @torch.compiler.disable  # driven by the host's counters, which change in every step
-    def keeps_all(self, batch_size: int) -> bool:
-        """Whether the next :meth:`forward` would only say that every image stays.
-
-        Every process gets the same answer, so that none is left alone in a collective.
-
-        Args:
-            batch_size: N of the batch to come.
-        """
-        full_size = self._agree_on_full_size(batch_size)
-        return self.ready and self.num_keep(full_size) == full_size
 
     def forward(self, features: Tensor) -> Selection:
         """Score a batch, choose, and learn from what was chosen (Algorithm 1, lines 6–10).
 
         Args:
-            features: (N, C, H, W), or (N, C) if already averaged over space. Only the first
-                dimension is looked at where the criterion needs no features.
+            features: (N, C, H, W), or (N, C) if already averaged over space.
 
         Returns:
-            The selection; ``log_density`` is None for a criterion that needs none, and before
-            the estimator is ready.
+            The selection; ``score`` is None for a criterion that has none, and before it is ready.
 
         Raises:
-            ValueError: in a distributed run, the batch is larger than the first one was.
+            ValueError: in a distributed run, the batch is larger than a full one; or the ranks
+                choose together, and the images that stay would have to travel: see :meth:`select`.
         """
-        selection = self.select(features)
-        self.learn()
-        return selection
+        if self.selection_scope == 'global' and self.ranks.size > 1:
+            raise ValueError(
+                "selection_scope='global' hands images from rank to rank: call "
+                'select(FeatureCandidates(features)), decision.take(...) and decision.commit()'
+            )
+        with self.select(FeatureCandidates(features)) as decision:
+            return decision.selection
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # driven by the host's counters, which change in every step
     @torch.no_grad()
-    def select(self, features: Tensor) -> Selection:
-        """:meth:`forward` but for the learning, whose data are sent on their way meanwhile.
+    def select(self, candidates: Candidates) -> Decision:
+        """Choose among the images of a batch.
 
-        :meth:`learn` must follow before the next batch.
+        Returns:
+            A decision that must be committed before the next batch, when the images that stay have
+            gone through their forward pass: what was kept travels between the processes meanwhile.
+
+        Raises:
+            RuntimeError: the last decision was not committed.
+            ValueError: in a distributed run, the batch is larger than a full one.
         """
-        num, size = len(features), self._agree_on_full_size(len(features))
-        x = pool_features(features, self.estimator.dim) if self.needs_features else None
-        if self.ready and self.selection_scope == 'global' and world_size() > 1:
-            return self._select_among_all(x, num, size, features.device)
-        if self.ready:
-            num_keep = min(self.num_keep(size), num)
-            indices, log_density = self._choose(x, num, num_keep, features.device)
+        if self._open is not None:
+            raise RuntimeError(
+                f'the decision of iteration {self._step} was never committed: call '
+                'decision.commit() after the forward pass of the images that stay, or '
+                'discard() if there was none'
+            )
+        num, size = candidates.num, self._agree_on_full_size(candidates.num, candidates.device)
+        if self.ready and self.num_keep(size) == size:
+            decision = Decision(self, _all(candidates), looked=False)
         else:
-            log_density = None
-            indices = torch.arange(num, device=features.device)
-        if x is not None:
-            self._lesson = Gather(_fill_up(x.index_select(0, indices), self.num_keep(size)))
-        return Selection(indices, num, log_density)
+            observation = self.criterion.observe(candidates)
+            if self.ready and self.selection_scope == 'global' and self.ranks.size > 1:
+                decision = self._select_among_all(observation, num, size)
+            else:
+                decision = self._select_own(observation, candidates, size)
+        self._open = decision
+        return decision
 
-    def _select_among_all(
-        self, x: Tensor | None, num: int, size: int, device: torch.device
-    ) -> Selection:
+    def discard(self) -> None:
+        """Forget a decision that was not committed, because its step failed."""
+        self._open = None
+
+    def _select_own(self, observation: Tensor, candidates: Candidates, size: int) -> Decision:
+        num, num_kept = candidates.num, min(self.num_keep(size), candidates.num)
+        selection = _all(candidates)
+        if self.ready:
+            indices, score = self._choose(observation, num_kept)
+            selection = Selection(
+                num, num_kept, indices=indices, score=score, score_name=self._score_name
+            )
+        lesson = None
+        if self.criterion.learns:
+            kept = observation.index_select(0, selection.indices)
+            lesson = self.ranks.gather(_fill_up(kept, self.num_keep(size)))
+        return Decision(self, selection, lesson=lesson)
+
+    def _select_among_all(self, observation: Tensor, num: int, size: int) -> Decision:
         """The same choice in every process, from the candidates of all."""
-        x = None if x is None else Gather(_fill_up(x, size)).wait()
-        ranks = world_size()
-        kept, log_density = self._choose(x, ranks * size, ranks * self.num_keep(size), device)
-        if x is not None:  # all that there is to learn from is here
-            self.estimator.update(x.index_select(0, kept))
-            log_density = log_density[rank() * size :][:num]
-        exchange = Exchange(kept, size)
-        return Selection(exchange.share, num, log_density, exchange)
+        ranks, num_kept = self.ranks, self.num_keep(size)
+        observation = ranks.gather(_fill_up(observation, size)).wait()
+        kept, score = self._choose(observation, ranks.size * num_kept)
+        # One differing bit in one process would lose images or train on them twice.
+        exchange = Exchange(ranks, ranks.agree(kept), size)
+        selection = Selection(
+            num,
+            num_kept,
+            kept=exchange.own(num),
+            score=None if score is None else score[ranks.rank * size :][:num],
+            score_name=self._score_name,
+        )
+        lesson = observation.index_select(0, kept) if self.criterion.learns else None
+        return Decision(self, selection, lesson=lesson, exchange=exchange)
 
-    def _choose(
-        self, x: Tensor | None, num: int, num_keep: int, device: torch.device
-    ) -> tuple[Tensor, Tensor | None]:
-        """(num_keep,) ascending positions, and (num,) log densities if there are vectors."""
+    def _choose(self, observation: Tensor, num_keep: int) -> tuple[Tensor, Tensor | None]:
+        """(num_keep,) ascending positions, and (N,) scores if the criterion has a name for them."""
+        generator = generator_of(self.seed, self._step, observation.device)
         with torch.inference_mode():  # the many small calls cost less
-            log_density = None if x is None else self.estimator.log_density(x)
-            kept = keep_lowest(self._score(num, log_density, device), num_keep)
+            score = self.criterion.score(observation, generator)
+            kept = keep_highest(self.criterion.importance(score, generator), num_keep)
         # Autograd takes no tensor that was made in there.
-        return kept.clone(), None if log_density is None else log_density.clone()
+        return kept.clone(), score.clone() if self._score_name else None
 
-    @torch.compiler.disable
-    def learn(self) -> None:
-        """Update the estimator with what all processes kept of their last batches."""
-        if self._lesson is not None:
-            self.estimator.update(self._lesson.wait())
-            self._lesson = None
-        self.skip()
+    @property
+    def _score_name(self) -> str | None:
+        return self.criterion.score_name
 
-    @torch.compiler.disable
-    def skip(self) -> None:
-        """Let an iteration pass without looking at its batch."""
-        self.step.add_(1)
+    def _commit(self, decision: Decision) -> None:
+        if decision is not self._open:
+            raise RuntimeError('this decision was committed or discarded before')
+        lesson = decision.lesson
+        if lesson is not None:
+            with torch.no_grad():
+                self.criterion.learn(lesson.wait() if isinstance(lesson, Gather) else lesson)
+        self._open = None
         self._step += 1
 
-    def _agree_on_full_size(self, batch_size: int) -> int:
-        """N of a full batch, on whichever process. The first call waits for the others."""
-        if world_size() == 1:
+    def _agree_on_full_size(self, batch_size: int, device: torch.device) -> int:
+        """N of a full batch, on whichever process. If nobody said it, the first call asks all."""
+        if self.ranks.size == 1:
             return batch_size
-        if self._full_size is None:
-            self._full_size = max(n for (n,) in all_values((batch_size,), self.step.device))
-        if batch_size > self._full_size:
+        if self.full_size is None:
+            self.full_size = max(n for (n,) in self.ranks.all_values((batch_size,), device))
+        if batch_size > self.full_size:
             raise ValueError(
-                f'a batch of {batch_size} images on rank {rank()}, after the ranks agreed on '
-                f'{self._full_size} in their first iteration: batches may become smaller, not '
-                'larger; let the first one be as large as any'
+                f'a batch of {batch_size} images on rank {self.ranks.rank}, where a full one has '
+                f'{self.full_size}: batches may become smaller, not larger; let the first one be '
+                'as large as any, or set full_size'
             )
-        return self._full_size
+        return self.full_size
 
-    def _score(self, num: int, log_density: Tensor | None, device: torch.device) -> Tensor:
-        """(N,) whose lowest entries stay; an image without a density never ranks before others."""
-        seed = (self.seed * 1_000_003 + self._step) % 2**63
-        generator = torch.Generator(device).manual_seed(seed)
-        if log_density is None:
-            return torch.rand(num, generator=generator, device=device)
-        score = explored_log_density(
-            log_density, self.exploration, self.exploration_space, generator
+    def get_extra_state(self) -> Tensor:
+        """What an averaged or half-precision copy of the model must not touch: whole numbers."""
+        return torch.tensor([self._step, self.full_size or 0])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        step, full_size = state.tolist()
+        self._step = step
+        self.full_size = full_size or None
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors
+    ) -> None:
+        # Version 0.1 kept its iteration in a buffer, and the estimator beside it.
+        if (step := state_dict.pop(f'{prefix}step', None)) is not None:
+            state_dict[f'{prefix}_extra_state'] = torch.tensor([int(step), 0])
+        state_dict.setdefault(f'{prefix}_extra_state', self.get_extra_state())
+        old = f'{prefix}estimator.'
+        for key in [key for key in state_dict if key.startswith(old)]:
+            value = state_dict.pop(key)
+            if self.estimator is not None:
+                state_dict[f'{prefix}criterion.estimator.{key.removeprefix(old)}'] = value
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors
         )
-        if self.criterion == 'common':
-            return torch.where(torch.isposinf(score), score, -score)
-        return score
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        state_dict.setdefault(f'{prefix}step', self.step)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._step = int(self.step)
 
     def extra_repr(self) -> str:
         return (
-            f'prune_ratio={self.quota.prune_ratio}, criterion={self.criterion!r}, '
-            f'exploration={self.exploration}, exploration_space={self.exploration_space!r}, '
-            f'min_keep={self.quota.min_keep}, seed={self.seed}, '
-            f'selection_scope={self.selection_scope!r}'
+            f'prune_ratio={self.quota.prune_ratio}, min_keep={self.quota.min_keep}, '
+            f'seed={self.seed}, selection_scope={self.selection_scope!r}'
         )
+
+
+class Decision:
+    """What becomes of one batch. As a context manager it commits itself unless the step failed.
+
+    Args:
+        pruner: whose decision it is.
+        selection: of this process's images.
+        looked: False if every image stays and none was looked at.
+        lesson: what the criterion learns from, or what is on its way.
+        exchange: what fetches the images to go on with from other processes; None if they are here.
+    """
+
+    def __init__(
+        self,
+        pruner: BatchPruner,
+        selection: Selection,
+        looked: bool = True,
+        lesson: Gather | Tensor | None = None,
+        exchange: Exchange | None = None,
+    ) -> None:
+        self._pruner = pruner
+        self.selection = selection
+        self.looked = looked
+        self.lesson = lesson
+        self.exchange = exchange
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether this process goes on with the batch that it had. Known to the host."""
+        selection = self.selection
+        return self.exchange is None and selection.num_kept == selection.num_candidates
+
+    def take(self, rows: Tensor) -> Tensor:
+        """(N, ...) of this process's batch -> (K, ...) of the images that it goes on with.
+
+        Where there is an ``exchange`` this is a collective: every process must call it, in the same
+        order, with rows of one shape.
+        """
+        if self.exchange is not None:
+            return self.exchange.take(rows)
+        return rows if self.unchanged else take_rows(rows, self.selection.indices)
+
+    @torch.compiler.disable
+    def commit(self) -> None:
+        """Let the criterion learn from what all processes kept, and end the iteration.
+
+        Raises:
+            RuntimeError: it was committed before.
+        """
+        self._pruner._commit(self)
+
+    def __enter__(self) -> Decision:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *details: Any) -> None:
+        if error is None:
+            self.commit()
+        else:
+            self._pruner.discard()
+
+
+def _all(candidates: Candidates) -> Selection:
+    indices = torch.arange(candidates.num, device=candidates.device)
+    return Selection(candidates.num, candidates.num, indices=indices)
 
 
 def _fill_up(x: Tensor, num: int) -> Tensor:
     """Rows that are no image up to ``num``: collectives want the same number from every process."""
-    return x if len(x) == num else F.pad(x, (0, 0, 0, num - len(x)), value=torch.nan)
+    missing = num - len(x)
+    return F.pad(x, (0, 0) * (x.ndim - 1) + (0, missing), value=torch.nan) if missing else x

@@ -10,37 +10,78 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-
-def world_size() -> int:
-    """Number of processes; 1 where nothing is distributed."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+from .rows import take_rows
 
 
-def rank() -> int:
-    """Number of this process, in [0, world_size)."""
-    return dist.get_rank() if world_size() > 1 else 0
+class Ranks:
+    """The processes that train one model together.
 
+    Args:
+        group: a ``torch.distributed`` process group, of the data-parallel processes where there are
+            others too; None: all there are. It is looked at when it is needed, not before.
 
-def all_values(values: tuple[int, ...], device: torch.device) -> list[tuple[int, ...]]:
-    """The values of every process, by rank. The host waits for them: not for every iteration."""
-    mine = torch.tensor([values], device=device)
-    return [tuple(row) for row in Gather(mine).wait().tolist()]
+    Raises:
+        TypeError: ``group`` is something else.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        if group is not None and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+            raise TypeError(
+                f'process_group={group!r}: expected a torch.distributed.ProcessGroup that this '
+                'process is in, or None for all processes'
+            )
+        self.group = group
+
+    def __deepcopy__(self, memo: dict) -> Ranks:
+        return self  # a process group is no data: a copied model talks to the same processes
+
+    def __getstate__(self) -> dict:
+        return {'group': None}  # nor can it be written down
+
+    @property
+    def size(self) -> int:
+        """Number of processes; 1 where nothing is distributed."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return 1
+        return dist.get_world_size(self.group)
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, in [0, size)."""
+        return dist.get_rank(self.group) if self.size > 1 else 0
+
+    def gather(self, rows: Tensor) -> Gather:
+        """Send (K, ...) rows on their way to all; K is the same in every process."""
+        return Gather(self, rows)
+
+    def all_values(self, values: tuple[int, ...], device: torch.device) -> list[tuple[int, ...]]:
+        """The values of every process, by rank. The host waits: not for every iteration."""
+        mine = torch.tensor([values], device=device)
+        return [tuple(row) for row in self.gather(mine).wait().tolist()]
+
+    def agree(self, tensor: Tensor) -> Tensor:
+        """What the first process has, in every process: their own may differ by rounding."""
+        if self.size > 1:
+            first = 0 if self.group is None else dist.get_global_rank(self.group, 0)
+            dist.broadcast(tensor, first, group=self.group)
+        return tensor
 
 
 class Gather:
-    """(K, ...) rows of this process on their way to all; K is the same in every process."""
+    """Rows of every process on their way to all, see :meth:`Ranks.gather`."""
 
-    def __init__(self, rows: Tensor) -> None:
+    def __init__(self, ranks: Ranks, rows: Tensor) -> None:
         # Kept until they have arrived: the collective reads them meanwhile.
         self._sent = rows.contiguous()
         self._received, self._work = self._sent, None
-        if world_size() > 1:
-            self._received = rows.new_empty(world_size() * len(rows), *rows.shape[1:])
-            parts = list(self._received.chunk(world_size()))
-            self._work = dist.all_gather(parts, self._sent, async_op=True)
+        if ranks.size > 1:
+            self._received = rows.new_empty(ranks.size * len(rows), *rows.shape[1:])
+            self._work = dist.all_gather_into_tensor(
+                self._received, self._sent, group=ranks.group, async_op=True
+            )
 
     def wait(self) -> Tensor:
-        """(world_size * K, ...), by rank, the same in every process. Only the device waits."""
+        """(size * K, ...), by rank, the same in every process. Only the device waits."""
         if self._work is not None:
             self._work.wait()
         return self._received
@@ -55,52 +96,63 @@ class Exchange:
     each two, used or not, and no host has to know the true number.
 
     Args:
+        ranks: the W processes.
         kept: (W * K,) int64, ascending positions; the same in every process.
         batch_size: images per process. One with fewer repeats them to fill up; such a repetition
             is trained on only if it is among the kept.
     """
 
-    def __init__(self, kept: Tensor, batch_size: int) -> None:
+    def __init__(self, ranks: Ranks, kept: Tensor, batch_size: int) -> None:
+        self._ranks = ranks
         self.kept = kept
         self.batch_size = batch_size
-        ranks = torch.arange(world_size(), device=kept.device)
-        self._slots = -(-batch_size // world_size())
+        size, rank = ranks.size, ranks.rank
+        numbers = torch.arange(size, device=kept.device)
+        self._slots = -(-batch_size // size)
         origin = kept // batch_size
-        first = torch.searchsorted(origin, ranks)  # the turn of each rank's first kept image
-        mine = first[rank()]
+        first = torch.searchsorted(origin, numbers)  # the turn of each rank's first kept image
+        mine = first[rank]
         # What leaves: in slot s for rank d lies the image whose turn is d's, for the s-th time.
         slots = torch.arange(self._slots, device=kept.device)
-        turns = mine + slots * world_size() + ((ranks - mine) % world_size())[:, None]
-        leaving = kept[turns.clamp(max=len(kept) - 1)] - rank() * batch_size
+        turns = mine + slots * size + ((numbers - mine) % size)[:, None]
+        leaving = kept[turns.clamp(max=len(kept) - 1)] - rank * batch_size
         self._leaving = leaving.clamp(0, batch_size - 1).flatten()  # a slot left over: any image
         # What arrives: this rank's turns, and where their images lie.
-        turns = torch.arange(rank(), len(kept), world_size(), device=kept.device)
+        turns = torch.arange(rank, len(kept), size, device=kept.device)
         origin = origin[turns]
-        self._arriving = origin * self._slots + (turns - first[origin]) // world_size()
+        self._arriving = origin * self._slots + (turns - first[origin]) // size
 
     @property
     def share(self) -> Tensor:
         """(K,) int64, ascending positions in the whole batch of the images that come here."""
-        return self.kept[rank() :: world_size()]
+        return self.kept[self._ranks.rank :: self._ranks.size]
 
     def own(self, num: int) -> Tensor:
         """(num,) bool: which of this process's images are kept, in whichever process."""
         mask = torch.zeros(
-            world_size() * self.batch_size, dtype=torch.bool, device=self.kept.device
+            self._ranks.size * self.batch_size, dtype=torch.bool, device=self.kept.device
         ).index_fill_(0, self.kept, True)
-        return mask[rank() * self.batch_size :][:num]
+        return mask[self._ranks.rank * self.batch_size :][:num]
 
     @torch.no_grad()
-    def move(self, rows: Tensor) -> Tensor:
+    def take(self, rows: Tensor) -> Tensor:
         """(N, ...) of this process's images -> (K, ...) of those that come here, bit for bit.
 
-        All but the first dimension are the same in every process.
+        A collective: every process calls it, in the same order, and all but the first dimension
+        are the same everywhere.
         """
         sent = rows.index_select(0, self._leaving % len(rows))
         received = torch.empty_like(sent, memory_format=torch.contiguous_format)
         # As bytes, since not every backend knows every type.
-        dist.all_to_all_single(_as_bytes(received), _as_bytes(sent.contiguous()))
-        return received.index_select(0, self._arriving)
+        dist.all_to_all_single(
+            _as_bytes(received), _as_bytes(sent.contiguous()), group=self._ranks.group
+        )
+        return take_rows(received, self._arriving).to(memory_format=_memory_format(rows))
+
+
+def _memory_format(rows: Tensor) -> torch.memory_format:
+    last = rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _as_bytes(rows: Tensor) -> Tensor:

@@ -1,58 +1,73 @@
-"""Importance of a sample, and which samples stay. Eq. 1–3 of the paper, in log space."""
+"""Which samples stay, and what makes one rare. Eq. 1–3 of the paper, in log space."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from .checks import check_choice, check_integer, check_number
-from .ranks import Exchange
+from .rows import take_rows
 
 EXPLORATION_SPACES = ('density', 'log_density')
+LOG_DENSITY = 'log_density'  # the score of the paper's criterion
 
 
-class Selection(NamedTuple):
-    """Which images of a batch go on.
+class Selection:
+    """Which images of a process's batch stay.
 
     Attributes:
-        indices: (K,) int64, ascending positions of the images that this process goes on with: in
-            its batch or, where there is an ``exchange``, in the batches of all processes one after
-            the other.
-        num_candidates: N, the number of images of this process that were looked at.
-        log_density: (N,) float32, NaN where an image was not finite; None where no density was
-            needed to decide.
-        exchange: what fetches the images that were chosen from the batches of all processes; None
-            where each process goes on with images of its own.
+        kept: (N,) bool, True for the images that stay, with whichever process.
+        num_candidates: N, the number of images that were looked at.
+        num_kept: K, the number of images that this process goes on with. Both known to the host.
+        score: (N,) float32, what the criterion measured, NaN where an image was not finite; None
+            where it measured nothing.
+        score_name: what that is, see :class:`Criterion`; None where there is no score.
     """
 
-    indices: Tensor
-    num_candidates: int
-    log_density: Tensor | None
-    exchange: Exchange | None = None
+    def __init__(
+        self,
+        num_candidates: int,
+        num_kept: int,
+        *,
+        kept: Tensor | None = None,
+        indices: Tensor | None = None,
+        score: Tensor | None = None,
+        score_name: str | None = None,
+    ) -> None:
+        """One of ``kept`` and ``indices`` is given, the other follows from it."""
+        self.num_candidates = num_candidates
+        self.num_kept = num_kept
+        self.score = score
+        self.score_name = score_name
+        self._kept = kept
+        self._indices = indices
 
-    @property
+    @cached_property
     def kept(self) -> Tensor:
-        """(N,) bool, True for the images of this process that stay, with whichever process."""
-        if self.exchange is not None:
-            return self.exchange.own(self.num_candidates)
-        mask = torch.zeros(self.num_candidates, dtype=torch.bool, device=self.indices.device)
-        return mask.index_fill_(0, self.indices, True)
+        if self._kept is not None:
+            return self._kept
+        mask = torch.zeros(self.num_candidates, dtype=torch.bool, device=self._indices.device)
+        return mask.index_fill_(0, self._indices, True)
+
+    @cached_property
+    def indices(self) -> Tensor:
+        """Ascending positions, int64, of the images that stay: (K,).
+
+        With ``selection_scope='global'`` their number is known to the device only: looking at them
+        waits for it.
+        """
+        return self.kept.nonzero().flatten() if self._indices is None else self._indices
 
     @property
-    def unchanged(self) -> bool:
-        """Whether this process goes on with the batch that it had. Known to the host."""
-        return self.exchange is None and len(self.indices) == self.num_candidates
+    def log_density(self) -> Tensor | None:
+        """The score, if it is a log density; its name in version 0.1."""
+        return self.score if self.score_name == LOG_DENSITY else None
 
     def take(self, rows: Tensor) -> Tensor:
-        """(N, ...) of this process's batch -> (K, ...) of the images that it goes on with.
-
-        Where there is an ``exchange``, every process must call this, in the same order.
-        """
-        if self.exchange is not None:
-            return self.exchange.move(rows)
-        return rows.index_select(0, self.indices.to(rows.device))
+        """(N, ...) of this batch -> those of the images that stay, on any device."""
+        return take_rows(rows, self.indices)
 
 
 def explored_log_density(
@@ -112,6 +127,19 @@ def keep_lowest(score: Tensor, num_keep: int) -> Tensor:
             f'num_keep={num_keep}: expected at most the number of images, {len(score)}'
         )
     return score.argsort(stable=True)[:num_keep].sort().values
+
+
+def keep_highest(importance: Tensor, num_keep: int) -> Tensor:
+    """Ascending positions of the ``num_keep`` of highest importance; of equal ones the first.
+
+    Args:
+        importance: (N,); NaN counts as the lowest of all.
+        num_keep: K, in [1, N].
+
+    Raises:
+        ValueError: see :func:`keep_lowest`.
+    """
+    return keep_lowest(importance.neg().nan_to_num(torch.inf, torch.inf, -torch.inf), num_keep)
 
 
 def select_rare(

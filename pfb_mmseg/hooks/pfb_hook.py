@@ -127,7 +127,7 @@ class PFBHook(Hook):
         else:
             self._interval = self.interval
         print_log(
-            f'{self._pfb.describe(model)}, in iterations {self._begin} to {self._end} of '
+            f'{self._pfb.describe()}, in iterations {self._begin} to {self._end} of '
             f'{runner.max_iters}. {describe_quota(self._pfb.quota, batch_size, num_ranks)}',
             logger='current',
         )
@@ -150,8 +150,8 @@ class PFBHook(Hook):
             self._statistics.add(selection)
             self._pending = PendingStep(runner.iter, data_batch, selection, len(self._classes))
         if self._pfb.pruning:
-            num_kept = batch_size if selection is None else len(selection.indices)
-            ready = selection is None or selection.log_density is not None
+            num_kept = batch_size if selection is None else selection.num_kept
+            ready = selection is None or self._pfb.pruner.ready
             self._health.see_step(ready, num_kept, batch_size)
         due = self.every_n_train_iters(runner, self._interval) or self.is_last_train_iter(runner)
         if due:

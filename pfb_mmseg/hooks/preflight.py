@@ -17,17 +17,17 @@ from torch.utils.data import DataLoader
 
 from ..compat import find_distributions, why_no_resume
 from ..core import AdaptiveDensityEstimator, KeepQuota
-from ..segmentors.filter import BatchFilter
+from ..segmentors import PartialForwardBlocking
 
 
-def find_filter(model: nn.Module) -> BatchFilter:
-    """The model's PFB, or a rival's choice within the batch.
+def find_filter(model: nn.Module) -> PartialForwardBlocking:
+    """The model's PFB.
 
     Raises:
         ValueError: there is none.
     """
     for module in model.children():
-        if isinstance(module, BatchFilter):
+        if isinstance(module, PartialForwardBlocking):
             return module
     raise ValueError(
         f'PFBHook needs a model with PFBMixin, got {type(model).__name__}; use '

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import inspect
+import zlib
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..blocking import BlockingPoint, default_stage, scoring_mode, share_behind, shrink
-from ..core import AdaptiveDensityEstimator, BatchPruner, KeepQuota, Selection
+from ..blocking import BlockingPoint, StepCost, default_stage, step_cost
+from ..core import AdaptiveDensityEstimator, BatchPruner, Decision, KeepQuota, Selection
 from ..core.checks import check_choice, check_given, check_keys, check_number, check_sizes
-from ..core.ranks import all_values, rank, world_size
-from .filter import BatchFilter
-from .samples import select_samples
+from ..core.ranks import Ranks
+from ..criteria import Rare
+from .candidates import SCORE_DTYPES, SegmentorCandidates
+from .exits import Exit, build_exit
+from .samples import layout_of, select_samples
 
 STRATEGIES = ('two_pass', 'single_pass')
 SCORE_STATISTICS = ('batch', 'running')
 _ONE_SHAPE = "Crop or pad to one size (data_preprocessor=dict(size=...)), or choose 'rank'"
-SCORE_DTYPES = {'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
 
-class PartialForwardBlocking(BatchFilter):
-    """What a model needs to block images: where, how many, which. Holds the state, no weights.
+class PartialForwardBlocking(nn.Module):
+    """What a model needs to block images: where, how many, which. Holds the state.
 
     Args:
         model: the host; only its ``backbone`` and heads are looked at.
@@ -32,8 +36,11 @@ class PartialForwardBlocking(BatchFilter):
             wording: one pass, cut behind the blocking point, for backbones that are a chain.
         block_after: dotted name of a module, ``'backbone.layer3'``; None takes the stage that the
             auxiliary head reads (supplement, B.2), see :func:`default_stage`.
-        estimator: options of :class:`AdaptiveDensityEstimator`; ``dim`` is by default 128 or the
-            number of channels at the blocking point, if that is less.
+        criterion: what stays, see :class:`BatchPruner`; ``'rare'`` is the paper's, ``'hard'`` the
+            images of highest loss at an exit behind the blocking point.
+        estimator: options of :class:`AdaptiveDensityEstimator`, for ``'rare'`` and ``'common'``;
+            ``dim`` is by default 128 or the number of channels at the blocking point, if that is
+            less.
         min_keep: the least number of images kept per process; None is 1, or 2 where a head
             normalises single pixels with BatchNorm, which cannot be trained on one image.
         score_scale: two_pass only, in (0, 1]: relative size of the images in the scoring pass.
@@ -43,8 +50,14 @@ class PartialForwardBlocking(BatchFilter):
             autocast; None scores in the precision of the training pass.
         input_shape: (C, H, W) of the blank image with which the blocking point is checked before
             training; None finds one, see :class:`BlockingPoint`.
-        **pruner: ``prune_ratio``, ``criterion``, ``exploration``, ``exploration_space``, ``seed``
-            and ``selection_scope`` of :class:`BatchPruner`; ``'global'`` with two_pass only.
+        **pruner: ``prune_ratio``, ``exploration``, ``exploration_space``, ``seed``,
+            ``selection_scope`` and ``process_group`` of :class:`BatchPruner`; ``'global'`` with
+            two_pass only.
+
+    Attributes:
+        pruning (bool): whether steps are blocked; PFBHook switches it. True without the hook.
+        selection (Selection | None): of the last training step; None if nothing was looked at.
+        exit (Exit | None): what tells the losses at the blocking point; None if nobody asks.
 
     Raises:
         TypeError, ValueError: an option is misspelt or outside its range, or the model has no such
@@ -57,6 +70,7 @@ class PartialForwardBlocking(BatchFilter):
         *,
         strategy: str = 'two_pass',
         block_after: str | None = None,
+        criterion: str | dict = 'rare',
         estimator: dict | None = None,
         min_keep: int | None = None,
         score_scale: float = 1.0,
@@ -86,19 +100,35 @@ class PartialForwardBlocking(BatchFilter):
                 'score_scale, score_statistics and score_dtype shape a separate scoring pass; '
                 "strategy='single_pass' has none. Leave them out or use strategy='two_pass'"
             )
+        self.pruning = True
+        self.selection: Selection | None = None
         self.strategy = strategy
         self.score_scale = score_scale
         self.score_statistics = score_statistics
         self.score_dtype = score_dtype
         self.point = BlockingPoint(model, _point_name(model, block_after), input_shape)
-        self.prepared = False
-        self._estimator_options = {} if estimator is None else estimator
         self.pruner = BatchPruner(
-            estimator=_build_estimator(self._estimator_options),
+            estimator={} if estimator is None else estimator,
+            criterion=criterion,
             min_keep=least_trainable(model) if min_keep is None else min_keep,
             **pruner,
         )
-        self._shape: tuple[int, ...] | None = None
+        if strategy == 'single_pass' and self.pruner.criterion.whole_network:
+            raise ValueError(
+                f'criterion={criterion!r} needs a forward pass of the whole network before it '
+                "chooses, so there is none to cut; use strategy='two_pass'"
+            )
+        options = self.pruner.criterion.exit_options
+        self.exit: Exit | None = None
+        if options is not None:
+            by_batch = score_statistics == 'batch'
+            self.exit = build_exit(model, self.point, by_batch, **options)
+            self.pruner.criterion.bind(self.exit.trained)
+        self.prepared = False
+        self._cost: StepCost | None = None
+        self._layout: str | None = None
+        # Of the exit's last step, with its graph: (N,).
+        self._exit_losses: Tensor | None = None
 
     @property
     def quota(self) -> KeepQuota:
@@ -106,11 +136,12 @@ class PartialForwardBlocking(BatchFilter):
 
     @property
     def estimator(self) -> AdaptiveDensityEstimator | None:
-        return self.pruner.estimator if self.pruner.needs_features else None
+        """Of the density that decides; None if none does."""
+        return self.pruner.estimator if self.quota.prune_ratio > 0 else None
 
     @torch.compiler.disable
     def prepare(self, like: Tensor | None = None) -> None:
-        """Look at the model before it is trained: its channels, and whether it can be blocked.
+        """Look at the model before it is trained: channels, cost, whether it can be blocked.
 
         Only the first call does anything. :class:`PFBHook` calls it before training where it can;
         else the first training step does, so that a model for inference is never run. In a
@@ -130,84 +161,93 @@ class PartialForwardBlocking(BatchFilter):
             self.point.check_cut(like)
         if self.score_scale != 1:
             self.point.check_scale(self.score_scale, like)
-        self._resolve_dim(self.point.num_channels)
+        self.pruner.criterion.prepare(self.point.num_channels)
+        if self.exit is not None:
+            self.exit.prepare(like)
+            if self.exit.behind and self.strategy == 'single_pass':
+                raise ValueError(
+                    'the auxiliary head reads what comes behind the blocking point, where '
+                    "strategy='single_pass' has chosen already; use an exit of its own, "
+                    "criterion=dict(type='hard', exit='own'), or strategy='two_pass'"
+                )
+        host = self.point.host
+        self._cost = step_cost(host, self.point, lambda image: host(image, mode='tensor'), like)
+        if self.exit is not None:
+            self.exit.choose_pool(None if self._cost is None else self._cost.whole, like)
         self.prepared = True
 
-    def _resolve_dim(self, num_channels: int) -> None:
-        estimator = self.pruner.estimator
-        if 'dim' in self._estimator_options:
-            if estimator.dim > num_channels:
-                raise ValueError(
-                    f'estimator dim={estimator.dim} is more than the {num_channels} channels at '
-                    f'the blocking point; set estimator=dict(dim={num_channels}) or less, or leave '
-                    'dim out'
-                )
-        elif estimator.dim != min(128, num_channels):
-            options = {**self._estimator_options, 'dim': min(128, num_channels)}
-            self.pruner.estimator = _build_estimator(options).to(estimator.centroids.device)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        # A checkpoint is loaded before the number of channels is known; it knows.
-        stored = state_dict.get(f'{prefix}pruner.estimator.centroids')
-        if stored is not None and not self.prepared and 'dim' not in self._estimator_options:
-            options = {**self._estimator_options, 'dim': stored.shape[1]}
-            self.pruner.estimator = _build_estimator(options).to(
-                self.pruner.estimator.centroids.device
-            )
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def describe(self, model: nn.Module) -> str:
-        if not self.prepared:
-            return (
-                f'PFB blocks {self.quota.prune_ratio:.0%} of the images behind '
-                f'backbone.{self.point.name} ({self.strategy}; looked at in the first step)'
-            )
-        share = share_behind(model, self.point, lambda image: model(image, mode='tensor'))
+    def describe(self) -> str:
+        """What it does to its host, and what that costs, for the log."""
+        ratio, criterion = self.quota.prune_ratio, self.pruner.criterion
+        sentence = (
+            f'PFB blocks {ratio:.0%} of the images behind backbone.{self.point.name} '
+            f'({self.strategy}); {criterion.describe()} stay'
+        )
+        if self._cost is None:
+            return sentence
         return (
-            f'PFB blocks {self.quota.prune_ratio:.0%} of the images behind '
-            f'backbone.{self.point.name} ({self.point.num_channels} channels, {self.strategy}), '
-            f'where {"an unknown share" if share is None else f"{share:.0%}"} of the forward pass '
-            'is still to come'
+            f'{sentence}. {self._cost.share_behind:.0%} of the forward pass is still to come there'
         )
 
-    @torch.compiler.disable  # what it calls changes in every step, see BatchPruner
-    def score(self, images: Tensor) -> Selection:
-        """The scoring pass of two_pass: (N, C, H, W) images in, who stays out."""
-        if not self.pruner.needs_features:
-            return self.pruner.select(images)
-        if self.score_scale != 1:
-            images = shrink(images, self.score_scale)
-        dtype = SCORE_DTYPES.get(self.score_dtype)
-        with scoring_mode(self.point.encoder, self.score_statistics == 'batch'):
-            if dtype is None:
-                return self.pruner.select(self.point.score(images))
-            with torch.autocast(images.device.type, dtype=dtype, cache_enabled=False):
-                vectors = self.point.score(images)
-            return self.pruner.select(vectors)
+    @torch.compiler.disable  # what it calls changes in every step
+    def decide(self, candidates: SegmentorCandidates) -> Decision:
+        """Who stays."""
+        self.pruner.discard()  # of a step that failed
+        self._exit_losses = None
+        decision = self.pruner.select(candidates)
+        self.selection = decision.selection if decision.looked else None
+        return decision
 
     @torch.compiler.disable
-    def narrow(self, images: Tensor, data_samples: list | Tensor) -> tuple[Tensor, list | Tensor]:
-        """Images and labels of those that :attr:`selection` says stay here."""
-        selection = self.selection
-        if selection.exchange is not None:
-            self._check_shape(images)
-        return selection.take(images), select_samples(data_samples, selection)
+    def narrow(
+        self, decision: Decision, images: Tensor, data_samples: list | Tensor
+    ) -> tuple[Tensor, list | Tensor]:
+        """Images and labels of those that this process goes on with."""
+        if decision.unchanged:
+            return images, data_samples
+        if decision.exchange is not None:
+            self._check_layout(images, data_samples)
+        return decision.take(images), select_samples(data_samples, decision)
 
-    def _check_shape(self, images: Tensor) -> None:
-        """Images can only be handed on if their shapes agree; asked of the others once."""
-        shape = tuple(images.shape[1:])
-        if self._shape is None:
-            shapes = all_values(shape, images.device)
-            if len(set(shapes)) > 1:
+    def exit_losses(self, data_samples: list | Tensor, size: tuple[int, int]) -> Tensor:
+        """(N,) of the scoring pass that has just run over images of (H, W), without gradient."""
+        if self.exit is None:
+            raise TypeError('no exit was asked for: let the criterion have exit_options')
+        losses = self.exit.losses(data_samples, size).float()
+        self._exit_losses = losses if self.exit.trained else None
+        return losses.detach()
+
+    def exit_training_loss(self) -> dict[str, Tensor]:
+        """What an exit of its own learns from: its loss of the images that stay, by name.
+
+        Where nothing was scored the loss is zero, so that every weight of a distributed run gets
+        its gradient in every step.
+        """
+        if self.exit is None or not self.exit.trained:
+            return {}
+        losses, self._exit_losses = self._exit_losses, None
+        if losses is None:
+            return {'exit.loss_ce': sum(p.sum() for p in self.exit.parameters()) * 0}
+        learns = self.selection.kept & losses.isfinite()
+        return {'exit.loss_ce': torch.where(learns, losses, 0).sum() / learns.sum().clamp(min=1)}
+
+    def _check_layout(self, images: Tensor, data_samples: list | Tensor) -> None:
+        """Images and labels can only be handed on if they are laid out alike everywhere and always;
+        asked of the other processes once."""
+        ranks, layout = self.pruner.ranks, layout_of(images, data_samples)
+        if self._layout is None:
+            number = zlib.crc32(layout.encode())
+            if len({*ranks.all_values((number,), images.device)}) > 1:
                 raise ValueError(
-                    "selection_scope='global' hands images from rank to rank, which takes the "
-                    f'same shape everywhere; found {", ".join(map(str, shapes))}. {_ONE_SHAPE}'
+                    "selection_scope='global' hands images and labels from rank to rank, which "
+                    f'must be laid out alike on all of them; on rank {ranks.rank}: {layout}; '
+                    f'another rank differs. {_ONE_SHAPE}'
                 )
-            self._shape = shape
-        if shape != self._shape:
+            self._layout = layout
+        if layout != self._layout:
             raise ValueError(
-                "selection_scope='global' takes images of the same shape in every iteration; "
-                f'found {shape} on rank {rank()} after {self._shape}. {_ONE_SHAPE}'
+                "selection_scope='global' takes images and labels of one layout in every "
+                f'iteration; found {layout} on rank {ranks.rank} after {self._layout}. {_ONE_SHAPE}'
             )
 
 
@@ -233,31 +273,29 @@ class PFBMixin:
             data_samples: N data samples, or labels stacked in one tensor (N, ...).
 
         Returns:
-            The host's losses, over the kept images only.
+            The host's losses, over the kept images only; and ``exit.loss_ce``, where the criterion
+            has an exit of its own to train.
 
         Raises:
-            ValueError: ``selection_scope='global'``, and images or labels of several shapes.
+            ValueError: ``selection_scope='global'``, and images or labels of several layouts.
             TypeError: single_pass with stacked labels, which cannot be narrowed on the way.
         """
         pfb = self.pfb
         pfb.selection = None
-        if self.training and not pfb.prepared:
+        if not self.training:
+            return super().loss(inputs, data_samples)
+        if not pfb.prepared:
             pfb.prepare(inputs)
-        if not (self.training and pfb.pruning):
-            return super().loss(inputs, data_samples)
-        if pfb.pruner.keeps_all(len(inputs)):
-            pfb.pruner.skip()
-            return super().loss(inputs, data_samples)
-        if pfb.strategy == 'single_pass':
+        if not pfb.pruning:
+            losses = super().loss(inputs, data_samples)
+        elif pfb.strategy == 'single_pass':
             losses = self._single_pass_loss(inputs, data_samples)
         else:
-            pfb.selection = pfb.score(inputs)
-            if not pfb.selection.unchanged:
-                inputs, data_samples = pfb.narrow(inputs, data_samples)
-            losses = super().loss(inputs, data_samples)
-        # Only now: what the other processes kept has travelled during the forward pass.
-        pfb.pruner.learn()
-        return losses
+            decision = pfb.decide(SegmentorCandidates(self, pfb, inputs, data_samples))
+            losses = super().loss(*pfb.narrow(decision, inputs, data_samples))
+            # Only now: what the other processes kept has travelled during the forward pass.
+            decision.commit()
+        return {**losses, **pfb.exit_training_loss()}
 
     @torch.compiler.disable  # a compiled network would not call the hooks that cut it
     def _single_pass_loss(self, inputs: Tensor, data_samples: list) -> dict:
@@ -268,16 +306,21 @@ class PFBMixin:
             )
         pfb = self.pfb
         # The heads read the list after the backbone has run: it is narrowed with the batch.
-        data_samples = list(data_samples)
+        narrowed = list(data_samples)
+        decision: Decision | None = None
 
         def choose(vectors: Tensor) -> Tensor:
-            pfb.selection = pfb.pruner.select(vectors)
-            if not pfb.selection.unchanged:
-                data_samples[:] = select_samples(data_samples, pfb.selection)
-            return pfb.selection.indices
+            nonlocal decision
+            candidates = SegmentorCandidates(self, pfb, inputs, data_samples, vectors)
+            decision = pfb.decide(candidates)
+            if not decision.unchanged:
+                narrowed[:] = select_samples(data_samples, decision)
+            return decision.selection.indices
 
-        with pfb.point.cut(choose):
-            return super().loss(inputs, data_samples)
+        with nullcontext() if pfb.exit is None else pfb.exit.capture(), pfb.point.cut(choose):
+            losses = super().loss(inputs, narrowed)
+        decision.commit()
+        return losses
 
 
 def least_trainable(model: nn.Module) -> int:
@@ -299,13 +342,7 @@ def least_trainable(model: nn.Module) -> int:
 
 
 def _synchronised(norm: _BatchNorm) -> bool:
-    return world_size() > 1 and isinstance(norm, nn.SyncBatchNorm)
-
-
-def _build_estimator(options: dict) -> AdaptiveDensityEstimator:
-    allowed = inspect.signature(AdaptiveDensityEstimator).parameters
-    check_keys('pfb.estimator', options, allowed)
-    return AdaptiveDensityEstimator(**options)
+    return Ranks().size > 1 and isinstance(norm, nn.SyncBatchNorm)
 
 
 def _point_name(model: nn.Module, block_after: str | None) -> str:
@@ -323,7 +360,12 @@ def _point_name(model: nn.Module, block_after: str | None) -> str:
     return default_stage(model.backbone, read)
 
 
-_OWN = inspect.signature(PartialForwardBlocking).parameters
-_OPTIONS = [name for name, p in _OWN.items() if name != 'model' and p.kind is not p.VAR_KEYWORD] + [
-    name for name in inspect.signature(BatchPruner).parameters if name not in _OWN
-]
+def _options(*callables: Callable) -> list[str]:
+    """Names that their signatures know, each once."""
+    parameters = [p for one in callables for p in inspect.signature(one).parameters.values()]
+    named = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != 'model']
+    return list(dict.fromkeys(named))
+
+
+# Those of 'rare' stand beside the criterion, as they did before there were others.
+_OPTIONS = _options(PartialForwardBlocking, BatchPruner, Rare)

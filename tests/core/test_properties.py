@@ -247,6 +247,7 @@ def test_a_restored_pruner_takes_the_same_next_decisions(seed, num_before, rule,
         features = maps(seed + step + 1, 6)
         expected, actual = original(features), restored(features)
         assert torch.equal(actual.indices, expected.indices)
-        assert restored.estimator.ready is original.estimator.ready
-    assert torch.equal(restored.estimator.centroids, original.estimator.centroids)
-    assert torch.equal(restored.estimator.counts, original.estimator.counts)
+        assert restored.ready is original.ready
+    if criterion != 'random':
+        assert torch.equal(restored.estimator.centroids, original.estimator.centroids)
+        assert torch.equal(restored.estimator.counts, original.estimator.counts)

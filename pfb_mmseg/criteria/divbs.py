@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
+
+from ..core.candidates import Candidates
+from ..core.criterion import CRITERIA, Criterion
 
 # What is this much shorter than the vector it is left of is rounding, not direction.
 _VANISHED = 1e-5
@@ -22,8 +25,8 @@ def classifier_gradients(features: Tensor, logits_grad: Tensor) -> Tensor:
     return torch.einsum('nchw,ndhw->ncd', logits_grad, features).flatten(1)
 
 
-def select_diverse(gradients: Tensor, num_keep: int, generator: torch.Generator) -> Tensor:
-    """Greedy choice of the images whose gradients together explain most of the mean gradient.
+def diverse_order(gradients: Tensor, generator: Generator) -> Tensor:
+    """Greedy order of the images: the first K together explain most of the mean gradient.
 
     The residual starts as the mean gradient. Again and again, the image whose gradient has the
     largest inner product with it is taken, and what lies in the span of those taken is removed from
@@ -32,23 +35,23 @@ def select_diverse(gradients: Tensor, num_keep: int, generator: torch.Generator)
 
     Args:
         gradients: (N, P), one row for each image.
-        num_keep: K, in [1, N].
         generator: of the random draws, on the same device.
 
     Returns:
-        (K,) int64, ascending.
+        (N,) int64, a permutation.
     """
+    num = len(gradients)
     gradients = gradients.float().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    drawn = torch.rand(len(gradients), generator=generator, device=gradients.device)
+    drawn = torch.rand(num, generator=generator, device=gradients.device)
     residual = gradients.mean(dim=0)
     vanished = _VANISHED * residual.norm()
     taken = torch.zeros_like(drawn, dtype=torch.bool)
-    basis = gradients.new_zeros(num_keep, gradients.shape[1])
-    chosen = []
-    for step in range(num_keep):
+    basis = torch.zeros_like(gradients)
+    order = []
+    for step in range(num):
         score = torch.where(residual.norm() > vanished, (gradients @ residual).abs(), drawn)
         best = score.masked_fill(taken, -1).argmax().reshape(1)
-        chosen.append(best)
+        order.append(best)
         taken = taken.index_fill(0, best, True)
         gradient = gradients.index_select(0, best).squeeze(0)
         direction = gradient
@@ -58,4 +61,29 @@ def select_diverse(gradients: Tensor, num_keep: int, generator: torch.Generator)
         unit = torch.where(norm > _VANISHED * gradient.norm(), direction / norm, 0)
         basis[step] = unit
         residual = residual - (residual @ unit) * unit
-    return torch.cat(chosen).sort().values
+    return torch.cat(order)
+
+
+@CRITERIA.register_module('divbs')
+class DivBS(Criterion):
+    """A diverse part of the batch stays, see :func:`diverse_order`.
+
+    Every image goes through the whole network once, without gradient, in eval mode.
+    """
+
+    whole_network = True
+
+    def observe(self, candidates: Candidates) -> Tensor:
+        """(N, P) gradients of the classifier."""
+        return candidates.classifier_gradients()
+
+    def score(self, observation: Tensor, generator: Generator) -> Tensor:
+        """(N,) minus the place of each image in the order, counted from 0."""
+        order = diverse_order(observation, generator)
+        places = torch.arange(len(order), device=order.device, dtype=torch.float32)
+        score = torch.empty_like(places).index_copy_(0, order, -places)
+        # What has no gradient adds nothing; nor does a row that is no image.
+        return score.masked_fill(observation.isnan().any(dim=1), torch.nan)
+
+    def describe(self) -> str:
+        return 'a diverse part (DivBS)'

@@ -1,0 +1,26 @@
+"""The control that every criterion has to beat: a new random part of each batch stays."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from ..core.candidates import Candidates
+from ..core.criterion import CRITERIA, Criterion
+
+
+@CRITERIA.register_module('random')
+class Random(Criterion):
+    """Every image stays with the same chance, in each step anew. Looks at no image."""
+
+    def observe(self, candidates: Candidates) -> Tensor:
+        """(N,) zeros: that there is an image is all there is to know."""
+        return torch.zeros(candidates.num, device=candidates.device)
+
+    def score(self, observation: Tensor, generator: Generator) -> Tensor:
+        """(N,) numbers in [0, 1)."""
+        draws = torch.rand(len(observation), generator=generator, device=observation.device)
+        return draws + observation
+
+    def describe(self) -> str:
+        return 'a random part'
