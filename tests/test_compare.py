@@ -14,7 +14,7 @@ import pytest
 from mmengine.config import Config
 from test_tools import CONFIG, write_data
 
-from pfb_mmseg.reporting.comparison import Outcome, markdown, plot, summarise
+from pfb_mmseg.reporting.comparison import Outcome, iters_in, markdown, plot, summarise
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / 'tools/compare.py'
@@ -87,7 +87,8 @@ def check_files(root):
     full, short, random = (runs[name] for name in ('full', 'short-p50-as-random', 'random-p50'))
     assert full['candidates'] == full['backward'] == random['candidates'] == '16'
     assert random['deep'] == random['backward'] == '8'
-    share = float(random['seconds']) / float(full['seconds'])
+    once = float(full['startup_seconds'])
+    share = (float(random['seconds']) - once) / (float(full['seconds']) - once)
     assert int(short['iterations']) == max(1, round(4 * share))
     config = Config.fromfile(root / 'configs/short-p50-as-random_seed0.py')
     assert config.param_scheduler[0].end == config.train_cfg.max_iters == int(short['iterations'])
@@ -111,6 +112,28 @@ def test_methods_ratios_and_variants_make_rows_and_jobs_run_at_once(folder):
     assert config.optim_wrapper.optimizer.lr == 0.001
 
 
+def test_long_and_small_get_the_time_of_full_data(folder):
+    arguments = ['--methods', 'full', 'random', 'small', '--long', 'random', '--ratios', '0.5']
+    process = start(folder, *arguments, '--seeds', '0', '--work-dir', 'equal')
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    root = folder / 'equal/small'
+    runs = {run['row']: run for run in json.loads((root / 'comparison.json').read_text())['runs']}
+    assert list(runs) == ['full', 'small-p50', 'random-p50', 'long-random-p50']
+    full, small, random, long = runs.values()
+
+    pace = json.loads((root / 'small-p50-pace/seed0/budget.json').read_text())
+    assert pace['iterations'] == 20
+    assert small['iterations'] == iters_in(full['seconds'], outcome('pace', 0, 0.0, **pace))
+    assert small['backward'] == small['candidates'] == 2 * small['iterations']
+    assert 0 < pace['startup_seconds'] < pace['seconds']
+    assert long['iterations'] == iters_in(full['seconds'], Outcome(**random))
+    assert long['candidates'] == 4 * long['iterations']
+    for name in ('small-p50', 'long-random-p50'):
+        config = Config.fromfile(root / f'configs/{name}_seed0.py')
+        assert config.param_scheduler[0].end == runs[name]['iterations']
+
+
 @pytest.mark.parametrize(
     ('arguments', 'sentence'),
     [
@@ -119,6 +142,14 @@ def test_methods_ratios_and_variants_make_rows_and_jobs_run_at_once(folder):
         (['--methods', 'pfb', '--ratios', '1.5'], '--ratios 1.5: expected numbers in (0, 1)'),
         (['--methods', 'short', 'pfb'], "it takes 'full' and a method that prunes"),
         (['--methods', 'short', 'full'], "it takes 'full' and a method that prunes"),
+        (['--methods', 'long', 'pfb'], "it takes 'full' and a method that prunes"),
+        (['--methods', 'long', 'full'], "it takes 'full' and a method that prunes"),
+        (['--methods', 'full', 'pfb', '--long', 'random'], 'add random to --methods'),
+        (['--methods', 'small', 'pfb'], "it takes 'full' beside it"),
+        (
+            ['--methods', 'full', 'small', '--ratios', '0.1'],
+            'batches of 4 image(s), of which at least 1 must stay, cannot be smaller',
+        ),
         (['--methods', 'full', '--seeds', '1', '1'], 'a seed stands there twice'),
         (['--methods', 'full', '--jobs', '0'], '--jobs 0: expected an integer >= 1'),
         (['--methods', 'full', '--iters', '0'], 'max_iters=0'),
@@ -144,8 +175,9 @@ def test_a_mistake_is_told_before_anything_runs(folder, monkeypatch, capsys, arg
 
 
 def outcome(row, seed, miou, seconds, **budget):
-    budget = dict(iterations=10, candidates=80, shallow=80, deep=80, backward=80) | budget
-    return Outcome(row, row, None, seed, miou, seconds, peak_memory_mib=100.0, **budget)
+    books = dict(iterations=10, candidates=80, shallow=80, deep=80, backward=80)
+    books |= dict(peak_memory_mib=100.0) | budget
+    return Outcome(row, row, None, seed, miou, seconds, **books)
 
 
 class TestFigures:
@@ -170,6 +202,11 @@ class TestFigures:
         (line,) = summarise([outcome('full', 0, 50.0, 100.0)], 'full')
         assert line.miou_std is None
         assert '| full | 50.00 | - | - | 100.0 |' in markdown([line])
+
+    def test_iterations_that_fit_into_a_time_count_the_start_up_once(self):
+        run = outcome('pace', 0, None, 25.0, iterations=20, startup_seconds=5.0)
+        assert iters_in(105.0, run) == 100
+        assert iters_in(1.0, run) == 1
 
     def test_rows_of_other_seeds_are_refused(self):
         with pytest.raises(ValueError, match=r'pfb has the seeds \[1\], full has \[0\]'):

@@ -1,4 +1,4 @@
-"""The methods that PFB is compared with: InfoBatch, DivBS, loss top-k, full data, short."""
+"""The methods that PFB is compared with: InfoBatch, DivBS, loss top-k, full data, short, small."""
 
 from .infobatch_hook import InfoBatchHook
 from .infobatch_sampler import InfoBatchSampler

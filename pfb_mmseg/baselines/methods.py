@@ -7,10 +7,12 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmseg.registry import DATASETS
+from mmseg.registry import DATASETS, MODELS
 
+from ..core import KeepQuota
 from ..core.checks import check_choice, check_integer, check_number
 from ..segmentors.apply import add_import, apply_pfb, remove_pfb
+from ..segmentors.mixin import least_trainable
 from .infobatch import shortened_iters
 
 CRITERIA = {'pfb': None, 'random': 'random', 'common': 'common'}
@@ -18,11 +20,12 @@ SELECTIONS = ('loss_topk', 'divbs')
 # Percentile of the threshold, and the share of the samples that lies below it.
 INFOBATCH = {'infobatch': (95, 0.95), 'infobatch_mean': (None, 0.5)}
 PRUNING_METHODS = (*CRITERIA, *SELECTIONS, *INFOBATCH)
-METHODS = ('full', 'short', *PRUNING_METHODS)
+METHODS = ('full', 'short', 'small', *PRUNING_METHODS)
 
 DESCRIPTIONS = {
     'full': 'all images',
     'short': 'all images, schedule compressed to the time that a pruned run took',
+    'small': 'all images in batches of the size that is kept: random choice without its loading',
     'pfb': "PFB, with the config's own options",
     'random': 'a new random part of each batch',
     'common': "PFB's criterion reversed: the most common images",
@@ -39,25 +42,31 @@ def apply_method(
     """Changes a config in place so that it trains with a method.
 
     The config may have PFB or not; its options of PFB and its PFBHook serve the methods that prune
-    batches, and are taken away for the others. ``'short'`` is full data here, to be shortened
-    with :func:`set_iters`. InfoBatch's schedule is shortened to the expected number of iterations
-    in which it gets through the candidates of the run on full data.
+    batches, and are taken away for the others. ``'short'`` and ``'small'`` are full data here, the
+    latter in smaller batches and at the same learning rate; their length follows from measured
+    times and is set with :func:`set_iters`. InfoBatch's schedule is shortened to the expected
+    number of iterations in which it gets through the candidates of the run on full data.
 
     Args:
         cfg: Config of a segmentor, with an iteration-based loop.
         method: one of ``METHODS``.
-        prune_ratio: share that is pruned, in [0, 1); None for the methods that prune nothing.
+        prune_ratio: share that is pruned, in [0, 1), or by which the batches of ``'small'`` are
+            smaller; None for the others.
         num_processes: of the run, each of which loads ``train_dataloader.batch_size`` images.
 
     Raises:
         TypeError, ValueError: an argument is outside its range, or the config does not fit.
     """
     check_choice('method', method, METHODS)
-    if method not in PRUNING_METHODS:
+    if method in ('full', 'short'):
         remove_pfb(cfg)
         return
     check_number('prune_ratio', prune_ratio, 0, 1, open_high=True)
-    if method in CRITERIA:
+    if method == 'small':
+        min_keep = (cfg.model.get('pfb') or {}).get('min_keep')
+        remove_pfb(cfg)
+        _shrink_batches(cfg, prune_ratio, min_keep)
+    elif method in CRITERIA:
         apply_pfb(cfg, prune_ratio)
         if CRITERIA[method] is not None:
             cfg.model.pfb.criterion = CRITERIA[method]
@@ -78,7 +87,8 @@ def apply_method(
 def set_iters(cfg: Config, max_iters: int) -> None:
     """Shortens or lengthens a run with its whole schedule, in place.
 
-    The learning-rate schedule and the validation interval keep their places relative to the run.
+    The learning-rate schedule, the validation interval and PFBHook's ``begin`` and ``end`` keep
+    their places relative to the run.
 
     Args:
         cfg: with an iteration-based loop and schedule.
@@ -109,6 +119,13 @@ def set_iters(cfg: Config, max_iters: int) -> None:
     cfg.train_cfg.max_iters = max_iters
     if 'val_interval' in cfg.train_cfg:
         cfg.train_cfg.val_interval = scale(cfg.train_cfg.val_interval)
+    for hook in _hooks(cfg, 'PFBHook'):
+        for key in ('begin', 'end'):
+            if isinstance(hook.get(key), int):  # a float is a share of the run already
+                hook[key] = scale(hook[key])
+    for hook in _hooks(cfg, 'InfoBatchHook'):
+        if hook.get('full_iters'):
+            hook['full_iters'] = scale(hook['full_iters'])
 
 
 def full_iters(cfg: Config) -> int:
@@ -122,6 +139,21 @@ def full_iters(cfg: Config) -> int:
             'train_cfg has no max_iters: methods are compared in runs of IterBasedTrainLoop'
         )
     return cfg.train_cfg.max_iters
+
+
+def _shrink_batches(cfg: Config, prune_ratio: float, min_keep: int | None) -> None:
+    if min_keep is None:
+        init_default_scope(cfg.get('default_scope', 'mmseg'))
+        min_keep = least_trainable(MODELS.build(copy.deepcopy(cfg.model)))
+    full = cfg.train_dataloader.batch_size
+    kept = round(KeepQuota(prune_ratio, min_keep).mean(full))
+    if kept == full:
+        raise ValueError(
+            f'small at prune_ratio={prune_ratio}: batches of {full} image(s), of which at least '
+            f'{min_keep} must stay, cannot be smaller; raise train_dataloader.batch_size or the '
+            'ratio'
+        )
+    cfg.train_dataloader.batch_size = kept
 
 
 def _apply_infobatch(

@@ -30,20 +30,21 @@ class Outcome:
         method: what it was trained with.
         prune_ratio: None where nothing is pruned, or where the row does not say.
         seed: of the run; rows are compared seed by seed.
-        miou: of the last validation, in percent.
-        seconds: of training, without validation.
+        miou: of the last validation, in percent; None if there was none.
+        seconds: of training, wall clock with loading and without validation.
         iterations: number of optimizer steps.
         candidates: images that could have been trained on.
         shallow, deep, backward: images through the backbone's shallow part, through the deep part,
             and backward, see BudgetHook.
         peak_memory_mib: see BudgetHook.
+        startup_seconds: of the seconds, those that a run spends once, see BudgetHook.
     """
 
     row: str
     method: str
     prune_ratio: float | None
     seed: int
-    miou: float
+    miou: float | None
     seconds: float
     iterations: int
     candidates: int
@@ -51,6 +52,7 @@ class Outcome:
     deep: int
     backward: int
     peak_memory_mib: float
+    startup_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,12 @@ class Figures:
     deep: float
     backward: float
     peak_memory_mib: float
+
+
+def iters_in(seconds: float, run: Outcome) -> int:
+    """How many iterations fit into a wall time at the pace of a run, after a start-up like its."""
+    pace = (run.seconds - run.startup_seconds) / run.iterations
+    return max(1, round((seconds - run.startup_seconds) / pace))
 
 
 def summarise(outcomes: Sequence[Outcome], reference: str) -> list[Figures]:
