@@ -521,6 +521,7 @@ class TestRuns:
             assert runner.model.decode_head.sampler.weights is None
         if method not in ('infobatch', 'infobatch_mean'):
             assert iterations == 18
+        assert budget['loaded'] == (2 if method == 'small' else 4) * iterations
         assert budget['seconds'] > 0 and budget['peak_memory_mib'] > 1
 
     def test_pruned_samples_are_not_loaded(self, tmp_path, monkeypatch):

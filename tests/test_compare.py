@@ -1,6 +1,8 @@
 """tools/compare.py: whole comparisons of tiny runs, interruption, mistakes, and its figures."""
 
 import csv
+import importlib
+import io
 import json
 import os
 import runpy
@@ -12,8 +14,10 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from rich.console import Console
 from test_tools import CONFIG, write_data
 
+import pfb_mmseg
 from pfb_mmseg.reporting.comparison import Outcome, iters_in, markdown, plot, summarise
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,7 +90,7 @@ def check_files(root):
     assert list(runs) == ['full', 'short-p50-as-random', 'random-p50']
     full, short, random = (runs[name] for name in ('full', 'short-p50-as-random', 'random-p50'))
     assert full['candidates'] == full['backward'] == random['candidates'] == '16'
-    assert random['deep'] == random['backward'] == '8'
+    assert random['loaded'] == '16' and random['deep'] == random['backward'] == '8'
     once = float(full['startup_seconds'])
     share = (float(random['seconds']) - once) / (float(full['seconds']) - once)
     assert int(short['iterations']) == max(1, round(4 * share))
@@ -125,13 +129,94 @@ def test_long_and_small_get_the_time_of_full_data(folder):
     pace = json.loads((root / 'small-p50-pace/seed0/budget.json').read_text())
     assert pace['iterations'] == 20
     assert small['iterations'] == iters_in(full['seconds'], outcome('pace', 0, 0.0, **pace))
-    assert small['backward'] == small['candidates'] == 2 * small['iterations']
+    assert small['backward'] == small['candidates'] == small['loaded'] == 2 * small['iterations']
     assert 0 < pace['startup_seconds'] < pace['seconds']
     assert long['iterations'] == iters_in(full['seconds'], Outcome(**random))
     assert long['candidates'] == 4 * long['iterations']
     for name in ('small-p50', 'long-random-p50'):
         config = Config.fromfile(root / f'configs/{name}_seed0.py')
         assert config.param_scheduler[0].end == runs[name]['iterations']
+
+
+STUB = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[sys.argv.index('--work-dir') + 1], '20260101_000000/vis_data')
+folder.mkdir(parents=True)
+(folder / 'scalars.json').write_text(json.dumps(dict(step=1, mIoU=50.0)) + chr(10))
+"""
+
+
+class TestReuse:
+    """What becomes of a finished run; a stub takes the place of tools/train.py."""
+
+    @pytest.fixture
+    def runs(self, tmp_path, monkeypatch):
+        monkeypatch.syspath_prepend(ROOT / 'tools')
+        runs = importlib.import_module('_runs')
+        (tmp_path / 'tools').mkdir()
+        (tmp_path / 'tools/train.py').write_text(STUB)
+        (tmp_path / 'config.py').write_text('lr = 1')
+        package = tmp_path / 'checkout/pfb_mmseg'
+        package.mkdir(parents=True)
+        (package / '__init__.py').write_text('a = 1')
+        self.commit(tmp_path)
+        monkeypatch.setattr(runs, 'ROOT', tmp_path)
+        monkeypatch.setattr(pfb_mmseg, '__file__', str(package / '__init__.py'))
+        return runs
+
+    def commit(self, tmp_path):
+        git = ['git', '-C', str(tmp_path / 'checkout'), '-c', 'user.name=a', '-c', 'user.email=b']
+        for command in (['init', '-q'], ['add', '.'], ['commit', '-q', '-m', 'x']):
+            subprocess.run([*git, *command], check=True)
+
+    def train(self, runs, tmp_path, reuse='same'):
+        """What was printed."""
+        console = Console(width=500, file=io.StringIO())
+        with runs.progress_bar(console) as progress:
+            run = runs.train(
+                tmp_path / 'config.py', tmp_path / 'run', {}, progress, 'one', reuse=reuse
+            )
+        assert run.miou == 50
+        return console.file.getvalue()
+
+    def test_a_run_of_the_same_code_is_reused_whatever_else_was_committed(self, runs, tmp_path):
+        assert 'one: mIoU 50.00' in self.train(runs, tmp_path)
+        first = runs.this_code()['version']
+        (tmp_path / 'checkout/README.md').write_text('words')
+        self.commit(tmp_path)
+        assert runs.this_code()['version'] != first
+        assert f'one: reused, finished before by {first}' in self.train(runs, tmp_path)
+
+    @pytest.mark.parametrize('committed', [True, False])
+    def test_a_run_of_other_code_is_made_again_or_reused_on_request(
+        self, runs, tmp_path, committed
+    ):
+        self.train(runs, tmp_path)
+        first = runs.this_code()['version']
+        (tmp_path / 'checkout/pfb_mmseg/__init__.py').write_text('a = 2')
+        if committed:
+            self.commit(tmp_path)
+        assert runs.this_code()['version'].endswith('+dirty)') == (not committed)
+        told = self.train(runs, tmp_path, 'any')
+        assert f'reused as --reuse any says, finished before by {first}' in told
+        told = self.train(runs, tmp_path)
+        assert f'run again: finished before by {first}, whose code is not that of' in told
+        assert 'one: mIoU 50.00' in told
+        assert 'one: reused' in self.train(runs, tmp_path)
+
+    def test_another_config_is_another_run(self, runs, tmp_path):
+        self.train(runs, tmp_path)
+        (tmp_path / 'config.py').write_text('lr = 2')
+        told = self.train(runs, tmp_path, 'any')
+        assert 'had another command or config' in told and 'one: mIoU 50.00' in told
+
+    def test_a_stamp_of_0_1_does_not_say_what_code_made_it(self, runs, tmp_path):
+        self.train(runs, tmp_path)
+        stamp = tmp_path / 'run/finished'
+        made = json.loads(stamp.read_text())
+        stamp.write_text('\n'.join(made['command']) + '\n\n' + made['config'])
+        assert 'reused as --reuse any says' in self.train(runs, tmp_path, 'any')
+        assert 'by pfb_mmseg 0.1 (commit not noted), whose code' in self.train(runs, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +260,7 @@ def test_a_mistake_is_told_before_anything_runs(folder, monkeypatch, capsys, arg
 
 
 def outcome(row, seed, miou, seconds, **budget):
-    books = dict(iterations=10, candidates=80, shallow=80, deep=80, backward=80)
+    books = dict(iterations=10, candidates=80, loaded=80, shallow=80, deep=80, backward=80)
     books |= dict(peak_memory_mib=100.0) | budget
     return Outcome(row, row, None, seed, miou, seconds, **books)
 

@@ -25,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pfb_mmseg import __version__  # comes first: it says what is missing or does not fit
+import pfb_mmseg  # noqa: F401  comes first: it says what is missing or does not fit
 
 # isort: split
 import torch
@@ -39,7 +39,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from _cli import ToolParser, add_config_options, read_config, seed_number
-from _runs import Run, progress_bar, train
+from _runs import Run, add_reuse_option, progress_bar, this_code, train
 from pfb_mmseg.baselines.methods import (
     DESCRIPTIONS,
     PRUNING_METHODS,
@@ -47,7 +47,6 @@ from pfb_mmseg.baselines.methods import (
     full_iters,
     set_iters,
 )
-from pfb_mmseg.hooks.budget_hook import BUDGET_NAME
 from pfb_mmseg.reporting.comparison import (
     HEADINGS,
     Outcome,
@@ -126,6 +125,7 @@ def main() -> None:
         '--jobs', type=int, default=1, help='runs at a time; times then disturb each other'
     )
     parser.add_argument('--gpus', type=int, default=1, help='processes of each run')
+    add_reuse_option(parser)
     add_config_options(parser)
     parser.add_argument('--work-dir', default='work_dirs/compare')
     args = parser.parse_args()
@@ -208,7 +208,7 @@ def run_all(
         config.dump(path)
         work_dir = root / row.name / f'seed{seed}'
         name = f'{row.name} seed {seed}'
-        finished = train(path, work_dir, {}, progress, name, args.gpus)
+        finished = train(path, work_dir, {}, progress, name, args.gpus, args.reuse)
         progress.advance(done)
         return _outcome(row, seed, finished, args.gpus)
 
@@ -254,7 +254,7 @@ def report(
         'command': sys.argv,
         'device': torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu',
         'machine': platform.platform(),
-        'versions': {'pfb_mmseg': __version__, 'torch': torch.__version__},
+        'versions': {'pfb_mmseg': this_code()['version'], 'torch': torch.__version__},
         'summary': [asdict(line) for line in lines],
         'runs': [asdict(outcome) for outcome in outcomes],
     }
@@ -364,13 +364,14 @@ def _outcome(row: Row, seed: int, run: Run, num_processes: int) -> Outcome:
         sys.exit(
             f'{run.work_dir}: the run ended without a validation; lower train_cfg.val_interval'
         )
-    budget = json.loads((run.work_dir / BUDGET_NAME).read_text())
+    budget = run.budget
+    if 'loaded' not in budget:  # version 0.1 did not count them
+        logged = run.sum('pfb/candidates') * num_processes
+        budget['loaded'] = logged or budget['shallow']
     if run.logged('infobatch/candidates'):
         candidates = run.sum('infobatch/candidates')
-    elif run.logged('pfb/candidates'):
-        candidates = run.sum('pfb/candidates') * num_processes
     else:
-        candidates = budget['shallow']
+        candidates = budget['loaded']
     return Outcome(
         row.name, row.method, row.prune_ratio, seed, run.miou, candidates=candidates, **budget
     )

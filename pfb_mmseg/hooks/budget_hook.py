@@ -24,6 +24,7 @@ class BudgetHook(Hook):
     """Measures a run and writes ``<work_dir>/budget.json``.
 
     - ``iterations``
+    - ``loaded``: images that the data loader handed out.
     - ``shallow``: images that entered the backbone in training steps, those only scored included;
       an image that is scored and trained on counts twice.
     - ``deep``: images that came through to the classifier of the decode head; again a scored one
@@ -46,7 +47,9 @@ class BudgetHook(Hook):
     priority = 'LOWEST'
 
     def __init__(self) -> None:
-        self._spent = dict(shallow=0, deep=0, backward=0, seconds=0.0, peak_memory_mib=0.0)
+        self._spent = dict(
+            loaded=0, shallow=0, deep=0, backward=0, seconds=0.0, peak_memory_mib=0.0
+        )
         self._first: float | None = None
         self._training_step = False
 
@@ -70,6 +73,7 @@ class BudgetHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         self._training_step = True
+        self._spent['loaded'] += len(data_batch['inputs'])
 
     def after_train_iter(
         self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -94,7 +98,7 @@ class BudgetHook(Hook):
             **self._spent,
             'startup_seconds': self._startup(runner.iter),
         }
-        for key in ('shallow', 'deep', 'backward'):
+        for key in ('loaded', 'shallow', 'deep', 'backward'):
             budget[key] *= get_world_size()
         (Path(runner.work_dir) / BUDGET_NAME).write_text(json.dumps(budget, indent=1) + '\n')
 
@@ -103,9 +107,11 @@ class BudgetHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if runner._resume and 'budget' in checkpoint:
-            self._spent = dict(checkpoint['budget'])
-            # One that 0.1 wrote does not tell: the start-up is then taken for nothing.
-            self._first = self._spent.pop('first', 0.0)
+            spent = dict(checkpoint['budget'])
+            # Version 0.1 noted neither: its start-up is taken for nothing, and images that were
+            # scored or trained on stand in for those loaded.
+            self._first = spent.pop('first', 0.0)
+            self._spent = {'loaded': spent['shallow'], **spent}
 
     def _startup(self, iterations: int) -> float:
         if iterations < 2:
