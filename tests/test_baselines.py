@@ -487,8 +487,11 @@ class TestRuns:
         """The Runner logs and dumps its config; beautifying that takes longer than the run."""
         monkeypatch.setattr(Config, 'pretty_text', property(repr))
 
-    # 'short' differs from 'full' in its length only, 'common' from 'pfb' in the sign.
-    @pytest.mark.parametrize('method', [m for m in METHODS if m not in ('short', 'common')])
+    # 'short' differs from 'full' in its length only, 'common' from 'pfb' in the sign; those that
+    # resize differ in neither.
+    @pytest.mark.parametrize(
+        'method', [m for m in METHODS if m not in ('short', 'common', 'resize', 'resize_pfb')]
+    )
     def test_budget_is_the_one_of_the_method(self, tmp_path, method):
         # Neither the end of the run nor that of an epoch is one of an interval.
         runner = train(method_config(tmp_path, method, **{'default_hooks.logger.interval': 4}))
@@ -622,7 +625,8 @@ for method in {methods!r}:
 
 
 def test_two_ranks_train_with_every_method(tmp_path):
-    methods = [method for method in METHODS if method != 'short']  # is 'full', with fewer steps
+    # 'short' is 'full' with fewer steps, the resized ones with smaller images.
+    methods = [m for m in METHODS if m not in ('short', 'resize', 'resize_pfb')]
     script = tmp_path / 'ranks.py'
     script.write_text(
         RANK_SCRIPT.format(tests=str(ROOT / 'tests'), work_dir=str(tmp_path), methods=methods)
@@ -666,6 +670,8 @@ class TestMethods:
                 one.model.pop(key, None)
             if method == 'small':
                 one.train_dataloader.pop('batch_size')
+            if method.startswith('resize'):
+                one.model.data_preprocessor.pop('type')
             if method.startswith('infobatch'):
                 one.train_dataloader.pop('sampler')
                 set_iters(one, 300)

@@ -171,8 +171,9 @@ def plan(args: argparse.Namespace) -> list[Row]:
     lengthened = _lengthened(methods, pruning, args.long)
     _check_what_times_are_taken_of(methods, pruning, lengthened)
     rows = []
-    if 'full' in methods:
-        rows.append(_method_row(base, 'full', None, args.gpus))
+    for method in ('full', 'resize'):
+        if method in methods:
+            rows.append(_method_row(base, method, None, args.gpus))
     for ratio in dict.fromkeys(args.ratios):
         if 'short' in methods:
             rows.append(_short_row(base, ratio, 'pfb' if 'pfb' in pruning else pruning[0]))

@@ -1,4 +1,4 @@
-"""The methods that PFB is compared with: InfoBatch, DivBS, loss top-k, full data, short, small."""
+"""What PFB is compared with: InfoBatch, DivBS, loss top-k, full data, short, small, resize."""
 
 from .infobatch_hook import InfoBatchHook
 from .infobatch_sampler import InfoBatchSampler
@@ -7,6 +7,7 @@ from .infobatch_segmentor import (
     InfoBatchEncoderDecoder,
     InfoBatchMixin,
 )
+from .resize import ProgressiveResizeHook, ResizingSegDataPreProcessor
 from .selection import (
     LabelledSelectionCascadeEncoderDecoder,
     LabelledSelectionEncoderDecoder,
@@ -22,4 +23,6 @@ __all__ = [
     'LabelledSelectionCascadeEncoderDecoder',
     'LabelledSelectionEncoderDecoder',
     'LabelledSelectionMixin',
+    'ProgressiveResizeHook',
+    'ResizingSegDataPreProcessor',
 ]

@@ -19,13 +19,16 @@ CRITERIA = {'pfb': None, 'random': 'random', 'common': 'common'}
 SELECTIONS = ('loss_topk', 'divbs')
 # Percentile of the threshold, and the share of the samples that lies below it.
 INFOBATCH = {'infobatch': (95, 0.95), 'infobatch_mean': (None, 0.5)}
-PRUNING_METHODS = (*CRITERIA, *SELECTIONS, *INFOBATCH)
-METHODS = ('full', 'short', 'small', *PRUNING_METHODS)
+# With small images at first, and otherwise as the other one.
+RESIZED = {'resize': 'full', 'resize_pfb': 'pfb'}
+PRUNING_METHODS = (*CRITERIA, *SELECTIONS, *INFOBATCH, 'resize_pfb')
+METHODS = ('full', 'short', 'small', 'resize', *PRUNING_METHODS)
 
 DESCRIPTIONS = {
     'full': 'all images',
     'short': 'all images, schedule compressed to the time that a pruned run took',
     'small': 'all images in batches of the size that is kept: random choice without its loading',
+    'resize': 'all images, at half size in the first third of the run (progressive resizing)',
     'pfb': "PFB, with the config's own options",
     'random': 'a new random part of each batch',
     'common': "PFB's criterion reversed: the most common images",
@@ -33,6 +36,7 @@ DESCRIPTIONS = {
     'divbs': 'DivBS: diverse last-layer gradients, after a forward pass of all of the batch',
     'infobatch': 'InfoBatch†: threshold at the 95th percentile, the actual ratio as the others',
     'infobatch_mean': 'InfoBatch*: threshold at the mean, about half the ratio',
+    'resize_pfb': 'PFB, with all images at half size in the first third of the run',
 }
 
 
@@ -58,6 +62,10 @@ def apply_method(
         TypeError, ValueError: an argument is outside its range, or the config does not fit.
     """
     check_choice('method', method, METHODS)
+    if method in RESIZED:
+        apply_method(cfg, RESIZED[method], prune_ratio, num_processes)
+        _resize_progressively(cfg)
+        return
     if method in ('full', 'short'):
         remove_pfb(cfg)
         return
@@ -141,6 +149,20 @@ def full_iters(cfg: Config) -> int:
     return cfg.train_cfg.max_iters
 
 
+def _resize_progressively(cfg: Config) -> None:
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    found = preprocessor.get('type')
+    if _name(found) != 'SegDataPreProcessor':
+        raise ValueError(
+            f'model.data_preprocessor.type={found!r}: images are resized during training for '
+            'SegDataPreProcessor only'
+        )
+    cfg.model.data_preprocessor = {**preprocessor, 'type': 'mmseg.ResizingSegDataPreProcessor'}
+    hook = dict(type='ProgressiveResizeHook')
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+    add_import(cfg)
+
+
 def _shrink_batches(cfg: Config, prune_ratio: float, min_keep: int | None) -> None:
     if min_keep is None:
         init_default_scope(cfg.get('default_scope', 'mmseg'))
@@ -175,7 +197,7 @@ def _apply_infobatch(
 
 def _set_type(cfg: Config, prefix: str) -> None:
     """Names the segmentor of ours that goes by the plain one's name with a prefix."""
-    name = getattr(cfg.model.type, '__name__', str(cfg.model.type)).rpartition('.')[-1]
+    name = _name(cfg.model.type)
     if name not in ('EncoderDecoder', 'CascadeEncoderDecoder'):
         raise ValueError(
             f'model.type={cfg.model.type!r}: the methods that PFB is compared with are made for '
@@ -187,3 +209,8 @@ def _set_type(cfg: Config, prefix: str) -> None:
 
 def _hooks(cfg: Config, name: str) -> list[dict]:
     return [hook for hook in cfg.get('custom_hooks') or [] if hook.get('type') == name]
+
+
+def _name(registered: object) -> str:
+    """The bare name of a type, given as a string, with or without scope, or as a class."""
+    return getattr(registered, '__name__', str(registered)).rpartition('.')[-1]
