@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from mmengine.config import Config
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from _cli import ToolParser, seed_number
@@ -80,7 +81,7 @@ def comparison(runs: dict[str, Run]) -> Table:
         'wall clock\n[s]',
         'wall clock\nsaved',
     ):
-        table.add_column(heading, justify='right')
+        table.add_column(escape(heading), justify='right')
     for name, run in runs.items():
         budget = run.budget
         saved = run.column('pfb/time_saved')
