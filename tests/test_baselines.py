@@ -487,8 +487,11 @@ class TestRuns:
         """The Runner logs and dumps its config; beautifying that takes longer than the run."""
         monkeypatch.setattr(Config, 'pretty_text', property(repr))
 
-    # 'short' differs from 'full' in its length only, 'common' from 'pfb' in the sign.
-    @pytest.mark.parametrize('method', [m for m in METHODS if m not in ('short', 'common')])
+    # 'short' differs from 'full' in its length only, 'common' from 'pfb' in the sign; those that
+    # resize differ in neither.
+    @pytest.mark.parametrize(
+        'method', [m for m in METHODS if m not in ('short', 'common', 'resize', 'resize_pfb')]
+    )
     def test_budget_is_the_one_of_the_method(self, tmp_path, method):
         # Neither the end of the run nor that of an epoch is one of an interval.
         runner = train(method_config(tmp_path, method, **{'default_hooks.logger.interval': 4}))
@@ -502,6 +505,8 @@ class TestRuns:
         kept = blocked * 2 + (18 - blocked) * 4
         if method == 'full':
             assert images == (72, 72, 72)
+        elif method == 'small':
+            assert images == (36, 36, 36)
         elif method == 'pfb':  # the first step seeds
             assert images == (kept + 2 + 4 * blocked, kept + 2, kept + 2)
         elif method == 'random':
@@ -519,6 +524,7 @@ class TestRuns:
             assert runner.model.decode_head.sampler.weights is None
         if method not in ('infobatch', 'infobatch_mean'):
             assert iterations == 18
+        assert budget['loaded'] == (2 if method == 'small' else 4) * iterations
         assert budget['seconds'] > 0 and budget['peak_memory_mib'] > 1
 
     def test_pruned_samples_are_not_loaded(self, tmp_path, monkeypatch):
@@ -619,7 +625,8 @@ for method in {methods!r}:
 
 
 def test_two_ranks_train_with_every_method(tmp_path):
-    methods = [method for method in METHODS if method != 'short']  # is 'full', with fewer steps
+    # 'short' is 'full' with fewer steps, the resized ones with smaller images.
+    methods = [m for m in METHODS if m not in ('short', 'resize', 'resize_pfb')]
     script = tmp_path / 'ranks.py'
     script.write_text(
         RANK_SCRIPT.format(tests=str(ROOT / 'tests'), work_dir=str(tmp_path), methods=methods)
@@ -661,6 +668,10 @@ class TestMethods:
             one.pop('custom_hooks', None)
             for key in ('type', 'pfb', 'selection'):
                 one.model.pop(key, None)
+            if method == 'small':
+                one.train_dataloader.pop('batch_size')
+            if method.startswith('resize'):
+                one.model.data_preprocessor.pop('type')
             if method.startswith('infobatch'):
                 one.train_dataloader.pop('sampler')
                 set_iters(one, 300)
@@ -691,6 +702,36 @@ class TestMethods:
         assert config.train_cfg == dict(max_iters=250, val_interval=125)
         assert config.param_scheduler[0].end == 25
         assert config.param_scheduler[1].milestones == [100, 200]
+
+    def test_set_iters_scales_the_moments_of_the_hooks(self):
+        config = Config.fromfile(DEMO_CONFIG)
+        config.custom_hooks[0].update(begin=30, end=0.9)
+        infobatch = copy.deepcopy(config)
+        apply_method(infobatch, 'infobatch', 0.5)
+        set_iters(config, 600)
+        assert config.custom_hooks == [dict(type='PFBHook', begin=60, end=0.9)]
+        iters = infobatch.train_cfg.max_iters
+        set_iters(infobatch, 2 * iters)
+        assert infobatch.custom_hooks == [dict(type='InfoBatchHook', full_iters=600)]
+
+    @pytest.mark.parametrize(
+        ('ratio', 'min_keep', 'kept'), [(0.7, None, 5), (0.5, None, 8), (0.9, None, 2), (0.7, 6, 6)]
+    )
+    def test_small_has_batches_of_the_size_that_is_kept(self, ratio, min_keep, kept):
+        config = Config.fromfile(DEMO_CONFIG)
+        config.model.pfb.min_keep = min_keep
+        apply_method(config, 'small', ratio)
+        plain = self.plain()
+        plain.train_dataloader.batch_size = kept
+        assert not config.pop('custom_hooks')
+        assert config.to_dict() == plain.to_dict()
+
+    def test_small_is_at_least_what_the_model_can_be_trained_on(self):
+        config = Config.fromfile(
+            ROOT / 'configs/camvid/deeplabv3_r18-d8_1xb8-300i_camvid-176x240.py'
+        )
+        apply_method(config, 'small', 0.9)
+        assert config.train_dataloader.batch_size == 2  # BatchNorm on DeepLabV3's pooled image
 
     @pytest.mark.parametrize(
         ('options', 'complaint'),

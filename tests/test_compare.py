@@ -1,6 +1,8 @@
 """tools/compare.py: whole comparisons of tiny runs, interruption, mistakes, and its figures."""
 
 import csv
+import importlib
+import io
 import json
 import os
 import runpy
@@ -12,9 +14,11 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from rich.console import Console
 from test_tools import CONFIG, write_data
 
-from pfb_mmseg.reporting.comparison import Outcome, markdown, plot, summarise
+import pfb_mmseg
+from pfb_mmseg.reporting.comparison import Outcome, iters_in, markdown, plot, summarise
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / 'tools/compare.py'
@@ -86,8 +90,9 @@ def check_files(root):
     assert list(runs) == ['full', 'short-p50-as-random', 'random-p50']
     full, short, random = (runs[name] for name in ('full', 'short-p50-as-random', 'random-p50'))
     assert full['candidates'] == full['backward'] == random['candidates'] == '16'
-    assert random['deep'] == random['backward'] == '8'
-    share = float(random['seconds']) / float(full['seconds'])
+    assert random['loaded'] == '16' and random['deep'] == random['backward'] == '8'
+    once = float(full['startup_seconds'])
+    share = (float(random['seconds']) - once) / (float(full['seconds']) - once)
     assert int(short['iterations']) == max(1, round(4 * share))
     config = Config.fromfile(root / 'configs/short-p50-as-random_seed0.py')
     assert config.param_scheduler[0].end == config.train_cfg.max_iters == int(short['iterations'])
@@ -111,6 +116,109 @@ def test_methods_ratios_and_variants_make_rows_and_jobs_run_at_once(folder):
     assert config.optim_wrapper.optimizer.lr == 0.001
 
 
+def test_long_and_small_get_the_time_of_full_data(folder):
+    arguments = ['--methods', 'full', 'random', 'small', '--long', 'random', '--ratios', '0.5']
+    process = start(folder, *arguments, '--seeds', '0', '--work-dir', 'equal')
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    root = folder / 'equal/small'
+    runs = {run['row']: run for run in json.loads((root / 'comparison.json').read_text())['runs']}
+    assert list(runs) == ['full', 'small-p50', 'random-p50', 'long-random-p50']
+    full, small, random, long = runs.values()
+
+    pace = json.loads((root / 'small-p50-pace/seed0/budget.json').read_text())
+    assert pace['iterations'] == 20
+    assert small['iterations'] == iters_in(full['seconds'], outcome('pace', 0, 0.0, **pace))
+    assert small['backward'] == small['candidates'] == small['loaded'] == 2 * small['iterations']
+    assert 0 < pace['startup_seconds'] < pace['seconds']
+    assert long['iterations'] == iters_in(full['seconds'], Outcome(**random))
+    assert long['candidates'] == 4 * long['iterations']
+    for name in ('small-p50', 'long-random-p50'):
+        config = Config.fromfile(root / f'configs/{name}_seed0.py')
+        assert config.param_scheduler[0].end == runs[name]['iterations']
+
+
+STUB = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[sys.argv.index('--work-dir') + 1], '20260101_000000/vis_data')
+folder.mkdir(parents=True)
+(folder / 'scalars.json').write_text(json.dumps(dict(step=1, mIoU=50.0)) + chr(10))
+"""
+
+
+class TestReuse:
+    """What becomes of a finished run; a stub takes the place of tools/train.py."""
+
+    @pytest.fixture
+    def runs(self, tmp_path, monkeypatch):
+        monkeypatch.syspath_prepend(ROOT / 'tools')
+        runs = importlib.import_module('_runs')
+        (tmp_path / 'tools').mkdir()
+        (tmp_path / 'tools/train.py').write_text(STUB)
+        (tmp_path / 'config.py').write_text('lr = 1')
+        package = tmp_path / 'checkout/pfb_mmseg'
+        package.mkdir(parents=True)
+        (package / '__init__.py').write_text('a = 1')
+        self.commit(tmp_path)
+        monkeypatch.setattr(runs, 'ROOT', tmp_path)
+        monkeypatch.setattr(pfb_mmseg, '__file__', str(package / '__init__.py'))
+        return runs
+
+    def commit(self, tmp_path):
+        git = ['git', '-C', str(tmp_path / 'checkout'), '-c', 'user.name=a', '-c', 'user.email=b']
+        for command in (['init', '-q'], ['add', '.'], ['commit', '-q', '-m', 'x']):
+            subprocess.run([*git, *command], check=True)
+
+    def train(self, runs, tmp_path, reuse='same'):
+        """What was printed."""
+        console = Console(width=500, file=io.StringIO())
+        with runs.progress_bar(console) as progress:
+            run = runs.train(
+                tmp_path / 'config.py', tmp_path / 'run', {}, progress, 'one', reuse=reuse
+            )
+        assert run.miou == 50
+        return console.file.getvalue()
+
+    def test_a_run_of_the_same_code_is_reused_whatever_else_was_committed(self, runs, tmp_path):
+        assert 'one: mIoU 50.00' in self.train(runs, tmp_path)
+        first = runs.this_code()['version']
+        (tmp_path / 'checkout/README.md').write_text('words')
+        self.commit(tmp_path)
+        assert runs.this_code()['version'] != first
+        assert f'one: reused, finished before by {first}' in self.train(runs, tmp_path)
+
+    @pytest.mark.parametrize('committed', [True, False])
+    def test_a_run_of_other_code_is_made_again_or_reused_on_request(
+        self, runs, tmp_path, committed
+    ):
+        self.train(runs, tmp_path)
+        first = runs.this_code()['version']
+        (tmp_path / 'checkout/pfb_mmseg/__init__.py').write_text('a = 2')
+        if committed:
+            self.commit(tmp_path)
+        assert runs.this_code()['version'].endswith('+dirty)') == (not committed)
+        told = self.train(runs, tmp_path, 'any')
+        assert f'reused as --reuse any says, finished before by {first}' in told
+        told = self.train(runs, tmp_path)
+        assert f'run again: finished before by {first}, whose code is not that of' in told
+        assert 'one: mIoU 50.00' in told
+        assert 'one: reused' in self.train(runs, tmp_path)
+
+    def test_another_config_is_another_run(self, runs, tmp_path):
+        self.train(runs, tmp_path)
+        (tmp_path / 'config.py').write_text('lr = 2')
+        told = self.train(runs, tmp_path, 'any')
+        assert 'had another command or config' in told and 'one: mIoU 50.00' in told
+
+    def test_a_stamp_of_0_1_does_not_say_what_code_made_it(self, runs, tmp_path):
+        self.train(runs, tmp_path)
+        stamp = tmp_path / 'run/finished'
+        made = json.loads(stamp.read_text())
+        stamp.write_text('\n'.join(made['command']) + '\n\n' + made['config'])
+        assert 'reused as --reuse any says' in self.train(runs, tmp_path, 'any')
+        assert 'by pfb_mmseg 0.1 (commit not noted), whose code' in self.train(runs, tmp_path)
+
+
 @pytest.mark.parametrize(
     ('arguments', 'sentence'),
     [
@@ -119,6 +227,14 @@ def test_methods_ratios_and_variants_make_rows_and_jobs_run_at_once(folder):
         (['--methods', 'pfb', '--ratios', '1.5'], '--ratios 1.5: expected numbers in (0, 1)'),
         (['--methods', 'short', 'pfb'], "it takes 'full' and a method that prunes"),
         (['--methods', 'short', 'full'], "it takes 'full' and a method that prunes"),
+        (['--methods', 'long', 'pfb'], "it takes 'full' and a method that prunes"),
+        (['--methods', 'long', 'full'], "it takes 'full' and a method that prunes"),
+        (['--methods', 'full', 'pfb', '--long', 'random'], 'add random to --methods'),
+        (['--methods', 'small', 'pfb'], "it takes 'full' beside it"),
+        (
+            ['--methods', 'full', 'small', '--ratios', '0.1'],
+            'batches of 4 image(s), of which at least 1 must stay, cannot be smaller',
+        ),
         (['--methods', 'full', '--seeds', '1', '1'], 'a seed stands there twice'),
         (['--methods', 'full', '--jobs', '0'], '--jobs 0: expected an integer >= 1'),
         (['--methods', 'full', '--iters', '0'], 'max_iters=0'),
@@ -144,8 +260,9 @@ def test_a_mistake_is_told_before_anything_runs(folder, monkeypatch, capsys, arg
 
 
 def outcome(row, seed, miou, seconds, **budget):
-    budget = dict(iterations=10, candidates=80, shallow=80, deep=80, backward=80) | budget
-    return Outcome(row, row, None, seed, miou, seconds, peak_memory_mib=100.0, **budget)
+    books = dict(iterations=10, candidates=80, loaded=80, shallow=80, deep=80, backward=80)
+    books |= dict(peak_memory_mib=100.0) | budget
+    return Outcome(row, row, None, seed, miou, seconds, **books)
 
 
 class TestFigures:
@@ -170,6 +287,11 @@ class TestFigures:
         (line,) = summarise([outcome('full', 0, 50.0, 100.0)], 'full')
         assert line.miou_std is None
         assert '| full | 50.00 | - | - | 100.0 |' in markdown([line])
+
+    def test_iterations_that_fit_into_a_time_count_the_start_up_once(self):
+        run = outcome('pace', 0, None, 25.0, iterations=20, startup_seconds=5.0)
+        assert iters_in(105.0, run) == 100
+        assert iters_in(1.0, run) == 1
 
     def test_rows_of_other_seeds_are_refused(self):
         with pytest.raises(ValueError, match=r'pfb has the seeds \[1\], full has \[0\]'):

@@ -3,9 +3,14 @@
 import pytest
 import torch
 from demo_runs import demo_config, train
+from mmengine.hooks import Hook
+from mmseg.registry import DATASETS, HOOKS
 
 from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner
+from pfb_mmseg.datasets.demo import PFBDemoDataset
 from pfb_mmseg.hooks.health import Health
+from pfb_mmseg.hooks.step_clock import StepClock
+from pfb_mmseg.reporting import read_scalars
 
 
 def log_of(work_dir):
@@ -17,7 +22,8 @@ def warnings_of(work_dir):
     return [line for line in log_of(work_dir).splitlines() if 'WARNING - PFB' in line]
 
 
-HOOK = [dict(type='PFBHook', begin=1, end=1.0)]
+# Two full steps, so that the time from one to the next is known.
+HOOK = [dict(type='PFBHook', begin=2, end=1.0)]
 
 
 def test_equal_images_are_told_of_once(tmp_path):
@@ -50,6 +56,63 @@ def test_a_run_as_it_should_be_warns_of_nothing(tmp_path):
     assert 'PFB: kept 50% of 4 images, time saved so far' in log_of(tmp_path)
 
 
+def clock_of(blocked, full_wait=0.0, wait=0.0, num_blocked=60):
+    """A clock that saw blocked steps of so many seconds, full ones being one second."""
+    clock = StepClock()
+    clock.load_state_dict(
+        dict(
+            full_times=[1.0],
+            full_waits=[full_wait],
+            blocked_time=blocked * num_blocked,
+            blocked_wait=wait * num_blocked,
+            num_blocked=num_blocked,
+            num_blocked_waits=num_blocked,
+            num_steps=num_blocked,
+        )
+    )
+    return clock
+
+
+class FakeTime:
+    now = 0.0
+
+
+@DATASETS.register_module(force=True)
+class SlowToLoad(PFBDemoDataset):
+    """A quarter of a second for an image."""
+
+    def prepare_data(self, index):
+        FakeTime.now += 0.25
+        return super().prepare_data(index)
+
+
+@HOOKS.register_module(force=True)
+class SlowToTrain(Hook):
+    """And as much for training on it."""
+
+    priority = 'VERY_HIGH'
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        selection = runner.model.pfb.selection
+        FakeTime.now += 0.25 * (4 if selection is None else len(selection.indices))
+
+
+def test_time_saved_counts_the_loading_and_a_loader_that_eats_it_is_told_of(tmp_path, monkeypatch):
+    monkeypatch.setattr('time.perf_counter', lambda: FakeTime.now)
+    hooks = [dict(type='PFBHook', begin=4, end=1.0), dict(type='SlowToTrain')]
+    options = {'train_dataloader.dataset.type': 'SlowToLoad', 'default_hooks.logger.interval': 60}
+    options |= {'model.pfb.criterion': 'random', 'model.pfb.prune_ratio': 0.75}
+    options |= {'default_hooks.checkpoint.interval': 20, 'log_level': 'INFO'}
+    train(demo_config(tmp_path, max_iters=60, custom_hooks=hooks, **options))
+    (entry,) = [entry for entry in read_scalars(tmp_path)[0] if 'pfb/time_saved' in entry]
+    # 56 of 60 iterations take 1 + 0.25 seconds, where full ones take 1 + 1.
+    assert entry['pfb/step_time_saved'] == pytest.approx(56 * 0.75 / 60)
+    assert entry['pfb/time_saved'] == pytest.approx(56 * 0.75 / (60 * 2))
+    assert 'time saved so far 35.0% (of the steps alone 70.0%)' in log_of(tmp_path)
+    (told,) = warnings_of(tmp_path)
+    assert 'only 35% shorter: 80% of the time' in told and 'num_workers' in told
+
+
 class TestHealth:
     @pytest.fixture
     def said(self, monkeypatch):
@@ -61,27 +124,47 @@ class TestHealth:
 
     def test_lost_time_is_told_of_once_there_are_enough_steps(self, said):
         health, pruner = Health(), BatchPruner(0.5)
-        health.check(pruner.quota, pruner.estimator, 8, time_saved=-0.25, num_blocked=10)
+        health.check(pruner.quota, pruner.estimator, 8, clock_of(blocked=1.25, num_blocked=10))
         assert said == []
         for _ in range(2):
-            health.check(pruner.quota, pruner.estimator, 8, time_saved=-0.25, num_blocked=60)
+            health.check(pruner.quota, pruner.estimator, 8, clock_of(blocked=1.25))
         (sentence,) = said
         assert '25% more time' in sentence and 'score_scale=0.5' in sentence
+
+    def test_a_loader_that_eats_the_saving_is_told_of_once(self, said):
+        health, pruner = Health(), BatchPruner(0.5)
+        health.check(
+            pruner.quota, None, 8, clock_of(blocked=0.5, full_wait=0.5, wait=1.0, num_blocked=10)
+        )
+        assert said == []
+        for _ in range(2):
+            clock = clock_of(blocked=0.5, full_wait=0.5, wait=0.75)
+            health.check(pruner.quota, None, 8, clock)
+        (sentence,) = said
+        assert 'saves 50% of the time of the training steps' in sentence
+        assert 'only 17% shorter' in sentence and '60% of the time' in sentence
+        assert 'train_dataloader.num_workers' in sentence
+
+    def test_a_loader_that_keeps_up_is_no_sign(self, said):
+        health, pruner = Health(), BatchPruner(0.5)
+        health.check(pruner.quota, None, 8, clock_of(blocked=0.5, full_wait=0.01, wait=0.01))
+        health.check(pruner.quota, None, 8, clock_of(blocked=0.98, full_wait=0.02, wait=0.04))
+        assert said == []
 
     def test_one_centroid_is_told_of_only_with_enough_images(self, said):
         pruner = BatchPruner(0.5, AdaptiveDensityEstimator(num_centroids=4, dim=2))
         health, counts = Health(), pruner.estimator.counts
         counts.copy_(torch.tensor([20, 0, 0, 0]))
-        health.check(pruner.quota, pruner.estimator, 8, None, 0)
+        health.check(pruner.quota, pruner.estimator, 8, StepClock())
         counts.copy_(torch.tensor([85, 5, 5, 5]))
-        health.check(pruner.quota, pruner.estimator, 8, None, 0)
+        health.check(pruner.quota, pruner.estimator, 8, StepClock())
         assert said == []
         counts.copy_(torch.tensor([97, 1, 1, 1]))
-        health.check(pruner.quota, pruner.estimator, 8, None, 0)
+        health.check(pruner.quota, pruner.estimator, 8, StepClock())
         assert '97% of the kept images' in said[0]
 
     def test_a_step_that_keeps_all_by_its_turn_is_no_sign(self, said):
         health = Health()
         health.see_step(ready=True, num_kept=8, num_candidates=8)
-        health.check(BatchPruner(0.05).quota, None, 8, None, 0)
+        health.check(BatchPruner(0.05).quota, None, 8, StepClock())
         assert said == []

@@ -46,14 +46,15 @@ def test_without_the_hook_the_ratio_is_constant(tmp_path):
 
 
 def test_each_interval_logs_totals_densities_centroids_and_time_saved(tmp_path):
-    hook = dict(type='PFBHook', begin=1, end=1.0)
+    hook = dict(type='PFBHook', begin=2, end=1.0)
     train(demo_config(tmp_path, custom_hooks=[hook], **{'default_hooks.logger.interval': 5}))
     first, second = read_scalars(tmp_path)[0][:2]
-    assert (first['pfb/kept'], first['pfb/candidates']) == (4 * 3 + 2 * 2, 20)
+    assert (first['pfb/kept'], first['pfb/candidates']) == (4 * 4 + 2 * 1, 20)
     assert (second['pfb/kept'], second['pfb/candidates']) == (10, 20)
     assert second['pfb/log_density_kept'] < second['pfb/log_density_dropped']
     assert second['pfb/centroids'] == 8
     assert second['pfb/time_saved'] < 1
+    assert second['pfb/step_time_saved'] < 1
     assert 'pfb/nonfinite' not in second
 
 
@@ -135,12 +136,12 @@ class FakeBoard(BaseVisBackend):
 
 def test_every_backend_of_the_visualizer_gets_the_scalars(tmp_path):
     FakeBoard.received.clear()
-    config = demo_config(tmp_path, custom_hooks=[dict(type='PFBHook', begin=1, end=1.0)])
+    config = demo_config(tmp_path, custom_hooks=[dict(type='PFBHook', begin=2, end=1.0)])
     config.visualizer.vis_backends = [dict(type='LocalVisBackend'), dict(type='FakeBoard')]
     train(config)
     entries, _ = read_scalars(tmp_path)
     for name in ('kept', 'candidates', 'log_density_kept', 'log_density_dropped', 'centroids',
-                 'time_saved'):  # fmt: skip
+                 'time_saved', 'step_time_saved'):  # fmt: skip
         logged = {e['step']: e[f'pfb/{name}'] for e in entries if f'pfb/{name}' in e}
         assert logged and FakeBoard.received[f'pfb/{name}'] == logged
 
@@ -224,32 +225,75 @@ def test_demo_config_names_the_schedule_of_table_s5():
 
 
 class TestStepClock:
-    def test_time_saved_is_measured_against_the_median_full_step(self, monkeypatch):
-        now = iter([0, 4, 4, 5, 5, 6, 6, 6.25, 7, 7.25])
-        monkeypatch.setattr('time.perf_counter', lambda: next(now))
+    def clock(self, monkeypatch, *steps):
+        """A clock that saw steps, each of the seconds waited before it and its own."""
+        now = 0.0
+        monkeypatch.setattr('time.perf_counter', lambda: now)
         clock = StepClock()
-        for full in (True, True, True, False, False):
+        for full, wait, seconds in steps:
+            now += wait
             clock.start()
+            now += seconds
             clock.stop(full)
-        # steps of 4, 1, 1, 0.25, 0.25 seconds; a full one takes 1, and the slow start is no loss
-        assert clock.time_saved == pytest.approx(2 * 0.75 / 5)
+        return clock
+
+    def test_step_time_saved_is_measured_against_the_median_full_step(self, monkeypatch):
+        clock = self.clock(
+            monkeypatch,
+            (True, 0, 4),
+            (True, 0, 1),
+            (True, 0, 1),
+            (False, 0, 0.25),
+            (False, 0.75, 0.25),
+        )
+        # A full step takes 1 second, and the slow start is no loss.
+        assert clock.step_time_saved == pytest.approx(2 * 0.75 / 5)
+
+    def test_time_saved_is_of_the_wall_clock_with_the_waits_for_the_loader(self, monkeypatch):
+        # The wait before the first step is the start of the loader and of nothing else.
+        full = [(True, 9, 1), (True, 0, 1), (True, 1, 1)]
+        clock = self.clock(monkeypatch, *full, (False, 0.5, 0.5), (False, 1.5, 0.5))
+        assert clock.step_time_saved == pytest.approx(2 * 0.5 / 5)
+        assert clock.time_saved == pytest.approx(2 * (1.5 - 1.5) / (5 * 1.5))
+        assert clock.waiting_share == pytest.approx(1 / 1.5)
+
+    def test_what_is_no_training_is_no_wait(self, monkeypatch):
+        now = 0.0
+        monkeypatch.setattr('time.perf_counter', lambda: now)
+        clock = StepClock()
+        for full in (True, True, False, False):
+            clock.start()
+            now += 1 if full else 0.5
+            clock.stop(full)
+            clock.pause() if full is False else None
+            now += 5 if full is False else 0
+        assert clock.time_saved == clock.step_time_saved == pytest.approx(2 * 0.5 / 4)
+
+    def test_a_checkpoint_of_0_1_knows_of_no_waits(self, monkeypatch):
+        state = dict(full_times=[1.0], blocked_time=1.0, num_blocked=2, num_steps=4)
+        clock = StepClock()
+        clock.load_state_dict(state)
+        assert clock.step_time_saved == pytest.approx(2 * 0.5 / 4)
+        assert clock.time_saved is None
 
     def test_without_a_full_step_nothing_is_claimed(self):
         clock = StepClock()
         clock.start()
         clock.stop(full=False)
-        assert clock.time_saved is None
+        assert clock.time_saved is clock.step_time_saved is None
 
     def test_before_the_first_blocked_step_nothing_is_claimed(self):
         clock = StepClock()
         clock.start()
         clock.stop(full=True)
-        assert clock.time_saved is None
+        assert clock.time_saved is clock.step_time_saved is None
 
     def test_state_survives_a_checkpoint(self):
         clock, other = StepClock(), StepClock()
-        for full in (True, False):
+        for full in (True, True, False):
             clock.start()
             clock.stop(full)
         other.load_state_dict(clock.state_dict())
         assert other.time_saved == clock.time_saved is not None
+        assert other.step_time_saved == clock.step_time_saved is not None
+        assert other.waiting_share == clock.waiting_share

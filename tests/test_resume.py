@@ -21,7 +21,7 @@ from pfb_mmseg.reporting import SelectionRecord
 
 SCRIPT = Path(__file__).parent / 'interruptible.py'
 # How long something took is no decision.
-TIMES = ('time', 'data_time', 'memory', 'pfb/time_saved')
+TIMES = ('time', 'data_time', 'memory', 'pfb/time_saved', 'pfb/step_time_saved')
 
 
 HOOK = dict(type='PFBHook', begin=0, end=1.0)

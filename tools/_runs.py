@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+import pfb_mmseg
+from pfb_mmseg.hooks.budget_hook import BUDGET_NAME
 from pfb_mmseg.reporting import read_scalars
 
 ROOT = Path(__file__).resolve().parent.parent
+REUSE = ('same', 'any')
 
 
 class Run:
@@ -22,7 +29,6 @@ class Run:
     Attributes:
         miou: of the last validation, in percent; None if there was none.
         step_time: mean seconds of a training step for each entry in the log, without loading.
-        total_time: seconds of all training steps.
     """
 
     def __init__(self, work_dir: Path) -> None:
@@ -33,8 +39,11 @@ class Run:
         # PFBHook writes an entry of its own where the run ends between two of the logger's.
         timed = [entry for entry in self.train if 'time' in entry]
         self.step_time = np.array([entry['time'] - entry['data_time'] for entry in timed])
-        steps = np.diff([entry['step'] for entry in timed], prepend=0)
-        self.total_time = float((self.step_time * steps).sum())
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """What BudgetHook measured."""
+        return json.loads((self.work_dir / BUDGET_NAME).read_text())
 
     def logged(self, key: str) -> bool:
         """Whether a scalar is there at all."""
@@ -66,10 +75,12 @@ def train(
     progress: Progress,
     name: str,
     num_processes: int = 1,
+    reuse: str = 'same',
 ) -> Run:
     """Run tools/train.py from scratch in ``work_dir`` and follow its log.
 
-    A work dir that holds a finished run of the very same command and config is taken as it is.
+    A work dir that holds a finished run of the very same command and config is taken as it is, if
+    the same code of this package made it. What is decided, and why, is printed.
 
     Args:
         config: config file.
@@ -78,6 +89,7 @@ def train(
         progress: shows the iterations; a line takes their place at the end.
         name: of the run on the progress bar.
         num_processes: more than one are started by torchrun.
+        reuse: ``'any'`` takes a finished run whatever version of this package made it.
     """
     work_dir = work_dir.resolve()
     command = [sys.executable]
@@ -90,10 +102,13 @@ def train(
     if options:
         command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
     stamp = work_dir / 'finished'
-    made_from = '\n'.join(command) + f'\n\n{Path(config).read_text()}'
-    if stamp.is_file() and stamp.read_text() == made_from:
-        progress.console.print(f'{name} was finished before')
-        return Run(work_dir)
+    made_from = {'command': command, 'config': Path(config).read_text()}
+    code = this_code()
+    if stamp.is_file():
+        reused, why = _judge(stamp.read_text(), made_from, code, reuse)
+        progress.console.print(f'{name}: {why}', highlight=False, markup=False)
+        if reused:
+            return Run(work_dir)
     if (work_dir / 'console.log').is_file():
         shutil.rmtree(work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
@@ -112,7 +127,65 @@ def train(
     progress.remove_task(task)
     if process.returncode:
         sys.exit(f'{name}: training failed, see {log.name}')
-    stamp.write_text(made_from)
+    stamp.write_text(json.dumps({**made_from, 'code': code}, indent=1) + '\n')
     run = Run(work_dir)
     progress.console.print(name if run.miou is None else f'{name}: mIoU {run.miou:.2f}')
     return run
+
+
+def add_reuse_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--reuse',
+        choices=REUSE,
+        default='same',
+        help='finished runs of the same command and config that are kept: those that the same code '
+        'of pfb_mmseg made, or those that any version made (default: %(default)s)',
+    )
+
+
+def this_code() -> dict[str, str]:
+    """What the package that trains is: its version, in a checkout with the commit ('+dirty': with
+    changes since), and a digest of its Python files, which tells whether two are the same code."""
+    package = Path(pfb_mmseg.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob('*.py')):
+        digest.update(f'{path.relative_to(package).as_posix()}\0'.encode() + path.read_bytes())
+    version = f'pfb_mmseg {pfb_mmseg.__version__}'
+    # An installed package may lie inside a checkout of something else.
+    if (package.parent / '.git').exists() and (commit := _git(package, 'rev-parse', 'HEAD')):
+        dirty = '+dirty' if _git(package, 'status', '--porcelain', '--', '.') else ''
+        version += f' (commit {commit[:12]}{dirty})'
+    return {'version': version, 'digest': digest.hexdigest()}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """What git answers; nothing where there is no git."""
+    try:
+        answer = subprocess.run(
+            ['git', '-C', str(folder), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ''
+    return answer.stdout.strip()
+
+
+def _judge(stamp: str, made_from: dict, code: dict[str, str], reuse: str) -> tuple[bool, str]:
+    """Whether a finished run is taken as it is, and the reason in words."""
+    try:
+        found = json.loads(stamp)
+        maker = found.pop('code')
+    except ValueError:  # version 0.1 wrote the bare command and config
+        command, _, config = stamp.partition('\n\n')
+        found = {'command': command.split('\n'), 'config': config}
+        maker = {'version': 'pfb_mmseg 0.1 (commit not noted)', 'digest': ''}
+    by = f'by {maker["version"]}'
+    if found != made_from:
+        return False, f'run again: the one finished {by} had another command or config'
+    if maker['digest'] == code['digest']:
+        return True, f'reused, finished before {by}'
+    if reuse == 'any':
+        return True, f'reused as --reuse any says, finished before {by}, this is {code["version"]}'
+    return False, (
+        f'run again: finished before {by}, whose code is not that of {code["version"]} '
+        '(--reuse any keeps such runs)'
+    )

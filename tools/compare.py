@@ -1,6 +1,16 @@
 """Trains one config with several methods, ratios and seeds; sets accuracy and cost side by side.
 
 Each is a run of tools/train.py. Finished runs are kept: after an interruption, start it again.
+
+Three rows are set beside the methods at equal wall time, with the same seed: `short` is full data
+in the time of a pruned run, `long` is a pruned run in full data's time, and `small` is full data in
+batches of the size that is kept, with as many iterations as fit into full data's time. Their
+lengths follow from times that were measured: those of the row's own full-length run, less what its
+first iteration took longer than the others; for `small`, of which there is none, those of a run of
+a tenth of full data's iterations (at least 20) that is made and kept like the others but stands in
+no table. The whole schedule is stretched with them (learning rate, validation, begin and end of
+pruning). The learning rate itself stays as it is, also in smaller batches, unless the config turns
+MMEngine's auto_scale_lr on.
 """
 
 from __future__ import annotations
@@ -15,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pfb_mmseg import __version__  # comes first: it says what is missing or does not fit
+import pfb_mmseg  # noqa: F401  comes first: it says what is missing or does not fit
 
 # isort: split
 import torch
@@ -29,18 +39,26 @@ from rich.progress import Progress
 from rich.table import Table
 
 from _cli import ToolParser, add_config_options, read_config, seed_number
-from _runs import Run, progress_bar, train
+from _runs import Run, add_reuse_option, progress_bar, this_code, train
 from pfb_mmseg.baselines.methods import (
     DESCRIPTIONS,
-    METHODS,
     PRUNING_METHODS,
     apply_method,
     full_iters,
     set_iters,
 )
-from pfb_mmseg.hooks.budget_hook import BUDGET_NAME
-from pfb_mmseg.reporting.comparison import HEADINGS, Outcome, cells, markdown, plot, summarise
+from pfb_mmseg.reporting.comparison import (
+    HEADINGS,
+    Outcome,
+    cells,
+    iters_in,
+    markdown,
+    plot,
+    summarise,
+)
 from pfb_mmseg.segmentors.apply import add_import
+
+ROWS = {**DESCRIPTIONS, 'long': 'a pruned run lengthened to the time that full data took'}
 
 
 @dataclass(frozen=True)
@@ -51,8 +69,11 @@ class Row:
         name: in the table and of its folder.
         method: how it is called in the plot.
         prune_ratio: None where nothing is pruned.
-        config: what its runs are trained from; a short row's is full data, yet to be shortened.
-        as_long_as: name of the row whose time a short row gets; None for the others.
+        config: what its runs are trained from, at first as long as full data's.
+        as_long_as: name of the row whose wall time its runs are to take; None: they have the
+            length that their config says.
+        timed_by: name of the row whose runs tell what an iteration of this one takes.
+        listed: whether it stands in the table.
     """
 
     name: str
@@ -60,16 +81,27 @@ class Row:
     prune_ratio: float | None
     config: Config
     as_long_as: str | None = None
+    timed_by: str | None = None
+    listed: bool = True
 
 
 def main() -> None:
     parser = ToolParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog='methods:\n' + '\n'.join(f'  {m:<15} {DESCRIPTIONS[m]}' for m in METHODS),
+        epilog='methods:\n' + '\n'.join(f'  {name:<15} {text}' for name, text in ROWS.items()),
     )
     parser.add_argument('config', help='config file, with PFB or without')
-    parser.add_argument('--methods', nargs='+', choices=METHODS, default=[], metavar='METHOD')
+    parser.add_argument('--methods', nargs='+', choices=ROWS, default=[], metavar='METHOD')
+    parser.add_argument(
+        '--long',
+        nargs='+',
+        choices=PRUNING_METHODS,
+        default=[],
+        metavar='METHOD',
+        help="which of --methods get a row `long`, in full data's time (default, with `--methods "
+        'long`: hard if it is there, else pfb, else the first that prunes)',
+    )
     parser.add_argument(
         '--ratios',
         nargs='+',
@@ -93,6 +125,7 @@ def main() -> None:
         '--jobs', type=int, default=1, help='runs at a time; times then disturb each other'
     )
     parser.add_argument('--gpus', type=int, default=1, help='processes of each run')
+    add_reuse_option(parser)
     add_config_options(parser)
     parser.add_argument('--work-dir', default='work_dirs/compare')
     args = parser.parse_args()
@@ -135,21 +168,20 @@ def plan(args: argparse.Namespace) -> list[Row]:
 
     methods = list(dict.fromkeys(args.methods))
     pruning = [method for method in methods if method in PRUNING_METHODS]
+    lengthened = _lengthened(methods, pruning, args.long)
+    _check_what_times_are_taken_of(methods, pruning, lengthened)
     rows = []
-    if 'full' in methods:
-        rows.append(_method_row(base, 'full', None, args.gpus))
+    for method in ('full', 'resize'):
+        if method in methods:
+            rows.append(_method_row(base, method, None, args.gpus))
     for ratio in dict.fromkeys(args.ratios):
         if 'short' in methods:
-            if 'full' not in methods or not pruning:
-                raise ValueError(
-                    "--methods short: its length is measured, so it takes 'full' and a method "
-                    f'that prunes beside it ({", ".join(PRUNING_METHODS)})'
-                )
-            like = 'pfb' if 'pfb' in pruning else pruning[0]
-            short = _method_row(base, 'short', ratio, args.gpus)
-            name = f'{short.name}-as-{like}'
-            rows.append(Row(name, 'short', ratio, short.config, _row_name(like, ratio)))
-        rows += [_method_row(base, method, ratio, args.gpus) for method in pruning]
+            rows.append(_short_row(base, ratio, 'pfb' if 'pfb' in pruning else pruning[0]))
+        if 'small' in methods:
+            rows += _small_rows(base, ratio)
+        pruned = [_method_row(base, method, ratio, args.gpus) for method in pruning]
+        rows += pruned
+        rows += [_long_row(row) for row in pruned if row.method in lengthened]
     rows += [_variant_row(base, name, pairs) for name, pairs in variants.items()]
     names = [row.name for row in rows]
     if len(set(names)) < len(names):
@@ -161,40 +193,40 @@ def plan(args: argparse.Namespace) -> list[Row]:
 def run_all(
     rows: list[Row], args: argparse.Namespace, root: Path, progress: Progress
 ) -> list[Outcome]:
-    """Trains what is not finished yet: all but the short rows, then these, whose length is known
-    by then. Seed by seed, so that a slow spell of the machine meets all rows alike."""
+    """Trains what is not finished yet: first the rows that have a length, then those whose length
+    follows from the times of these. Seed by seed, so that a slow spell meets all rows alike."""
     outcomes: dict[tuple[str, int], Outcome] = {}
     done = progress.add_task('all runs', total=len(rows) * len(args.seeds))
 
     def run(row: Row, seed: int) -> Outcome:
         config = copy.deepcopy(row.config)
         if row.as_long_as is not None:
-            share = outcomes[row.as_long_as, seed].seconds / outcomes['full', seed].seconds
-            set_iters(config, max(1, round(share * full_iters(config))))
+            seconds = outcomes[row.as_long_as, seed].seconds
+            set_iters(config, iters_in(seconds, outcomes[row.timed_by, seed]))
         config.randomness = {**config.get('randomness', {}), 'seed': seed}
         path = root / 'configs' / f'{row.name}_seed{seed}.py'
         path.parent.mkdir(parents=True, exist_ok=True)
         config.dump(path)
         work_dir = root / row.name / f'seed{seed}'
         name = f'{row.name} seed {seed}'
-        finished = train(path, work_dir, {}, progress, name, args.gpus)
+        finished = train(path, work_dir, {}, progress, name, args.gpus, args.reuse)
         progress.advance(done)
         return _outcome(row, seed, finished, args.gpus)
 
-    for short in (False, True):
+    for timed in (False, True):
         with ThreadPoolExecutor(args.jobs) as pool:
             futures: dict[tuple[str, int], Future] = {
                 (row.name, seed): pool.submit(run, row, seed)
                 for seed in args.seeds
                 for row in rows
-                if (row.as_long_as is not None) == short
+                if (row.as_long_as is not None) == timed
             }
             try:
                 outcomes |= {key: future.result() for key, future in futures.items()}
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # what is running already may finish
                 raise
-    return [outcomes[row.name, seed] for row in rows for seed in args.seeds]
+    return [outcomes[row.name, seed] for row in rows if row.listed for seed in args.seeds]
 
 
 def report(
@@ -223,13 +255,69 @@ def report(
         'command': sys.argv,
         'device': torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu',
         'machine': platform.platform(),
-        'versions': {'pfb_mmseg': __version__, 'torch': torch.__version__},
+        'versions': {'pfb_mmseg': this_code()['version'], 'torch': torch.__version__},
         'summary': [asdict(line) for line in lines],
         'runs': [asdict(outcome) for outcome in outcomes],
     }
     (root / 'comparison.json').write_text(json.dumps(everything, indent=1) + '\n')
     plot(lines, root / 'comparison.png')
     console.print(f'table.md, runs.csv, comparison.json and comparison.png: {root}/')
+
+
+def _lengthened(methods: list[str], pruning: list[str], named: list[str]) -> list[str]:
+    """The methods that get a row `long`."""
+    for method in named:
+        if method not in pruning:
+            raise ValueError(
+                f'--long {method}: its length follows from the times of a run at full length; '
+                f'add {method} to --methods'
+            )
+    if named or 'long' not in methods:
+        return named
+    return [method for method in ('hard', 'pfb', *pruning) if method in pruning][:1]
+
+
+def _check_what_times_are_taken_of(
+    methods: list[str], pruning: list[str], lengthened: list[str]
+) -> None:
+    prunes = f'a method that prunes ({", ".join(PRUNING_METHODS)})'
+    for row, wanted, needed in (
+        ('short', 'short' in methods, f"'full' and {prunes}"),
+        ('long', 'long' in methods or lengthened, f"'full' and {prunes}"),
+        ('small', 'small' in methods, "'full'"),
+    ):
+        if wanted and ('full' not in methods or (prunes in needed and not pruning)):
+            raise ValueError(
+                f'--methods {row}: its length follows from measured times, so it takes {needed} '
+                'beside it'
+            )
+
+
+def _short_row(base: Config, ratio: float, like: str) -> Row:
+    """Full data in the time of a pruned run."""
+    config = copy.deepcopy(base)
+    apply_method(config, 'short')
+    name = f'{_row_name("short", ratio)}-as-{like}'
+    return Row(name, 'short', ratio, config, as_long_as=_row_name(like, ratio), timed_by='full')
+
+
+def _long_row(row: Row) -> Row:
+    """A pruned run in full data's time."""
+    method = f'long-{row.method}'
+    name = _row_name(method, row.prune_ratio)
+    return Row(name, method, row.prune_ratio, row.config, as_long_as='full', timed_by=row.name)
+
+
+def _small_rows(base: Config, ratio: float) -> list[Row]:
+    """Full data in small batches and full data's time, behind the run that its pace is taken of."""
+    config = copy.deepcopy(base)
+    apply_method(config, 'small', ratio)
+    name = _row_name('small', ratio)
+    short = copy.deepcopy(config)
+    set_iters(short, max(20, round(full_iters(base) / 10)))
+    short.val_dataloader = short.val_evaluator = short.val_cfg = None
+    pace = Row(f'{name}-pace', 'small', ratio, short, listed=False)
+    return [pace, Row(name, 'small', ratio, config, as_long_as='full', timed_by=pace.name)]
 
 
 def _method_row(base: Config, method: str, ratio: float | None, num_processes: int) -> Row:
@@ -267,23 +355,24 @@ def _variant_row(base: Config, name: str, pairs: list[str]) -> Row:
 
 def _build_models(rows: list[Row]) -> None:
     """A model that cannot be built is told of before the first run, not in the third hour."""
-    for row in {row.method: row for row in rows}.values():
+    for row in {row.method: row for row in rows if row.timed_by is None}.values():
         init_default_scope(row.config.get('default_scope', 'mmseg'))
         MODELS.build(copy.deepcopy(row.config.model))
 
 
 def _outcome(row: Row, seed: int, run: Run, num_processes: int) -> Outcome:
-    if run.miou is None:
+    if row.listed and run.miou is None:
         sys.exit(
             f'{run.work_dir}: the run ended without a validation; lower train_cfg.val_interval'
         )
-    budget = json.loads((run.work_dir / BUDGET_NAME).read_text())
+    budget = run.budget
+    if 'loaded' not in budget:  # version 0.1 did not count them
+        logged = run.sum('pfb/candidates') * num_processes
+        budget['loaded'] = logged or budget['shallow']
     if run.logged('infobatch/candidates'):
         candidates = run.sum('infobatch/candidates')
-    elif run.logged('pfb/candidates'):
-        candidates = run.sum('pfb/candidates') * num_processes
     else:
-        candidates = budget['shallow']
+        candidates = budget['loaded']
     return Outcome(
         row.name, row.method, row.prune_ratio, seed, run.miou, candidates=candidates, **budget
     )

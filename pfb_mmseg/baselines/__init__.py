@@ -1,4 +1,4 @@
-"""The methods that PFB is compared with and that train otherwise than by choosing in a batch."""
+"""What PFB is compared with and trains otherwise than by choosing within a batch."""
 
 from .infobatch_hook import InfoBatchHook
 from .infobatch_sampler import InfoBatchSampler
@@ -7,6 +7,7 @@ from .infobatch_segmentor import (
     InfoBatchEncoderDecoder,
     InfoBatchMixin,
 )
+from .resize import ProgressiveResizeHook, ResizingSegDataPreProcessor
 
 __all__ = [
     'InfoBatchCascadeEncoderDecoder',
@@ -14,4 +15,6 @@ __all__ = [
     'InfoBatchHook',
     'InfoBatchMixin',
     'InfoBatchSampler',
+    'ProgressiveResizeHook',
+    'ResizingSegDataPreProcessor',
 ]

@@ -7,29 +7,44 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmseg.registry import DATASETS
+from mmseg.registry import DATASETS, MODELS
 
+from ..core import KeepQuota
 from ..core.checks import check_choice, check_integer, check_number
 from ..segmentors.apply import add_import, apply_pfb, remove_pfb
+from ..segmentors.mixin import least_trainable
 from .infobatch import shortened_iters
 
-CRITERIA = {'pfb': None, 'random': 'random', 'common': 'common'}
-SELECTIONS = ('loss_topk', 'divbs')
+# Of PFB's criteria; None: the config's own.
+CRITERIA = {
+    'pfb': None,
+    'hard': 'hard',
+    'random': 'random',
+    'common': 'common',
+    'loss_topk': 'loss_topk',
+    'divbs': 'divbs',
+}
 # Percentile of the threshold, and the share of the samples that lies below it.
 INFOBATCH = {'infobatch': (95, 0.95), 'infobatch_mean': (None, 0.5)}
-PRUNING_METHODS = (*CRITERIA, *SELECTIONS, *INFOBATCH)
-METHODS = ('full', 'short', *PRUNING_METHODS)
+# With small images at first, and otherwise as the other one.
+RESIZED = {'resize': 'full', 'resize_pfb': 'pfb'}
+PRUNING_METHODS = (*CRITERIA, *INFOBATCH, 'resize_pfb')
+METHODS = ('full', 'short', 'small', 'resize', *PRUNING_METHODS)
 
 DESCRIPTIONS = {
     'full': 'all images',
     'short': 'all images, schedule compressed to the time that a pruned run took',
+    'small': 'all images in batches of the size that is kept: random choice without its loading',
+    'resize': 'all images, at half size in the first third of the run (progressive resizing)',
     'pfb': "PFB, with the config's own options",
+    'hard': 'PFB by the highest losses of an exit at the blocking point',
     'random': 'a new random part of each batch',
     'common': "PFB's criterion reversed: the most common images",
     'loss_topk': 'the highest losses of each batch, after a forward pass of all of it',
     'divbs': 'DivBS: diverse last-layer gradients, after a forward pass of all of the batch',
     'infobatch': 'InfoBatch†: threshold at the 95th percentile, the actual ratio as the others',
     'infobatch_mean': 'InfoBatch*: threshold at the mean, about half the ratio',
+    'resize_pfb': 'PFB, with all images at half size in the first third of the run',
 }
 
 
@@ -39,36 +54,38 @@ def apply_method(
     """Changes a config in place so that it trains with a method.
 
     The config may have PFB or not; its options of PFB and its PFBHook serve the methods that prune
-    batches, and are taken away for the others. ``'short'`` is full data here, to be shortened
-    with :func:`set_iters`. InfoBatch's schedule is shortened to the expected number of iterations
-    in which it gets through the candidates of the run on full data.
+    batches, and are taken away for the others. ``'short'`` and ``'small'`` are full data here, the
+    latter in smaller batches and at the same learning rate; their length follows from measured
+    times and is set with :func:`set_iters`. InfoBatch's schedule is shortened to the expected
+    number of iterations in which it gets through the candidates of the run on full data.
 
     Args:
         cfg: Config of a segmentor, with an iteration-based loop.
         method: one of ``METHODS``.
-        prune_ratio: share that is pruned, in [0, 1); None for the methods that prune nothing.
+        prune_ratio: share that is pruned, in [0, 1), or by which the batches of ``'small'`` are
+            smaller; None for the others.
         num_processes: of the run, each of which loads ``train_dataloader.batch_size`` images.
 
     Raises:
         TypeError, ValueError: an argument is outside its range, or the config does not fit.
     """
     check_choice('method', method, METHODS)
-    if method not in PRUNING_METHODS:
+    if method in RESIZED:
+        apply_method(cfg, RESIZED[method], prune_ratio, num_processes)
+        _resize_progressively(cfg)
+        return
+    if method in ('full', 'short'):
         remove_pfb(cfg)
         return
     check_number('prune_ratio', prune_ratio, 0, 1, open_high=True)
-    if method in CRITERIA:
+    if method == 'small':
+        min_keep = (cfg.model.get('pfb') or {}).get('min_keep')
+        remove_pfb(cfg)
+        _shrink_batches(cfg, prune_ratio, min_keep)
+    elif method in CRITERIA:
         apply_pfb(cfg, prune_ratio)
         if CRITERIA[method] is not None:
             cfg.model.pfb.criterion = CRITERIA[method]
-    elif method in SELECTIONS:
-        options = cfg.model.get('pfb') or {}
-        hooks = _hooks(cfg, 'PFBHook') or [dict(type='PFBHook')]
-        remove_pfb(cfg)
-        selection = {key: options[key] for key in ('min_keep', 'seed') if key in options}
-        cfg.model.selection = dict(method=method, prune_ratio=prune_ratio, **selection)
-        _set_type(cfg, 'LabelledSelection')
-        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *hooks]
     else:
         remove_pfb(cfg)
         _set_type(cfg, 'InfoBatch')
@@ -78,7 +95,8 @@ def apply_method(
 def set_iters(cfg: Config, max_iters: int) -> None:
     """Shortens or lengthens a run with its whole schedule, in place.
 
-    The learning-rate schedule and the validation interval keep their places relative to the run.
+    The learning-rate schedule, the validation interval and PFBHook's ``begin`` and ``end`` keep
+    their places relative to the run.
 
     Args:
         cfg: with an iteration-based loop and schedule.
@@ -109,6 +127,13 @@ def set_iters(cfg: Config, max_iters: int) -> None:
     cfg.train_cfg.max_iters = max_iters
     if 'val_interval' in cfg.train_cfg:
         cfg.train_cfg.val_interval = scale(cfg.train_cfg.val_interval)
+    for hook in _hooks(cfg, 'PFBHook'):
+        for key in ('begin', 'end'):
+            if isinstance(hook.get(key), int):  # a float is a share of the run already
+                hook[key] = scale(hook[key])
+    for hook in _hooks(cfg, 'InfoBatchHook'):
+        if hook.get('full_iters'):
+            hook['full_iters'] = scale(hook['full_iters'])
 
 
 def full_iters(cfg: Config) -> int:
@@ -122,6 +147,35 @@ def full_iters(cfg: Config) -> int:
             'train_cfg has no max_iters: methods are compared in runs of IterBasedTrainLoop'
         )
     return cfg.train_cfg.max_iters
+
+
+def _resize_progressively(cfg: Config) -> None:
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    found = preprocessor.get('type')
+    if _name(found) != 'SegDataPreProcessor':
+        raise ValueError(
+            f'model.data_preprocessor.type={found!r}: images are resized during training for '
+            'SegDataPreProcessor only'
+        )
+    cfg.model.data_preprocessor = {**preprocessor, 'type': 'mmseg.ResizingSegDataPreProcessor'}
+    hook = dict(type='ProgressiveResizeHook')
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+    add_import(cfg)
+
+
+def _shrink_batches(cfg: Config, prune_ratio: float, min_keep: int | None) -> None:
+    if min_keep is None:
+        init_default_scope(cfg.get('default_scope', 'mmseg'))
+        min_keep = least_trainable(MODELS.build(copy.deepcopy(cfg.model)))
+    full = cfg.train_dataloader.batch_size
+    kept = round(KeepQuota(prune_ratio, min_keep).mean(full))
+    if kept == full:
+        raise ValueError(
+            f'small at prune_ratio={prune_ratio}: batches of {full} image(s), of which at least '
+            f'{min_keep} must stay, cannot be smaller; raise train_dataloader.batch_size or the '
+            'ratio'
+        )
+    cfg.train_dataloader.batch_size = kept
 
 
 def _apply_infobatch(
@@ -143,7 +197,7 @@ def _apply_infobatch(
 
 def _set_type(cfg: Config, prefix: str) -> None:
     """Names the segmentor of ours that goes by the plain one's name with a prefix."""
-    name = getattr(cfg.model.type, '__name__', str(cfg.model.type)).rpartition('.')[-1]
+    name = _name(cfg.model.type)
     if name not in ('EncoderDecoder', 'CascadeEncoderDecoder'):
         raise ValueError(
             f'model.type={cfg.model.type!r}: the methods that PFB is compared with are made for '
@@ -155,3 +209,8 @@ def _set_type(cfg: Config, prefix: str) -> None:
 
 def _hooks(cfg: Config, name: str) -> list[dict]:
     return [hook for hook in cfg.get('custom_hooks') or [] if hook.get('type') == name]
+
+
+def _name(registered: object) -> str:
+    """The bare name of a type, given as a string, with or without scope, or as a class."""
+    return getattr(registered, '__name__', str(registered)).rpartition('.')[-1]

@@ -24,12 +24,15 @@ class BudgetHook(Hook):
     """Measures a run and writes ``<work_dir>/budget.json``.
 
     - ``iterations``
+    - ``loaded``: images that the data loader handed out.
     - ``shallow``: images that entered the backbone in training steps, those only scored included;
       an image that is scored and trained on counts twice.
     - ``deep``: images that came through to the classifier of the decode head; again a scored one
       counts.
     - ``backward``: of these, images that a gradient was computed for.
-    - ``seconds``: from the start of training to its end with loading, but without validation.
+    - ``seconds``: wall clock from the start of training to its end, with loading, but without
+      validation.
+    - ``startup_seconds``: of these, what the first iteration took more than the others on average.
     - ``peak_memory_mib``: most memory allocated on the GPU, or the largest resident set of the
       process; in the latter, validation in the middle of a run is not told apart.
 
@@ -44,7 +47,10 @@ class BudgetHook(Hook):
     priority = 'LOWEST'
 
     def __init__(self) -> None:
-        self._spent = dict(shallow=0, deep=0, backward=0, seconds=0.0, peak_memory_mib=0.0)
+        self._spent = dict(
+            loaded=0, shallow=0, deep=0, backward=0, seconds=0.0, peak_memory_mib=0.0
+        )
+        self._first: float | None = None
         self._training_step = False
 
     def before_train(self, runner) -> None:
@@ -67,12 +73,15 @@ class BudgetHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         self._training_step = True
+        self._spent['loaded'] += len(data_batch['inputs'])
 
     def after_train_iter(
         self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         self._training_step = False
         self._settle()
+        if self._first is None:
+            self._first = self._spent['seconds']
 
     def after_val_epoch(self, runner, metrics: Any = None) -> None:
         if torch.cuda.is_available():
@@ -84,17 +93,31 @@ class BudgetHook(Hook):
             handle.remove()
         if not is_main_process():
             return
-        budget = {'iterations': runner.iter, **self._spent}
-        for key in ('shallow', 'deep', 'backward'):
+        budget = {
+            'iterations': runner.iter,
+            **self._spent,
+            'startup_seconds': self._startup(runner.iter),
+        }
+        for key in ('loaded', 'shallow', 'deep', 'backward'):
             budget[key] *= get_world_size()
         (Path(runner.work_dir) / BUDGET_NAME).write_text(json.dumps(budget, indent=1) + '\n')
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        checkpoint['budget'] = dict(self._spent)
+        checkpoint['budget'] = {**self._spent, 'first': self._first}
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if runner._resume and 'budget' in checkpoint:
-            self._spent = dict(checkpoint['budget'])
+            spent = dict(checkpoint['budget'])
+            # Version 0.1 noted neither: its start-up is taken for nothing, and images that were
+            # scored or trained on stand in for those loaded.
+            self._first = spent.pop('first', 0.0)
+            self._spent = {'loaded': spent['shallow'], **spent}
+
+    def _startup(self, iterations: int) -> float:
+        if iterations < 2:
+            return 0.0
+        others = (self._spent['seconds'] - self._first) / (iterations - 1)
+        return max(0.0, self._first - others)
 
     def _settle(self) -> None:
         now = time.perf_counter()

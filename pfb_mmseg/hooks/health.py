@@ -8,6 +8,7 @@ import numpy as np
 from mmengine.logging import print_log
 
 from ..core import AdaptiveDensityEstimator, KeepQuota
+from .step_clock import StepClock
 
 # Below this share a busy centroid is just the commonest kind of image.
 _NEARLY_EVERYTHING = 0.9
@@ -15,6 +16,10 @@ _NEARLY_EVERYTHING = 0.9
 _EQUAL = 1e-5
 # Steps after which a loss of time is no chance any more.
 _ENOUGH_STEPS = 50
+# Of what the steps save: if less than this reaches the wall clock, something else eats it.
+_ARRIVES = 0.75
+# Share of the run that must be at stake for that.
+_WORTH_TELLING = 0.03
 
 
 class Health:
@@ -47,8 +52,7 @@ class Health:
         quota: KeepQuota,
         estimator: AdaptiveDensityEstimator | None,
         batch_size: int,
-        time_saved: float | None,
-        num_blocked: int,
+        clock: StepClock,
     ) -> None:
         """Warn of what went wrong since the last call. Waits for the device.
 
@@ -56,8 +60,7 @@ class Health:
             quota: how many images stay.
             estimator: of their density, if that is what decides.
             batch_size: images per process in the last step.
-            time_saved: share of the training time saved so far, if known.
-            num_blocked: blocked steps behind that number.
+            clock: what has been saved so far.
         """
         if (
             self._ready_steps
@@ -92,15 +95,31 @@ class Health:
                         "are seeded with better features, update_rule='normalized', or a smaller "
                         'revive_after.',
                     )
-        if time_saved is not None and time_saved < 0 and num_blocked >= _ENOUGH_STEPS:
+        if clock.num_blocked >= _ENOUGH_STEPS:
+            self._check_time(clock)
+        self._begin_interval()
+
+    def _check_time(self, clock: StepClock) -> None:
+        of_steps, saved = clock.step_time_saved, clock.time_saved
+        if of_steps is not None and of_steps < 0:
             self._tell(
                 'time lost',
-                f'PFB has cost {-time_saved:.0%} more time than full steps would have taken: '
+                f'PFB has cost {-of_steps:.0%} more time than full steps would have taken: '
                 'scoring takes longer than dropping images saves. Try score_scale=0.5, an earlier '
-                'block_after or a larger prune_ratio; if the data loader is the bottleneck, no '
-                'pruning helps.',
+                'block_after or a larger prune_ratio.',
             )
-        self._begin_interval()
+        elif (
+            saved is not None and saved < _ARRIVES * of_steps and saved < of_steps - _WORTH_TELLING
+        ):
+            self._tell(
+                'loader',
+                f'blocking saves {of_steps:.0%} of the time of the training steps, but the run is '
+                f'only {max(saved, 0):.0%} shorter: {clock.waiting_share:.0%} of the time of a '
+                'blocked iteration passes between the steps, mostly waiting for the data loader, '
+                'which loads the dropped images as well. Raise train_dataloader.num_workers, with '
+                'persistent_workers=True, or make the pipeline cheaper (images stored at the size '
+                'they are used at, fewer augmentations).',
+            )
 
     def _tell(self, sign: str, sentence: str) -> None:
         if sign not in self._told:

@@ -40,9 +40,10 @@ class PFBHook(Hook):
     the time saved and the centroids in use, and the Visualizer's backends get, over the steps since
     the last: ``pfb/kept`` and ``pfb/candidates`` (images), ``pfb/log_density_kept`` and
     ``pfb/log_density_dropped`` (means), ``pfb/nonfinite`` (images, if there were any),
-    ``pfb/centroids`` (how many received a sample in the last 200 updates), and ``pfb/time_saved``,
-    the share saved since the start against the median full step of this very run. What looks wrong
-    is warned of once, see :class:`Health`.
+    ``pfb/centroids`` (how many received a sample in the last 200 updates), and the shares of time
+    saved since the start, against full steps of this very run: ``pfb/time_saved`` of the wall clock
+    from iteration to iteration, loading included, and ``pfb/step_time_saved`` of the steps alone,
+    see :class:`StepClock`. What looks wrong is warned of once, see :class:`Health`.
 
     With every checkpoint, and in it, :class:`SelectionRecord` is written: what became of each
     image, merged over all processes. Its file is ``<work_dir>/pfb_record.npz``. In a checkpoint
@@ -161,6 +162,7 @@ class PFBHook(Hook):
 
     def before_val_epoch(self, runner) -> None:
         """A best checkpoint may be saved behind it."""
+        self.clock.pause()
         self._collect()
 
     def after_train_epoch(self, runner) -> None:
@@ -173,6 +175,7 @@ class PFBHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Write the record beside the checkpoint and into it."""
+        self.clock.pause()
         self._settle_record()
         self.record.merge(self._fresh)
         self._fresh = SelectionRecord(self._classes)
@@ -214,17 +217,16 @@ class PFBHook(Hook):
         totals = self._statistics.flush()
         if not totals.get('nonfinite'):
             totals.pop('nonfinite', None)
-        estimator, time_saved = self._pfb.estimator, self.clock.time_saved
+        estimator = self._pfb.estimator
         if estimator is not None:
             totals['centroids'] = float(estimator.num_active())
-        if time_saved is not None:
-            totals['time_saved'] = time_saved
+        for name in ('time_saved', 'step_time_saved'):
+            if (share := getattr(self.clock, name)) is not None:
+                totals[name] = share
         scalars = {f'pfb/{name}': value for name, value in totals.items()}
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
         print_log(_in_words(totals, estimator, self._pfb.pruning), logger='current')
-        self._health.check(
-            self._pfb.quota, estimator, batch_size, time_saved, self.clock.num_blocked
-        )
+        self._health.check(self._pfb.quota, estimator, batch_size, self.clock)
 
     def _settle_record(self) -> None:
         """Write down the step before this one, whose selection is on the host by now."""
@@ -270,11 +272,23 @@ def _in_words(
         if kept < candidates
         else f'kept all {candidates:.0f} images'
     ]
-    if 'time_saved' in totals:
-        words.append(f'time saved so far {totals["time_saved"]:.1%}')
+    if saved := _saved_in_words(totals.get('time_saved'), totals.get('step_time_saved')):
+        words.append(saved)
     if estimator is not None and pruning:
         words.append(f'{totals["centroids"]:.0f} of {estimator.num_centroids} centroids in use')
     return f'PFB: {", ".join(words)}'
+
+
+def _saved_in_words(time_saved: float | None, step_time_saved: float | None) -> str:
+    """The wall clock, and the steps alone where they differ by a point or the other is unknown."""
+    if step_time_saved is None:
+        return ''
+    if time_saved is None:
+        return f'time of the steps saved so far {step_time_saved:.1%}'
+    words = f'time saved so far {time_saved:.1%}'
+    if abs(time_saved - step_time_saved) < 0.01:
+        return words
+    return f'{words} (of the steps alone {step_time_saved:.1%})'
 
 
 def _check_moment(name: str, value: Any) -> None:

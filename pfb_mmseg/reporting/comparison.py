@@ -10,10 +10,11 @@ from pathlib import Path
 HEADINGS = {
     'mIoU [%]': 'mIoU [%]',
     'difference': 'paired difference',
-    'saved': 'time saved',
-    'seconds': 'training time [s]',
+    'saved': 'wall clock saved',
+    'seconds': 'wall clock [s]',
     'iterations': 'iters',
     'candidates': 'candidate images',
+    'loaded': 'images loaded',
     'shallow': 'images shallow',
     'deep': 'images deep',
     'backward': 'images backward',
@@ -30,27 +31,31 @@ class Outcome:
         method: what it was trained with.
         prune_ratio: None where nothing is pruned, or where the row does not say.
         seed: of the run; rows are compared seed by seed.
-        miou: of the last validation, in percent.
-        seconds: of training, without validation.
+        miou: of the last validation, in percent; None if there was none.
+        seconds: of training, wall clock with loading and without validation.
         iterations: number of optimizer steps.
         candidates: images that could have been trained on.
+        loaded: images that the data loader handed out.
         shallow, deep, backward: images through the backbone's shallow part, through the deep part,
             and backward, see BudgetHook.
         peak_memory_mib: see BudgetHook.
+        startup_seconds: of the seconds, those that a run spends once, see BudgetHook.
     """
 
     row: str
     method: str
     prune_ratio: float | None
     seed: int
-    miou: float
+    miou: float | None
     seconds: float
     iterations: int
     candidates: int
+    loaded: int
     shallow: int
     deep: int
     backward: int
     peak_memory_mib: float
+    startup_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Figures:
     """A line of the table: means over the seeds, with standard deviations (n - 1) where given.
 
     ``difference`` is the mean of (mIoU - mIoU of the reference with the same seed), ``saved`` that
-    of 1 - seconds / seconds of the reference; both None for the reference itself.
+    of 1 - seconds / seconds of the reference (wall clock); both None for the reference itself.
     """
 
     row: str
@@ -74,10 +79,17 @@ class Figures:
     seconds_std: float | None
     iterations: float
     candidates: float
+    loaded: float
     shallow: float
     deep: float
     backward: float
     peak_memory_mib: float
+
+
+def iters_in(seconds: float, run: Outcome) -> int:
+    """How many iterations fit into a wall time at the pace of a run, after a start-up like its."""
+    pace = (run.seconds - run.startup_seconds) / run.iterations
+    return max(1, round((seconds - run.startup_seconds) / pace))
 
 
 def summarise(outcomes: Sequence[Outcome], reference: str) -> list[Figures]:
@@ -112,6 +124,7 @@ def summarise(outcomes: Sequence[Outcome], reference: str) -> list[Figures]:
             for key in (
                 'iterations',
                 'candidates',
+                'loaded',
                 'shallow',
                 'deep',
                 'backward',
@@ -146,7 +159,7 @@ def cells(line: Figures) -> list[str]:
         _spread(line.seconds, line.seconds_std, digits=1),
         *(
             f'{getattr(line, key):,.0f}'
-            for key in ('iterations', 'candidates', 'shallow', 'deep', 'backward')
+            for key in ('iterations', 'candidates', 'loaded', 'shallow', 'deep', 'backward')
         ),
         f'{line.peak_memory_mib:,.0f}',
     ]
@@ -160,7 +173,7 @@ def markdown(lines: Sequence[Figures]) -> str:
 
 
 def plot(lines: Sequence[Figures], path: Path) -> None:
-    """mIoU against time saved; a line connects a method's ratios, bars are standard deviations."""
+    """mIoU against wall clock saved; a line connects a method's ratios, bars are deviations."""
     from matplotlib.figure import Figure  # no display, and only where a plot is asked for
 
     figure = Figure(figsize=(8, 4.5), layout='constrained')
@@ -175,7 +188,7 @@ def plot(lines: Sequence[Figures], path: Path) -> None:
             capsize=3,
             label=method,
         )
-    axes.set(xlabel='training time saved [%]', ylabel='mIoU [%]')
+    axes.set(xlabel='wall clock of training saved [%]', ylabel='mIoU [%]')
     axes.grid(alpha=0.3)
     figure.legend(loc='outside right center')
     figure.savefig(path, dpi=120)

@@ -96,7 +96,11 @@ def _numbers(run: RunFiles) -> dict[str, str]:
         numbers['of the images kept while pruning'] = f'{share:.0%}'
     _, saved = run.column('pfb/time_saved')
     if len(saved):
-        numbers['of the training time saved'] = f'{saved[-1]:.1%}'
+        # Version 0.1 logged the steps' time under this name, and nothing under the other.
+        measured = (
+            'wall clock' if len(run.column('pfb/step_time_saved')[1]) else 'time of the steps'
+        )
+        numbers[f'of the {measured} saved'] = f'{saved[-1]:.1%}'
     if run.record is not None and len(run.record):
         never = int((run.record.kept == 0).sum())
         numbers[f'of {len(run.record):,} images looked at were never kept'] = f'{never:,}'
