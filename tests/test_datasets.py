@@ -1,4 +1,4 @@
-"""The demo scenes and CamVid as MMSegmentation sees them."""
+"""The demo scenes, CamVid and Clothing Co-Parsing as MMSegmentation sees them."""
 
 import pickle
 from collections import Counter
@@ -9,17 +9,24 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmseg.datasets import PascalVOCDataset
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner
-from pfb_mmseg.datasets import CamVidDataset, PFBDemoDataset
+from pfb_mmseg.datasets import (
+    CamVidDataset,
+    CCPCoarseDataset,
+    CCPDataset,
+    PFBDemoDataset,
+)
 from pfb_mmseg.datasets.demo import CLASSES, KIND_SHARES
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 CAMVID = Path(__file__).parents[2] / 'shared' / 'camvid'
+CCP = CAMVID.with_name('ccp')
 LOAD = [dict(type='LoadDemoScene'), dict(type='LoadDemoLabels')]
 PACK = dict(type='PackSegInputs')
 
@@ -243,3 +250,67 @@ class TestCamVid:
         frame = dataset[length - 1]
         assert frame['img'].shape == (360, 480, 3) and frame['gt_seg_map'].shape == (360, 480)
         assert set(np.unique(frame['gt_seg_map'])) <= {*range(11), 255}
+
+
+def files(root, kind, split='train', labels='annot', **options):
+    """A data set of files, loaded without augmentation."""
+    prefix = dict(img_path=split, seg_map_path=f'{split}{labels}')
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
+    return DATASETS.build(
+        dict(type=kind, data_root=str(root), data_prefix=prefix, pipeline=pipeline, **options)
+    )
+
+
+def write_pairs(root, sizes, folders=('train', 'trainannot')):
+    """Images of these (width, height), each of one label and one shade of its own."""
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+    for index, size in enumerate(sizes):
+        shade = (index, index, index)
+        Image.new('RGB', size, shade).save(root / folders[0] / f'{index:04d}.jpg', quality=100)
+        Image.new('L', size, index).save(root / folders[1] / f'{index:04d}.png')
+
+
+class TestClothing:
+    @pytest.mark.parametrize(
+        'kind, labels, num', [('CCPDataset', 'annot', 42), ('CCPCoarseDataset', 'coarse', 14)]
+    )
+    def test_photos_are_paired_with_the_label_maps_of_their_folder(
+        self, tmp_path, kind, labels, num
+    ):
+        write_pairs(tmp_path, [(9, 12)] * num, ('train', f'train{labels}'))
+        dataset = files(tmp_path, kind, labels=labels)
+        assert len(dataset) == len(dataset.metainfo['classes']) == num
+        for index in range(num):
+            assert Path(dataset[index]['img_path']).name == f'{index:04d}.jpg'
+            assert set(np.unique(dataset[index]['gt_seg_map'])) == {index}
+
+    @pytest.mark.parametrize('kind, num', [(CCPDataset, 42), (CCPCoarseDataset, 14)])
+    def test_classes_have_distinct_names_and_the_colours_of_vocs_rule(self, kind, num):
+        classes, palette = kind.METAINFO['classes'], kind.METAINFO['palette']
+        assert len(set(classes)) == len({tuple(colour) for colour in palette}) == num
+        voc = PascalVOCDataset.METAINFO['palette']
+        assert palette[:21] == voc[:num]
+
+    @pytest.mark.skipif(not CCP.is_dir(), reason='no clothing photos at ../shared/ccp')
+    def test_class_names_are_those_of_the_list_beside_the_photos(self):
+        lines = (CCP / 'classes.txt').read_text().splitlines()
+        assert CCPDataset.METAINFO['classes'] == tuple(line.split()[0] for line in lines)
+
+    @pytest.mark.skipif(not CCP.is_dir(), reason='no clothing photos at ../shared/ccp')
+    @pytest.mark.parametrize('split, length', [('train', 704), ('val', 150)])
+    def test_real_photos_load_and_classes_fall_into_groups(self, split, length):
+        fine = files(CCP, 'CCPDataset', split)
+        coarse = files(CCP, 'CCPCoarseDataset', split, 'coarse')
+        assert len(fine) == len(coarse) == length
+        names = [kind.METAINFO['classes'] for kind in (CCPDataset, CCPCoarseDataset)]
+        seen = set()
+        for index in range(0, length, length // 10):
+            photo, grouped = fine[index], coarse[index]
+            assert photo['img'].shape[:2] == photo['gt_seg_map'].shape
+            pairs = np.stack([photo['gt_seg_map'].ravel(), grouped['gt_seg_map'].ravel()])
+            seen |= set(map(tuple, np.unique(pairs, axis=1).T.tolist())) - {(255, 255)}
+        group = {names[0][one]: names[1][other] for one, other in seen}
+        assert len(group) == len(seen), 'a class is in one group'
+        assert group['null'] == 'background' and group['skin'] == 'skin'
+        assert group['shoes'] == 'footwear' and group['hair'] == 'hair'
