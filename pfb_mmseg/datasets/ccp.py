@@ -5,6 +5,8 @@ from typing import Any
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
+from .wrong_labels import WrongLabelsMixin
+
 
 def _metainfo(*classes: str) -> dict:
     """Names with distinct RGB colours by the rule of PASCAL VOC, which gives label 0 black.
@@ -22,7 +24,7 @@ def _metainfo(*classes: str) -> dict:
 
 
 @DATASETS.register_module()
-class CCPDataset(BaseSegDataset):
+class CCPDataset(WrongLabelsMixin, BaseSegDataset):
     """Clothing Co-Parsing: street photos of people, in 42 classes with a long tail.
 
     The files are ``<data_root>/train/*.jpg`` with ``<data_root>/trainannot/*.png`` of the same
@@ -33,7 +35,8 @@ class CCPDataset(BaseSegDataset):
     Args:
         img_suffix: How image names end.
         seg_map_suffix: How label-map names end.
-        **kwargs: As for :class:`mmseg.datasets.BaseSegDataset`.
+        **kwargs: As for :class:`mmseg.datasets.BaseSegDataset`, and ``wrong_labels`` of
+            :class:`WrongLabelsMixin`.
 
     Source: Yang, Luo and Lin, "Clothing Co-Parsing by Joint Image Segmentation and Labeling",
     CVPR 2014.

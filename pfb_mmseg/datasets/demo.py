@@ -15,6 +15,8 @@ from mmcv.transforms import BaseTransform
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS, TRANSFORMS
 
+from .wrong_labels import WrongLabelsMixin
+
 IGNORE = 255
 SPLITS = ('train', 'val')
 _MIN_SIDE = 32
@@ -348,7 +350,7 @@ def draw_scene(
 
 
 @DATASETS.register_module()
-class PFBDemoDataset(BaseSegDataset):
+class PFBDemoDataset(WrongLabelsMixin, BaseSegDataset):
     """Small scenes made by code, in kinds of very unequal frequency.
 
     Six kinds of scene share a split as :data:`KIND_SHARES` says, from 45 % down to 4 %, exact to
@@ -365,12 +367,13 @@ class PFBDemoDataset(BaseSegDataset):
         size: (height, width) in pixels, at least 32 each.
         seed: Seed of the data set, at least 0.
         **kwargs: As for :class:`mmseg.datasets.BaseSegDataset`: ``pipeline``, ``metainfo``,
-            ``indices``, ``test_mode``, ….
+            ``indices``, ``test_mode``, …; and ``wrong_labels`` of :class:`WrongLabelsMixin`.
 
     Raises:
         ValueError: If an option is outside of what is allowed.
     """
 
+    LABELS = 'label_scene'
     METAINFO = dict(classes=CLASSES, palette=[look.palette for look in _LOOKS.values()])
 
     def __init__(
@@ -426,18 +429,25 @@ class PFBDemoDataset(BaseSegDataset):
         places = (start + _GOLDEN * np.arange(self.length)) % 1
         bounds = np.cumsum(list(KIND_SHARES.values()))[:-1]
         kinds = [tuple(_KINDS)[k] for k in np.searchsorted(bounds, places, side='right')]
-        return [
+        scenes = [
+            dict(kind=kind, split=self.split, index=index, seed=self.seed, size=self.size)
+            for index, kind in enumerate(kinds)
+        ]
+        infos = [
             dict(
-                img_path=f'demo/{self.split}/{kind}/{index:06d}.png',
-                scene=dict(
-                    kind=kind, split=self.split, index=index, seed=self.seed, size=self.size
-                ),
+                img_path=f'demo/{self.split}/{scene["kind"]}/{scene["index"]:06d}.png',
+                scene=scene,
+                label_scene=scene,
                 label_map=self.label_map,
                 reduce_zero_label=self.reduce_zero_label,
                 seg_fields=[],
             )
-            for index, kind in enumerate(kinds)
+            for scene in scenes
         ]
+        return self.exchange_labels(infos)
+
+    def _label_size(self, info: dict) -> tuple[int, int]:
+        return info['label_scene']['size']
 
 
 def _is_int(value: Any) -> bool:
@@ -462,12 +472,15 @@ class LoadDemoScene(BaseTransform):
 class LoadDemoLabels(BaseTransform):
     """Bring out the labels of a scene; stands where others have LoadAnnotations.
 
-    Adds ``gt_seg_map`` (H, W) uint8 as they were drawn. As with LoadAnnotations, transforms before
-    it move the image only (test-time augmentation), transforms behind it move both.
+    Adds ``gt_seg_map`` (H, W) uint8 as they were drawn, those of another scene if they are wrong.
+    As with LoadAnnotations, transforms before it move the image only (test-time augmentation),
+    transforms behind it move both.
     """
 
     def transform(self, results: dict) -> dict:
         labels = results.pop('scene_labels')
+        if results['label_scene'] != results['scene']:
+            _, labels = draw_scene(**results['label_scene'])
         if results['label_map'] is not None:
             table = np.full(IGNORE + 1, IGNORE, dtype=np.uint8)
             table[list(results['label_map'])] = list(results['label_map'].values())

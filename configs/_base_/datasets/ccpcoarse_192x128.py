@@ -18,8 +18,8 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
-# Of the original size: about half of the usual ratios, as in training.
-img_ratios = [0.25, 0.375, 0.5, 0.625, 0.75]
+# Of the original size: half of the usual ratios, about as in training.
+img_ratios = [0.25, 0.375, 0.5, 0.625, 0.75, 0.875]
 tta_pipeline = [
     dict(type='LoadImageFromFile', backend_args=None),
     dict(
