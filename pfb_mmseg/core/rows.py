@@ -1,0 +1,19 @@
+"""Some images of a batch, as they lay in memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def take_rows(rows: Tensor, indices: Tensor) -> Tensor:
+    """``rows.index_select(0, indices)``, but channels_last tensors stay channels_last.
+
+    Args:
+        rows: (N, ...).
+        indices: (K,) int64, on any device.
+    """
+    indices = indices.to(rows.device)
+    if rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last):
+        return rows.permute(0, 2, 3, 1).index_select(0, indices).permute(0, 3, 1, 2)
+    return rows.index_select(0, indices)
