@@ -11,12 +11,11 @@ from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ..blocking import scoring_mode
+from ..blocking import least_trainable, scoring_mode
 from ..core import KeepQuota, Selection
 from ..core.checks import check_choice, check_given, check_integer, check_keys
 from ..core.selection import keep_lowest
 from ..segmentors.filter import BatchFilter
-from ..segmentors.mixin import least_trainable
 from ..segmentors.samples import select_samples
 from .divbs import classifier_gradients, select_diverse
 from .losses import image_losses

@@ -1,6 +1,7 @@
 """Where and how a forward pass is cut. Knows torch modules, not OpenMMLab."""
 
 from .cost import share_behind
+from .norms import least_trainable
 from .point import BlockingPoint, shrink
 from .scoring import scoring_mode
 from .stages import FAMILIES, Family, default_stage, stage_names
@@ -12,6 +13,7 @@ __all__ = [
     'Family',
     'default_stage',
     'is_sharded',
+    'least_trainable',
     'scoring_mode',
     'share_behind',
     'shrink',

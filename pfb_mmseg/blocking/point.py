@@ -50,6 +50,8 @@ class BlockingPoint:
     Attributes:
         num_channels: C, the length of the vectors that :meth:`score` returns; None before
             :meth:`prepare`.
+        scoring: whether a pass is under way that ends at this point. Forward hooks in front of it
+            fire in that pass and in the training pass, and may ask which one it is.
         input_shape: of the blank image; None before :meth:`prepare` if none was given.
 
     Raises:
@@ -63,6 +65,7 @@ class BlockingPoint:
         self.name = name
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.num_channels: int | None = None
+        self.scoring = False
         self._channel_dims: list[int] = []
         _check_name(self.encoder, name)
 
@@ -278,11 +281,13 @@ class BlockingPoint:
             raise _Reached(output)
 
         handle = self.module.register_forward_hook(stop)
+        self.scoring = True
         try:
             self.encoder(images)
         except _Reached as reached:
             return reached.output
         finally:
+            self.scoring = False
             handle.remove()
         raise _NotReached(
             f'the blocking point {self.name!r} is never reached: the encoder has such a module but '
