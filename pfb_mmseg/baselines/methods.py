@@ -10,7 +10,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 
 from ..core.checks import check_choice, check_integer, check_number
-from ..segmentors.apply import add_import, apply_pfb, remove_pfb
+from ..segmentors.apply import add_import, apply_pfb, remove_pfb, type_name
 from .infobatch import shortened_iters
 
 CRITERIA = {'pfb': None, 'random': 'random', 'common': 'common'}
@@ -143,7 +143,7 @@ def _apply_infobatch(
 
 def _set_type(cfg: Config, prefix: str) -> None:
     """Names the segmentor of ours that goes by the plain one's name with a prefix."""
-    name = getattr(cfg.model.type, '__name__', str(cfg.model.type)).rpartition('.')[-1]
+    name = type_name(cfg.model.type)
     if name not in ('EncoderDecoder', 'CascadeEncoderDecoder'):
         raise ValueError(
             f'model.type={cfg.model.type!r}: the methods that PFB is compared with are made for '
@@ -154,4 +154,4 @@ def _set_type(cfg: Config, prefix: str) -> None:
 
 
 def _hooks(cfg: Config, name: str) -> list[dict]:
-    return [hook for hook in cfg.get('custom_hooks') or [] if hook.get('type') == name]
+    return [hook for hook in cfg.get('custom_hooks') or [] if type_name(hook.get('type')) == name]
