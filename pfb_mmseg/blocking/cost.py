@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .devices import random_state_kept
 from .point import BlockingPoint
 from .scoring import scoring_mode
 
@@ -27,9 +27,8 @@ def share_behind(
         A number in [0, 1]; None if ``forward`` cannot run on a blank image.
     """
     image = point.blank_images(1)
-    devices = [image.device] if image.is_cuda else []
     # Some heads draw random numbers in every pass: training shall not notice this one.
-    with torch.random.fork_rng(devices), scoring_mode(model, batch_statistics=False):
+    with random_state_kept(image.device), scoring_mode(model, batch_statistics=False):
         try:
             whole = _flops(forward, image)
             return 1 - _flops(point.score, image) / whole if whole else None
