@@ -9,7 +9,10 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from tiny import host
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    checkpoint_wrapper,
+)
 
 from pfb_mmseg.blocking import BlockingPoint, least_trainable, scoring_mode
 
@@ -366,6 +369,43 @@ def test_a_cut_lets_only_the_chosen_images_on_and_narrows_earlier_outputs_too(im
     for output, expected in zip(outputs, whole, strict=True):
         torch.testing.assert_close(output, expected[kept])
     assert len(encoder(images)[2]) == 6, 'the cut outlived its context'
+
+
+def reentrant(module):
+    return checkpoint_wrapper(module, checkpoint_impl=CheckpointImpl.REENTRANT)
+
+
+@pytest.mark.parametrize('wrap', [checkpoint_wrapper, reentrant])
+@pytest.mark.parametrize('part', ['backbone', 'backbone.stage2', 'backbone.stage3'])
+def test_a_cut_holds_in_what_is_recomputed_in_the_backward_pass(images, wrap, part):
+    def gradients(wrap_part):
+        torch.manual_seed(0)
+        model = host(Chain().train())
+        point = BlockingPoint(model, 'stage2.1')
+        parent, _, name = part.rpartition('.')
+        if wrap_part:
+            around = model.get_submodule(parent)
+            setattr(around, name, wrap(getattr(around, name)))
+        for _ in range(2):
+            model.zero_grad()
+            with point.cut(lambda vectors: torch.tensor([1, 4])):
+                outputs = model.backbone(images.clone().requires_grad_())
+            assert [len(output) for output in outputs] == [2, 2, 2]
+            outputs[2].square().sum().backward()
+        with torch.no_grad():
+            assert len(model.backbone(images)[2]) == 6, 'the cut outlived its step'
+        found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return {name.replace('_checkpoint_wrapped_module.', ''): g for name, g in found.items()}
+
+    torch.testing.assert_close(gradients(True), gradients(False))
+
+
+def test_a_cut_leaves_no_hook_behind_where_nothing_is_recomputed(images):
+    model = host(Chain())
+    point = BlockingPoint(model, 'stage2')
+    with point.cut(lambda vectors: torch.tensor([1, 4])):
+        model.backbone(images)
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_a_network_that_needs_all_images_behind_the_point_is_refused_by_check_cut():

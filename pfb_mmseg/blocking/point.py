@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
+from torch.utils.hooks import RemovableHandle
 
 from ..core import spatial_mean
 from .scoring import scoring_mode
@@ -66,6 +67,7 @@ class BlockingPoint:
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.num_channels: int | None = None
         self.scoring = False
+        self._recutting: RemovableHandle | None = None
         self._channel_dims: list[int] = []
         _check_name(self.encoder, name)
 
@@ -142,7 +144,10 @@ class BlockingPoint:
 
     @contextmanager
     def cut(self, choose: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Let only the chosen images go on from here, in every forward pass of the encoder.
+        """Let only the chosen images go on from here, in a forward pass of the encoder.
+
+        Where that pass is recomputed in the backward pass (activation checkpointing), the same ones
+        go on again.
 
         Args:
             choose: gets the (N, C) vectors of :meth:`score`, returns the ascending positions of
@@ -151,28 +156,39 @@ class BlockingPoint:
 
         """
         self.prepare()
+        if self._recutting is not None:
+            self._recutting.remove()
+            self._recutting = None
+        under_way, recomputed = True, False
+        with_gradient = torch.is_grad_enabled()
         indices: Tensor | None = None
         num_images = 0
 
         def at_point(module: nn.Module, args: Any, output: Any) -> Any:
-            nonlocal indices, num_images
-            vector = self._vector(output)
-            num_images = len(vector)
-            indices = choose(vector)
+            nonlocal indices, num_images, recomputed
+            if under_way:
+                recomputed = with_gradient and _is_checkpointed()
+                vector = self._vector(output)
+                num_images = len(vector)
+                indices = choose(vector)
+            elif not _in_backward():
+                return None
             return _narrow(output, indices, num_images)
 
         def at_end(module: nn.Module, args: Any, output: Any) -> Any:
             return _narrow(output, indices, num_images)
 
-        handles = [
-            self.module.register_forward_hook(at_point),
-            self.encoder.register_forward_hook(at_end),
-        ]
+        cutting = self.module.register_forward_hook(at_point)
+        ending = self.encoder.register_forward_hook(at_end)
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            under_way = False
+            ending.remove()
+            if recomputed:  # until the next cut; no backward pass of this one comes after it
+                self._recutting = cutting
+            else:
+                cutting.remove()
 
     def check_cut(self, like: Tensor | None = None) -> None:
         """Try a cut on blank images.
@@ -333,6 +349,19 @@ def _find(module: nn.Module, path: list[str]) -> nn.Module | None:
 def _blank(encoder: nn.Module, shape: tuple[int, ...], like: Tensor | None) -> Tensor:
     like = next(encoder.parameters()) if like is None else like
     return torch.zeros(shape, device=like.device, dtype=like.dtype)
+
+
+def _is_checkpointed() -> bool:
+    """Whether the forward pass under way, which is to have a gradient, will be run once more."""
+    if not torch.is_grad_enabled():  # the reentrant variant
+        return True
+    # The other one replaces what is saved for the backward pass, as few other things do.
+    look = getattr(torch._C._autograd, '_top_saved_tensors_default_hooks', None)
+    return look is None or look(True) is not None
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
 
 
 def shrink(images: Tensor, scale: float) -> Tensor:
