@@ -9,9 +9,12 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from tiny import host
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    checkpoint_wrapper,
+)
 
-from pfb_mmseg.blocking import BlockingPoint, scoring_mode
+from pfb_mmseg.blocking import BlockingPoint, least_trainable, scoring_mode
 
 
 class Chain(nn.Module):
@@ -203,6 +206,114 @@ class TestModel:
             model.loss(tiny.images(), tiny.samples())
 
 
+@pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])
+def test_a_users_forward_hook_can_tell_the_passes_apart(strategy):
+    model = tiny.build(dict(strategy=strategy))
+    passes = []
+    model.backbone.stem.register_forward_hook(
+        lambda module, args, output: passes.append((model.pfb.point.scoring, len(output)))
+    )
+    model.loss(tiny.images(), tiny.samples())
+    assert passes == ([(True, 8), (False, 4)] if strategy == 'two_pass' else [(False, 8)])
+
+
+class ForeignNorm(nn.Module):
+    """A BatchNorm of its own, as mmcv's MMSyncBN is: no flag stops its running mean."""
+
+    group_size = 1
+
+    def __init__(self, num_features):
+        super().__init__()
+        self.register_buffer('running_mean', torch.zeros(num_features))
+        self.register_buffer('num_batches_tracked', torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        mean = self.running_mean
+        if self.training:
+            mean = x.mean((0, 2, 3))
+            self.running_mean.lerp_(mean.detach(), 0.1)
+            self.num_batches_tracked += 1
+        return x - mean[:, None, None]
+
+
+@pytest.mark.parametrize(
+    'norm',
+    [ForeignNorm(4), nn.InstanceNorm2d(4, track_running_stats=True)],
+    ids=['own', 'instance'],
+)
+def test_norms_of_any_class_score_with_the_statistics_of_the_batch_and_keep_theirs(images, norm):
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.ReLU()).train()
+    point = BlockingPoint(host(encoder), '2')
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    with scoring_mode(encoder):
+        of_batch = point.score(images)
+    with scoring_mode(encoder, batch_statistics=False):
+        running = point.score(images)
+    torch.testing.assert_close(dict(encoder.state_dict()), before, rtol=0, atol=0)
+    torch.testing.assert_close(of_batch, encoder(images).mean((2, 3)).detach())
+    assert not torch.allclose(of_batch, running)
+    norm.eval()
+    with scoring_mode(encoder):
+        frozen = point.score(images)
+    torch.testing.assert_close(frozen, encoder(images).mean((2, 3)).detach())
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.branch = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 4, 1), nn.Sigmoid())
+
+    def forward(self, x):
+        return x * self.branch(x)
+
+
+def conv_and_norm(norm=nn.BatchNorm2d):
+    return nn.Sequential(nn.Conv2d(4, 4, 1), norm(4))
+
+
+class InAClass(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.bn(self.conv(x))
+
+
+POOL = nn.AdaptiveAvgPool2d(1)
+
+
+@pytest.mark.parametrize(
+    ('least', 'parts'),
+    [
+        (1, [SqueezeExcite(), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)]),
+        (1, [SqueezeExcite(), conv_and_norm()]),
+        (2, [POOL, nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)]),
+        (2, [POOL, conv_and_norm()]),
+        (2, [nn.Sequential(POOL, nn.ReLU()), conv_and_norm()]),
+        (2, [nn.AdaptiveAvgPool2d((1, 1)), InAClass()]),
+        (2, [POOL, conv_and_norm(ForeignNorm)]),
+        (1, [POOL, conv_and_norm(lambda num: nn.GroupNorm(2, num))]),
+        (1, [nn.AdaptiveAvgPool2d(2), conv_and_norm()]),
+        (1, [conv_and_norm(), POOL]),
+        (1, [POOL, nn.Upsample((8, 8)), conv_and_norm()]),
+    ],
+)
+def test_two_images_are_needed_only_where_single_pixels_are_normalised(least, parts):
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), *parts).train()
+    assert least_trainable(host(network)) == least
+    if ForeignNorm not in map(type, network.modules()):  # which does not mind
+
+        def train_on_one():
+            return network(torch.rand(1, 3, 8, 8))
+
+        if least == 1:
+            train_on_one()
+        else:
+            with pytest.raises(ValueError, match='more than 1 value per channel'):
+                train_on_one()
+
+
 @pytest.mark.parametrize('batch_statistics', [True, False])
 def test_scoring_leaves_every_buffer_flag_and_random_state_as_it_was(images, batch_statistics):
     encoder = Chain(dropout=0.5).train()
@@ -258,6 +369,43 @@ def test_a_cut_lets_only_the_chosen_images_on_and_narrows_earlier_outputs_too(im
     for output, expected in zip(outputs, whole, strict=True):
         torch.testing.assert_close(output, expected[kept])
     assert len(encoder(images)[2]) == 6, 'the cut outlived its context'
+
+
+def reentrant(module):
+    return checkpoint_wrapper(module, checkpoint_impl=CheckpointImpl.REENTRANT)
+
+
+@pytest.mark.parametrize('wrap', [checkpoint_wrapper, reentrant])
+@pytest.mark.parametrize('part', ['backbone', 'backbone.stage2', 'backbone.stage3'])
+def test_a_cut_holds_in_what_is_recomputed_in_the_backward_pass(images, wrap, part):
+    def gradients(wrap_part):
+        torch.manual_seed(0)
+        model = host(Chain().train())
+        point = BlockingPoint(model, 'stage2.1')
+        parent, _, name = part.rpartition('.')
+        if wrap_part:
+            around = model.get_submodule(parent)
+            setattr(around, name, wrap(getattr(around, name)))
+        for _ in range(2):
+            model.zero_grad()
+            with point.cut(lambda vectors: torch.tensor([1, 4])):
+                outputs = model.backbone(images.clone().requires_grad_())
+            assert [len(output) for output in outputs] == [2, 2, 2]
+            outputs[2].square().sum().backward()
+        with torch.no_grad():
+            assert len(model.backbone(images)[2]) == 6, 'the cut outlived its step'
+        found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return {name.replace('_checkpoint_wrapped_module.', ''): g for name, g in found.items()}
+
+    torch.testing.assert_close(gradients(True), gradients(False))
+
+
+def test_a_cut_leaves_no_hook_behind_where_nothing_is_recomputed(images):
+    model = host(Chain())
+    point = BlockingPoint(model, 'stage2')
+    with point.cut(lambda vectors: torch.tensor([1, 4])):
+        model.backbone(images)
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_a_network_that_needs_all_images_behind_the_point_is_refused_by_check_cut():

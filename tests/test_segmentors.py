@@ -12,8 +12,8 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
+from pfb_mmseg.blocking import least_trainable
 from pfb_mmseg.core import Selection
-from pfb_mmseg.segmentors.mixin import least_trainable
 from pfb_mmseg.segmentors.samples import select_samples
 
 STRATEGIES = ['two_pass', 'single_pass']

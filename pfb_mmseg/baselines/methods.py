@@ -9,10 +9,10 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
 
+from ..blocking import least_trainable
 from ..core import KeepQuota
 from ..core.checks import check_choice, check_integer, check_number
-from ..segmentors.apply import add_import, apply_pfb, remove_pfb
-from ..segmentors.mixin import least_trainable
+from ..segmentors.apply import add_import, apply_pfb, remove_pfb, type_name
 from .infobatch import shortened_iters
 
 # Of PFB's criteria; None: the config's own.
@@ -152,7 +152,7 @@ def full_iters(cfg: Config) -> int:
 def _resize_progressively(cfg: Config) -> None:
     preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     found = preprocessor.get('type')
-    if _name(found) != 'SegDataPreProcessor':
+    if type_name(found) != 'SegDataPreProcessor':
         raise ValueError(
             f'model.data_preprocessor.type={found!r}: images are resized during training for '
             'SegDataPreProcessor only'
@@ -197,7 +197,7 @@ def _apply_infobatch(
 
 def _set_type(cfg: Config, prefix: str) -> None:
     """Names the segmentor of ours that goes by the plain one's name with a prefix."""
-    name = _name(cfg.model.type)
+    name = type_name(cfg.model.type)
     if name not in ('EncoderDecoder', 'CascadeEncoderDecoder'):
         raise ValueError(
             f'model.type={cfg.model.type!r}: the methods that PFB is compared with are made for '
@@ -208,9 +208,4 @@ def _set_type(cfg: Config, prefix: str) -> None:
 
 
 def _hooks(cfg: Config, name: str) -> list[dict]:
-    return [hook for hook in cfg.get('custom_hooks') or [] if hook.get('type') == name]
-
-
-def _name(registered: object) -> str:
-    """The bare name of a type, given as a string, with or without scope, or as a class."""
-    return getattr(registered, '__name__', str(registered)).rpartition('.')[-1]
+    return [hook for hook in cfg.get('custom_hooks') or [] if type_name(hook.get('type')) == name]

@@ -1,6 +1,7 @@
 """Where and how a forward pass is cut. Knows torch modules, not OpenMMLab."""
 
 from .cost import StepCost, count_flops, step_cost
+from .norms import least_trainable
 from .point import BlockingPoint, find_module, shrink
 from .scoring import scoring_mode
 from .stages import FAMILIES, Family, default_stage, output_stages, stage_names
@@ -15,6 +16,7 @@ __all__ = [
     'default_stage',
     'find_module',
     'is_sharded',
+    'least_trainable',
     'output_stages',
     'scoring_mode',
     'shrink',

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .devices import random_state_kept
 from .point import BlockingPoint
 from .scoring import scoring_mode
 
@@ -48,12 +48,8 @@ def step_cost(
         None if ``forward`` cannot run on a blank image.
     """
     image = point.blank_images(1, like)
-    devices = [] if image.device.type == 'cpu' else [image.device]
     # Some heads draw random numbers in every pass: training shall not notice this one.
-    with (
-        torch.random.fork_rng(devices, device_type=image.device.type),
-        scoring_mode(model, batch_statistics=False),
-    ):
+    with random_state_kept(image.device), scoring_mode(model, batch_statistics=False):
         try:
             whole = count_flops(lambda: forward(image))
             return StepCost(whole, count_flops(lambda: point.score(image))) if whole else None

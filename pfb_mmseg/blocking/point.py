@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
+from torch.utils.hooks import RemovableHandle
 
 from ..core import spatial_mean
 from .scoring import scoring_mode
@@ -46,6 +47,8 @@ class BlockingPoint:
     Attributes:
         num_channels: C, the length of the vectors that :meth:`score` returns; None before
             :meth:`prepare`.
+        scoring: whether a pass is under way that ends at this point. Forward hooks in front of it
+            fire in that pass and in the training pass, and may ask which one it is.
         input_shape: of the blank image; None before :meth:`prepare` if none was given.
 
     Raises:
@@ -60,6 +63,8 @@ class BlockingPoint:
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.num_channels: int | None = None
         self.channel_dims: list[int] = []
+        self.scoring = False
+        self._recutting: RemovableHandle | None = None
         _check_name(self.encoder, name)
 
     @property
@@ -136,7 +141,10 @@ class BlockingPoint:
 
     @contextmanager
     def cut(self, choose: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Let only the chosen images go on from here, in every forward pass of the encoder.
+        """Let only the chosen images go on from here, in a forward pass of the encoder.
+
+        Where that pass is recomputed in the backward pass (activation checkpointing), the same ones
+        go on again.
 
         Args:
             choose: gets the (N, C) vectors of :meth:`score`, returns the ascending positions of
@@ -145,28 +153,39 @@ class BlockingPoint:
 
         """
         self.prepare()
+        if self._recutting is not None:
+            self._recutting.remove()
+            self._recutting = None
+        under_way, recomputed = True, False
+        with_gradient = torch.is_grad_enabled()
         indices: Tensor | None = None
         num_images = 0
 
         def at_point(module: nn.Module, args: Any, output: Any) -> Any:
-            nonlocal indices, num_images
-            vector = self._vector(output)
-            num_images = len(vector)
-            indices = choose(vector)
+            nonlocal indices, num_images, recomputed
+            if under_way:
+                recomputed = with_gradient and _is_checkpointed()
+                vector = self._vector(output)
+                num_images = len(vector)
+                indices = choose(vector)
+            elif not _in_backward():
+                return None
             return _narrow(output, indices, num_images)
 
         def at_end(module: nn.Module, args: Any, output: Any) -> Any:
             return _narrow(output, indices, num_images)
 
-        handles = [
-            self.module.register_forward_hook(at_point),
-            self.encoder.register_forward_hook(at_end),
-        ]
+        cutting = self.module.register_forward_hook(at_point)
+        ending = self.encoder.register_forward_hook(at_end)
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            under_way = False
+            ending.remove()
+            if recomputed:  # until the next cut; no backward pass of this one comes after it
+                self._recutting = cutting
+            else:
+                cutting.remove()
 
     def check_cut(self, like: Tensor | None = None) -> None:
         """Try a cut on blank images.
@@ -283,11 +302,13 @@ class BlockingPoint:
             self.module.register_forward_hook(remember),
             last.register_forward_hook(stop),
         ]
+        self.scoring = True
         try:
             self.encoder(images)
         except _Reached:
             return reached[0]
         finally:
+            self.scoring = False
             for handle in handles:
                 handle.remove()
         raise _NotReached(
@@ -334,6 +355,19 @@ def find_module(module: nn.Module, path: list[str]) -> nn.Module | None:
 def _blank(encoder: nn.Module, shape: tuple[int, ...], like: Tensor | None) -> Tensor:
     like = next(encoder.parameters()) if like is None else like
     return torch.zeros(shape, device=like.device, dtype=like.dtype)
+
+
+def _is_checkpointed() -> bool:
+    """Whether the forward pass under way, which is to have a gradient, will be run once more."""
+    if not torch.is_grad_enabled():  # the reentrant variant
+        return True
+    # The other one replaces what is saved for the backward pass, as few other things do.
+    look = getattr(torch._C._autograd, '_top_saved_tensors_default_hooks', None)
+    return look is None or look(True) is not None
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
 
 
 def shrink(images: Tensor, scale: float) -> Tensor:

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .norms import has_running_statistics
+
 
 @contextmanager
 def scoring_mode(encoder: nn.Module, batch_statistics: bool = True) -> Iterator[None]:
@@ -16,16 +18,16 @@ def scoring_mode(encoder: nn.Module, batch_statistics: bool = True) -> Iterator[
 
     Args:
         encoder: put back as it was on exit, also after an exception.
-        batch_statistics: BatchNorm layers that are being trained normalise with the statistics of
-            the batch, as in the training pass, without touching the running ones; False uses the
-            running ones. Frozen BatchNorm layers use their running statistics either way.
+        batch_statistics: layers with running statistics (BatchNorm, and whatever else has a
+            ``running_mean``) that are being trained normalise with the statistics of the batch, as
+            in the training pass, without touching the running ones; False uses the running ones.
+            Frozen ones use their running statistics either way.
     """
     training = [module for module in encoder.modules() if module.training]
-    batch_norms = [
-        module
-        for module in training
-        if batch_statistics and isinstance(module, _BatchNorm) and module.track_running_stats
-    ]
+    norms = [module for module in training if batch_statistics and has_running_statistics(module)]
+    batch_norms = [n for n in norms if isinstance(n, _BatchNorm) and n.track_running_stats]
+    # Others may update their statistics whatever their flags say: they are lent copies of them.
+    lenders = [(n, dict(n._buffers)) for n in norms if not isinstance(n, _BatchNorm)]
     # Autocast would remember the half-precision weights it makes here, without gradient, and hand
     # them to the training pass of the same step.
     caching = torch.is_autocast_cache_enabled()
@@ -36,6 +38,9 @@ def scoring_mode(encoder: nn.Module, batch_statistics: bool = True) -> Iterator[
     for module in batch_norms:
         module.training = True
         module.track_running_stats = False
+    for module, buffers in lenders:
+        module.training = True
+        module._buffers.update({k: b if b is None else b.clone() for k, b in buffers.items()})
     try:
         with torch.no_grad():
             yield
@@ -45,3 +50,5 @@ def scoring_mode(encoder: nn.Module, batch_statistics: bool = True) -> Iterator[
             module.training = True
         for module in batch_norms:
             module.track_running_stats = True
+        for module, buffers in lenders:
+            module._buffers.update(buffers)

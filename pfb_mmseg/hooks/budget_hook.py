@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,8 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
+
+from ..blocking.devices import forget_peak_memory, peak_memory
 
 BUDGET_NAME = 'budget.json'
 
@@ -33,8 +33,9 @@ class BudgetHook(Hook):
     - ``seconds``: wall clock from the start of training to its end, with loading, but without
       validation.
     - ``startup_seconds``: of these, what the first iteration took more than the others on average.
-    - ``peak_memory_mib``: most memory allocated on the GPU, or the largest resident set of the
-      process; in the latter, validation in the middle of a run is not told apart.
+    - ``peak_memory_mib``: most memory allocated on the model's device, see :func:`peak_memory`;
+      where it is the largest resident set of the process, validation in the middle of a run is not
+      told apart.
 
     Images are counted in the first process and multiplied by the number of processes, which all do
     the same work. What ran before a checkpoint that the run was resumed from is included.
@@ -67,8 +68,8 @@ class BudgetHook(Hook):
             model.backbone.register_forward_pre_hook(self._count_shallow),
             classifier.register_forward_pre_hook(self._count_deep),
         ]
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        self._device = next(model.parameters()).device
+        forget_peak_memory(self._device)
         self._since = time.perf_counter()
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -84,8 +85,7 @@ class BudgetHook(Hook):
             self._first = self._spent['seconds']
 
     def after_val_epoch(self, runner, metrics: Any = None) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        forget_peak_memory(self._device)
         self._since = time.perf_counter()
 
     def after_train(self, runner) -> None:
@@ -123,7 +123,8 @@ class BudgetHook(Hook):
         now = time.perf_counter()
         self._spent['seconds'] += now - self._since
         self._since = now
-        self._spent['peak_memory_mib'] = max(self._spent['peak_memory_mib'], _peak_memory_mib())
+        peak = peak_memory(self._device) / 2**20
+        self._spent['peak_memory_mib'] = max(self._spent['peak_memory_mib'], peak)
 
     def _count_shallow(self, module: nn.Module, args: tuple) -> None:
         if self._training_step:
@@ -133,10 +134,3 @@ class BudgetHook(Hook):
         if self._training_step:
             self._spent['deep'] += len(args[0])
             self._spent['backward'] += len(args[0]) * torch.is_grad_enabled()
-
-
-def _peak_memory_mib() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == 'darwin' else 2**10)

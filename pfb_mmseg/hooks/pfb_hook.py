@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from .preflight import (
     find_filter,
     warn_of_what_comes_later,
 )
+from .schedule import Schedule
 from .step_clock import StepClock
 
 
@@ -55,6 +55,7 @@ class PFBHook(Hook):
             Table S5 gives 5 of 200 epochs.
         end: first iteration that is not pruned any more; Table S5 gives 180 of 200 epochs.
         interval: iterations between two entries in the log; None is LoggerHook's.
+        by_epoch: ``begin`` and ``end``, if integers, count epochs; for EpochBasedTrainLoop.
 
     Raises:
         TypeError, ValueError: an argument is outside its range; or, before the first iteration,
@@ -70,17 +71,13 @@ class PFBHook(Hook):
         begin: float | int = 0.025,
         end: float | int = 0.9,
         interval: int | None = None,
+        by_epoch: bool = False,
         **unknown: Any,
     ) -> None:
-        check_keys('PFBHook', unknown, ('begin', 'end', 'interval'))
-        for name, value in (('begin', begin), ('end', end)):
-            _check_moment(name, value)
+        check_keys('PFBHook', unknown, ('begin', 'end', 'interval', 'by_epoch'))
+        self._schedule = Schedule(begin, end, by_epoch)
         if interval is not None:
             check_integer('interval', interval, low=1)
-        if type(begin) is type(end) and begin >= end:
-            raise ValueError(f'begin={begin!r} must come before end={end!r}')
-        self.begin = begin
-        self.end = end
         self.interval = interval
         self.clock = StepClock()
         # Of all processes up to the last collection, on the first one; and of this one since then.
@@ -104,14 +101,7 @@ class PFBHook(Hook):
         if len(hooks) > 1:
             raise ValueError(f'custom_hooks has {len(hooks)} of PFBHook: expected one')
         check_loader(runner.train_dataloader, self._pfb.quota)
-        self._begin = _iteration(self.begin, runner.max_iters)
-        self._end = _iteration(self.end, runner.max_iters)
-        if not self._begin < min(self._end, runner.max_iters):
-            raise ValueError(
-                f'begin={self.begin!r} is iteration {self._begin}, end={self.end!r} is iteration '
-                f'{self._end} of {runner.max_iters}: begin must come before end, and before the '
-                'end of the run'
-            )
+        self._begin, self._end = self._schedule.resolve(runner.train_loop)
         if not is_sharded(runner.model, model):
             self._pfb.prepare()
         self._classes = _classes(runner.train_dataloader)
@@ -289,15 +279,3 @@ def _saved_in_words(time_saved: float | None, step_time_saved: float | None) -> 
     if abs(time_saved - step_time_saved) < 0.01:
         return words
     return f'{words} (of the steps alone {step_time_saved:.1%})'
-
-
-def _check_moment(name: str, value: Any) -> None:
-    allowed = 'a fraction of the run (float in [0, 1]) or an iteration (int >= 0)'
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f'{name}={value!r}: expected {allowed}')
-    if value < 0 or (not isinstance(value, Integral) and not value <= 1):
-        raise ValueError(f'{name}={value!r}: expected {allowed}')
-
-
-def _iteration(moment: float | int, max_iters: int) -> int:
-    return int(moment) if isinstance(moment, Integral) else round(moment * max_iters)

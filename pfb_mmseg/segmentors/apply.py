@@ -37,7 +37,7 @@ def apply_pfb(cfg: Config, prune_ratio: float) -> list[str]:
     plain, blocked = cfg.model.type, _blocked_type(cfg.model.type)
     if blocked != plain:
         cfg.model.type = blocked
-        changes.append(f'model.type: {_name(plain)} -> {blocked}')
+        changes.append(f'model.type: {type_name(plain)} -> {blocked}')
 
     options = {} if cfg.model.get('pfb') is None else cfg.model.pfb
     check_dict('model.pfb', options)
@@ -52,7 +52,7 @@ def apply_pfb(cfg: Config, prune_ratio: float) -> list[str]:
     hooks = cfg.get('custom_hooks') or []
     if not isinstance(hooks, (list, tuple)) or not all(isinstance(hook, dict) for hook in hooks):
         raise TypeError(f'custom_hooks={hooks!r}: expected a list of dicts')
-    if not any(_name(hook.get('type')) == 'PFBHook' for hook in hooks):
+    if not any(type_name(hook.get('type')) == 'PFBHook' for hook in hooks):
         cfg.custom_hooks = [*hooks, dict(type='PFBHook')]
         changes.append('custom_hooks: PFBHook added')
     return changes
@@ -72,7 +72,7 @@ def remove_pfb(cfg: Config) -> None:
     cfg.model.type = plain
     if cfg.get('custom_hooks'):
         cfg.custom_hooks = [
-            hook for hook in cfg.custom_hooks if _name(hook.get('type')) != 'PFBHook'
+            hook for hook in cfg.custom_hooks if type_name(hook.get('type')) != 'PFBHook'
         ]
 
 
@@ -91,7 +91,7 @@ def _plain_type(model_type: str | type) -> str | type:
     model_class = MODELS.get(model_type) if isinstance(model_type, str) else model_type
     for plain, blocked in _COUNTERPARTS.items():
         if model_class is blocked:
-            scope = '' if model_type == _name(model_type) else 'mmseg.'
+            scope = '' if model_type == type_name(model_type) else 'mmseg.'
             return scope + plain.__name__
     if isinstance(model_class, type) and issubclass(model_class, PFBMixin):
         raise ValueError(
@@ -105,7 +105,7 @@ def _blocked_type(model_type: str | type) -> str | type:
     model_class = MODELS.get(model_type) if isinstance(model_type, str) else model_type
     if model_class in _COUNTERPARTS:
         # A class or a full path (configs in Python's import syntax) may come without default_scope.
-        scope = '' if model_type == _name(model_type) else 'mmseg.'
+        scope = '' if model_type == type_name(model_type) else 'mmseg.'
         return scope + _COUNTERPARTS[model_class].__name__
     if isinstance(model_class, type) and issubclass(model_class, PFBMixin):
         return model_type
@@ -118,6 +118,6 @@ def _blocked_type(model_type: str | type) -> str | type:
     )
 
 
-def _name(registered: object) -> str:
+def type_name(registered: object) -> str:
     """The bare name of a type, given as a string, with or without scope, or as a class."""
     return getattr(registered, '__name__', str(registered)).rpartition('.')[-1]

@@ -10,12 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..blocking import BlockingPoint, StepCost, default_stage, step_cost
+from ..blocking import BlockingPoint, StepCost, default_stage, least_trainable, step_cost
 from ..core import AdaptiveDensityEstimator, BatchPruner, Decision, KeepQuota, Selection
 from ..core.checks import check_choice, check_given, check_keys, check_number, check_sizes
-from ..core.ranks import Ranks
 from ..criteria import Rare
 from .candidates import SCORE_DTYPES, SegmentorCandidates
 from .exits import Exit, build_exit
@@ -323,26 +321,6 @@ class PFBMixin:
         return losses
 
 
-def least_trainable(model: nn.Module) -> int:
-    """Fewest images that the model can be trained on: 2 if it normalises single pixels, else 1.
-
-    BatchNorm behind a global average pooling, as in ASPP's image branch, sees one value per image
-    and channel, and refuses a batch of one. Synchronised over several processes it sees theirs too.
-    """
-    for module in model.modules():
-        pooled = getattr(module, 'pool_scale', None) == 1  # of mmseg's modules that pool themselves
-        if not pooled and not isinstance(module, nn.Sequential):
-            continue
-        for part in module.modules():
-            if isinstance(part, nn.AdaptiveAvgPool2d):
-                pooled = part.output_size in (1, (1, 1))
-            if pooled and isinstance(part, _BatchNorm) and not _synchronised(part):
-                return 2
-    return 1
-
-
-def _synchronised(norm: _BatchNorm) -> bool:
-    return Ranks().size > 1 and isinstance(norm, nn.SyncBatchNorm)
 
 
 def _point_name(model: nn.Module, block_after: str | None) -> str:
