@@ -63,7 +63,7 @@ class PFBHook(Hook):
         RuntimeError: the run is to be resumed, and MMEngine would fail to.
     """
 
-    priority = 'NORMAL'
+    priority = 55  # after EMAHook (50), before LoggerHook (60)
 
     def __init__(
         self,
@@ -176,6 +176,7 @@ class PFBHook(Hook):
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Write the record beside the checkpoint and into it."""
         self.clock.pause()
+        _publish_live_state(checkpoint)
         self._settle_record()
         self.record.merge(self._fresh)
         self._fresh = SelectionRecord(self._classes)
@@ -301,3 +302,11 @@ def _check_moment(name: str, value: Any) -> None:
 
 def _iteration(moment: float | int, max_iters: int) -> int:
     return int(moment) if isinstance(moment, Integral) else round(moment * max_iters)
+
+
+def _publish_live_state(checkpoint: dict) -> None:
+    """Take back EMAHook's exchange where nothing is averaged: its copy never learns."""
+    weights, averaged = checkpoint.get('state_dict', {}), checkpoint.get('ema_state_dict', {})
+    for key in weights:
+        if averaged and key.startswith('pfb.') and key.endswith('_extra_state'):
+            weights[key] = averaged.setdefault(f'module.{key}', weights[key])
