@@ -37,6 +37,7 @@ def page(request):
 
 def seed(model):
     estimator = model.pfb.pruner.estimator
+    model.pfb.prepare()
     estimator.update(torch.randn(estimator.num_centroids, estimator.dim))
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from pfb_mmseg.blocking import scoring_mode
+from pfb_mmseg.core.estimator import read_estimate
 from pfb_mmseg.reporting import read_scalars
 
 STRATEGIES = pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])
@@ -190,7 +191,7 @@ class TestChannelsLast:
 
 
 class TestExponentialMovingAverage:
-    def train(self, tmp_path, strategy='two_pass', **options):
+    def train(self, tmp_path, strategy='two_pass', load_from=None, **options):
         ema = dict(type='EMAHook', momentum=0.1, **options)
         runner = train(
             tmp_path,
@@ -200,6 +201,7 @@ class TestExponentialMovingAverage:
             val_cfg=dict(),
             val_dataloader=loader(1, dict(type='DefaultSampler'), length=2, split='val'),
             val_evaluator=dict(type='IoUMetric', iou_metrics=['mIoU']),
+            load_from=load_from,
         )
         [hook] = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
         return runner, hook.ema_model.module
@@ -214,6 +216,24 @@ class TestExponentialMovingAverage:
         assert averaged.isfinite().all()
         # Between where the run began and where it ended.
         assert (averaged - stem(runner)).norm() < (runner.stem_before - stem(runner)).norm()
+
+    @pytest.mark.parametrize('begin_iter', [0, 4])
+    @pytest.mark.parametrize('update_buffers', [False, True], ids=['parameters', 'buffers too'])
+    def test_checkpoint_holds_the_live_estimate(self, tmp_path, update_buffers, begin_iter):
+        options = dict(update_buffers=update_buffers, begin_iter=begin_iter)
+        first, _ = self.train(tmp_path / 'first', **options)
+        path = str(tmp_path / 'first' / 'iter_6.pth')
+        runner, _ = self.train(tmp_path, load_from=path, **options)
+        for seen, folder in ((first, tmp_path / 'first'), (runner, tmp_path)):
+            checkpoint = torch.load(folder / 'iter_6.pth', map_location='cpu', weights_only=False)
+            live = seen.model.pfb.pruner.estimator
+            assert live.ready
+            for name, prefix in (('state_dict', ''), ('ema_state_dict', 'module.')):
+                found = read_estimate(checkpoint[name], f'{prefix}pfb.pruner.criterion.estimator.')
+                assert torch.equal(found['centroids'], live.centroids.cpu()), name
+                assert torch.equal(found['counts'], live.counts.cpu()), name
+        before, after = (r.model.pfb.pruner.estimator.counts.sum() for r in (first, runner))
+        assert after > before > 0
 
     def test_average_is_a_model_of_its_own(self, tmp_path):
         runner, average = self.train(tmp_path)

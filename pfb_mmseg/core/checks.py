@@ -64,6 +64,15 @@ def check_sizes(name: str, value: object, num: int) -> None:
         raise ValueError(f'{name}={value!r}: expected {allowed}')
 
 
+def check_dim(dim: int, num_channels: int) -> None:
+    """Refuse representations longer than there are channels to average them from."""
+    if dim > num_channels:
+        raise ValueError(
+            f'dim={dim} is more than the {num_channels} channels at the blocking point; '
+            f'set estimator=dict(dim={num_channels}) or less, or dim=None'
+        )
+
+
 def check_given(owner: str, name: str, value: object, others: Iterable[str], example: str) -> None:
     """Refuse None for what must be given; one of ``others`` that may be meant for it is named."""
     if value is None:

@@ -1,37 +1,46 @@
 """Adaptive Distribution Estimation: centroids that stand for the retained samples; how they move.
 
-Eq. 7–9 of the paper. All state lives in buffers, so ``state_dict`` carries it; every operation
-stays on the device, so an update never makes the host wait.
+Eq. 7–9 of the paper. The state is no buffer, since whoever averages or casts a model's buffers
+would break it: it travels as the module's extra state. Every operation stays on the device, so an
+update never makes the host wait.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 
 import torch
 from torch import Tensor, nn
 
-from .checks import check_bool, check_choice, check_integer, check_number
-from .density import BANDWIDTHS, bandwidth, log_density
+from .checks import check_bool, check_choice, check_dim, check_integer, check_number
+from .density import BANDWIDTHS, Mixture, bandwidth, distances, widest_float
 
 
-def _normalized(old: Tensor, old_n: Tensor, new_sum: Tensor, new_n: Tensor, beta: float) -> Tensor:
+# Each says how far the centroids move, as a numerator (N_C, D) and a denominator (N_C, 1); both are
+# 0 for a cluster that stays.
+def _normalized(
+    old: Tensor, old_n: Tensor, new_sum: Tensor, new_n: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
     """Eq. 8 divided by the sum of its own weights; a cluster that received nothing stays."""
-    old_n = beta * old_n
-    total = old_n + (1 - beta) * new_n
-    return torch.where(new_n > 0, (old_n * old + (1 - beta) * new_sum) / total, old)
+    numerator = torch.addcmul(new_sum, new_n, old, value=-1)
+    return numerator, torch.add(new_n, old_n, alpha=beta / (1 - beta))
 
 
-def _literal(old: Tensor, old_n: Tensor, new_sum: Tensor, new_n: Tensor, beta: float) -> Tensor:
+def _literal(
+    old: Tensor, old_n: Tensor, new_sum: Tensor, new_n: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
     """Eq. 8 as printed. Its weights do not sum to one, so the centroids shrink towards zero."""
     total = old_n + new_n
-    return torch.where(total > 0, (beta * old_n * old + (1 - beta) * new_sum) / total, old)
+    return beta * old_n * old + (1 - beta) * new_sum - total * old, total
 
 
-def _mean(old: Tensor, old_n: Tensor, new_sum: Tensor, new_n: Tensor, beta: float) -> Tensor:
+def _mean(
+    old: Tensor, old_n: Tensor, new_sum: Tensor, new_n: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
     """The mean of all samples that a cluster ever received; ``beta`` has no part in it."""
-    return torch.where(new_n > 0, (old_n * old + new_sum) / (old_n + new_n), old)
+    return _normalized(old, old_n, new_sum, new_n, 0.5)
 
 
 _FOREVER = 2**62  # updates; room is left to count on
@@ -49,7 +58,8 @@ class AdaptiveDensityEstimator(nn.Module):
 
     Args:
         num_centroids: :math:`N_C`, at least 1 (paper: 64).
-        dim: :math:`D`, length of a representation, at least 1 (paper: 128).
+        dim: :math:`D`, length of a representation, at least 1 (paper: 128). None: 128, or the
+            number of channels where that is less; :meth:`resolve_dim` is told it.
         bandwidth: ``'silverman'`` (Eq. 6), ``'scott'`` or ``'identity'`` (Table S2).
         weighted: use the counts as kernel weights (Eq. 9); False sets :math:`w_j = 1` (Table S1).
         momentum: :math:`\beta` of Eq. 8, in [0, 1). The paper has 0.01, see README.md here.
@@ -62,17 +72,14 @@ class AdaptiveDensityEstimator(nn.Module):
             paper's behaviour: there are none as long as all representations are finite).
 
     Attributes:
-        centroids: (N_C, D) float32. counts: (N_C,) int64, samples assigned so far. Buffers.
+        dim: D; None until :meth:`resolve_dim` if it was None.
+        centroids: (N_C, D) float32; None as long as D is not known.
+        counts: (N_C,) int64, samples assigned so far.
+        idle: (N_C,) int64, updates since the last sample.
 
     Raises:
         TypeError, ValueError: an argument is outside its range.
     """
-
-    centroids: Tensor
-    counts: Tensor
-    idle: Tensor
-    num_seeded: Tensor
-    num_updates: Tensor
 
     def __init__(
         self,
@@ -101,29 +108,61 @@ class AdaptiveDensityEstimator(nn.Module):
         self.momentum = momentum
         self.update_rule = update_rule
         self.revive_after = revive_after
-        self.register_buffer('centroids', torch.zeros(num_centroids, dim or 0))
-        self.register_buffer('counts', torch.zeros(num_centroids, dtype=torch.int64))
-        self.register_buffer('idle', torch.zeros(num_centroids, dtype=torch.int64))
-        self.register_buffer('num_seeded', torch.zeros((), dtype=torch.int64))
-        self.register_buffer('num_updates', torch.zeros((), dtype=torch.int64))
-        # Both are known on the host: the buffers are for checkpoints only.
+        self._start(torch.empty(0).device)
+
+    def _start(self, device: torch.device) -> None:
+        """Empty state. Columns, as Eq. 8 takes them."""
+        num = self.num_centroids
+        self.centroids: Tensor | None = None
+        if self.dim is not None:
+            self.centroids = torch.zeros(num, self.dim, dtype=torch.float32, device=device)
+        self._counts = torch.zeros(num, 1, dtype=torch.int64, device=device)
+        self._last = torch.zeros(num, 1, dtype=torch.int64, device=device)  # update with a sample
+        self._numbers = torch.arange(num, device=device)[:, None]
+        self._forget()
+        # How many are seeded and how many updates there were: only the host counts these.
         self._seeded = 0
         self._updates = 0
 
-    def resolve_dim(self, num_channels: int) -> None:
-        """Settle D for features of so many channels.
+    def _forget(self) -> None:
+        """What follows from the state is worked out once, when it is asked for."""
+        self._mixture: Mixture | None = None
+        self._wide: Tensor | None = None
+
+    def _wide_centroids(self) -> Tensor:
+        """The centroids in the type in which all is computed."""
+        if self._wide is None:
+            self._wide = self.centroids.to(widest_float(self._counts.device.type))
+        return self._wide
+
+    def resolve_dim(self, num_channels: int) -> int:
+        """Settle D where it was left open. Further calls change nothing.
+
+        Args:
+            num_channels: C of the features at the blocking point.
+
+        Returns:
+            D.
 
         Raises:
-            ValueError: ``dim`` is more than the number of channels.
+            ValueError: D is more than there are channels.
         """
         if self.dim is None:
             self.dim = min(128, num_channels)
-            self.centroids = self.centroids.new_zeros(self.num_centroids, self.dim)
-        if self.dim > num_channels:
-            raise ValueError(
-                f'estimator dim={self.dim} is more than the {num_channels} channels at the '
-                f'blocking point; set estimator=dict(dim={num_channels}) or less, or leave dim out'
-            )
+            if self.centroids is not None and self.centroids.shape[1] != self.dim:
+                self._refuse(tuple(self.centroids.shape))  # loaded before D was known
+            if self.centroids is None:
+                self._start(self._counts.device)
+        check_dim(self.dim, num_channels)
+        return self.dim
+
+    @property
+    def counts(self) -> Tensor:
+        return self._counts[:, 0]
+
+    @property
+    def idle(self) -> Tensor:
+        return self._updates - self._last[:, 0]
 
     @property
     def ready(self) -> bool:
@@ -132,8 +171,12 @@ class AdaptiveDensityEstimator(nn.Module):
 
     @property
     def weights(self) -> Tensor:
-        """(N_C,) float64, each cluster's share of all retained samples (Eq. 9); sums to one."""
-        return self.counts.double() / self.counts.sum().clamp(min=1)
+        """(N_C,), each cluster's share of all retained samples (Eq. 9); sums to one.
+
+        Of type float64, float32 where the device has no other.
+        """
+        wide = widest_float(self._counts.device.type)
+        return self.counts / self._counts.sum(dtype=wide).clamp(min=1)
 
     @torch.no_grad()
     def log_density(self, x: Tensor) -> Tensor:
@@ -149,8 +192,12 @@ class AdaptiveDensityEstimator(nn.Module):
             ValueError: ``x`` has another shape.
         """
         self._check(x)
-        weights = self.weights if self.weighted else torch.ones_like(self.weights)
-        return log_density(x, self.centroids, weights, bandwidth(self.centroids, self.bandwidth))
+        if self._mixture is None:
+            centroids = self._wide_centroids()
+            weights = self.weights if self.weighted else torch.ones_like(self.weights)
+            scale = bandwidth(centroids, self.bandwidth)
+            self._mixture = Mixture.build(centroids, weights, scale)
+        return self._mixture.log_density(x)
 
     @torch.inference_mode()  # nothing leaves it, and its many small calls cost less
     def update(self, x: Tensor) -> None:
@@ -163,45 +210,56 @@ class AdaptiveDensityEstimator(nn.Module):
             ValueError: ``x`` has another shape.
         """
         self._check(x)
-        x = x.to(self.centroids.dtype)
-        finite = x.sum(dim=1, dtype=torch.float64).isfinite()
-        x = x.nan_to_num(0, 0, 0)
+        x = x.float()
         num_new = min(len(x), self.num_centroids - self._seeded)
-        if num_new:
-            self._seed(x[:num_new], finite[:num_new])
-        if len(x) > num_new:
-            self._follow(x[num_new:], finite[num_new:])
+        with self._exact():
+            if num_new:
+                self._seed(x[:num_new])
+                self._forget()
+            if len(x) > num_new:
+                self._follow(x[num_new:] if num_new else x)
+        self._forget()
 
-    def _seed(self, x: Tensor, finite: Tensor) -> None:
+    def _exact(self) -> contextlib.AbstractContextManager:
+        """Autocast leaves float64 alone, and would cast the products of float32."""
+        device = self._counts.device.type
+        if widest_float(device) == torch.float64:
+            return contextlib.nullcontext()
+        return torch.autocast(device, enabled=False)
+
+    def _seed(self, x: Tensor) -> None:
         first, last = self._seeded, self._seeded + len(x)
         # A non-finite row still uses up its place (the host counts rows, only the device sees
         # values): an empty cluster at the mean of the others, which a later update refills.
-        mean = (x * finite[:, None]).sum(dim=0) / finite.sum().clamp(min=1)
-        self.centroids[first:last] = torch.where(finite[:, None], x, mean)
-        self.counts[first:last] = finite.long()
-        self.idle[first:last] = torch.where(finite, 0, _FOREVER)
-        self.num_seeded.fill_(last)
+        finite = _finite(x)[:, None]
+        x = x.nan_to_num(0, 0, 0)
+        mean = (x * finite).sum(dim=0) / finite.sum().clamp(min=1)
+        self.centroids[first:last] = torch.where(finite, x, mean)
+        self._counts[first:last] = finite
+        self._last[first:last] = torch.where(finite, self._updates, self._updates - _FOREVER)
         self._seeded = last
 
-    def _follow(self, x: Tensor, finite: Tensor) -> None:
+    def _follow(self, x: Tensor) -> None:
         if self._updates % _REVIEW == 0:
-            self._revive(x, finite)
-        self.num_updates.add_(1)
+            self._revive(x)
+            self._forget()
         self._updates += 1
-        x, centroids = x.double(), self.centroids.double()
-        nearest = _distances(x, centroids).argmin(dim=1)  # Eq. 7
-        # A product with the one-hot assignment instead of index_add_: its result does not depend
-        # on the order of threads, so every rank holds the same bits.
-        assigned = x.new_zeros(self.num_centroids, len(x))
-        assigned.scatter_(0, nearest[None], finite[None].double())
+        centroids = self._wide_centroids()
+        x = x.to(centroids.dtype)
+        distance, nearest = distances(x, centroids).min(dim=1)  # Eq. 7
+        # A row that is not finite is far from all. A product with the one-hot assignment instead of
+        # index_add_: its result does not depend on the order of threads, so every rank holds the
+        # same bits.
+        assigned = (self._numbers == nearest) * distance.lt_(torch.inf)
         received = assigned.sum(dim=1, keepdim=True)
+        total = assigned @ x.nan_to_num(0, 0, 0)
         rule = UPDATE_RULES[self.update_rule]  # Eq. 8
-        counts = self.counts.double()[:, None]
-        self.centroids.copy_(rule(centroids, counts, assigned @ x, received, self.momentum))
-        self.counts.add_(received[:, 0].long())  # n_j of Eq. 8, numerator of Eq. 9
-        self.idle.add_(1).mul_(received[:, 0] == 0)
+        step, weight = rule(centroids, self._counts, total, received, self.momentum)
+        self.centroids.addcdiv_(step, weight.clamp_(min=torch.finfo(x.dtype).tiny))
+        self._counts.add_(received.long())  # n_j of Eq. 8, numerator of Eq. 9
+        self._last.masked_fill_(received > 0, self._updates)
 
-    def _revive(self, x: Tensor, finite: Tensor) -> None:
+    def _revive(self, x: Tensor) -> None:
         """Move empty and long idle centroids to the first rows, at most a few in one update.
 
         As many as it takes for each centroid to have had its turn within ``revive_after`` updates.
@@ -209,45 +267,98 @@ class AdaptiveDensityEstimator(nn.Module):
         patience = _FOREVER if self.revive_after is None else self.revive_after
         turns = math.ceil(_REVIEW * self.num_centroids / patience)
         places = min(len(x), turns, self.num_centroids)
-        slots = self.idle.argsort(descending=True, stable=True)[:places]
-        dead = (self.idle[slots] >= patience) & finite[:places]
-        old = self.centroids[slots]
-        heirs = _distances(old, self.centroids).index_fill_(1, slots, torch.inf).argmin(dim=1)
-        inherited = self.counts[slots] * dead
+        x = x[:places]
+        last, slots = self._last[:, 0].sort(stable=True)
+        slots = slots[:places]
+        dead = (last[:places] <= self._updates - patience) & _finite(x)
+        old = self.centroids.index_select(0, slots)
+        heirs = distances(old, self.centroids).index_fill_(1, slots, torch.inf).argmin(dim=1)
+        dead = dead[:, None]
+        inherited = self._counts.index_select(0, slots) * dead
         if self.num_centroids > places:
-            self.counts.index_add_(0, heirs, inherited)
-            self.counts.index_add_(0, slots, inherited, alpha=-1)
-        self.centroids.index_copy_(0, slots, torch.where(dead[:, None], x[:places], old))
+            self._counts.index_add_(0, heirs, inherited)
+            self._counts.index_add_(0, slots, inherited, alpha=-1)
+        self.centroids.index_copy_(0, slots, torch.where(dead, x, old))
 
     def _check(self, x: Tensor) -> None:
+        if self.dim is None:
+            raise ValueError(
+                'dim=None: how long a representation is follows from the number of channels; '
+                'call resolve_dim(num_channels) first'
+            )
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(
                 f'expected representations of shape (N, {self.dim}), got {tuple(x.shape)}; '
                 f'the estimator was built with dim={self.dim}'
             )
+        # Some wrappers, such as FSDP, move parameters and buffers one by one.
+        self._move(x.device)
 
     def num_active(self, window: int = 200) -> Tensor:
         """() int64 on the device: centroids with a sample in the last ``window`` updates."""
         return ((self.idle < window) & (self.counts > 0)).sum()
 
+    def _apply(self, fn, *args, **kwargs) -> AdaptiveDensityEstimator:
+        """Go along to another device; stay float32 and int64 whatever the model becomes."""
+        super()._apply(fn, *args, **kwargs)
+        self._move(fn(self._counts.new_empty(0)).device)
+        return self
+
+    @torch.inference_mode(False)  # what is made in there cannot be changed outside
+    def _move(self, device: torch.device) -> None:
+        if device == self._counts.device:
+            return
+        if self._counts.is_meta:  # nothing was ever there
+            return self._start(device)
+        for name in ('centroids', '_counts', '_last', '_numbers'):
+            if getattr(self, name) is not None:
+                setattr(self, name, getattr(self, name).to(device))
+        self._forget()
+
+    def get_extra_state(self) -> Tensor:
+        """The state as one integer tensor, which nobody averages or casts; :func:`unpack` reads it.
+
+        A tensor, because MMEngine's EMAHook copies every entry of a state dict as one, DCP stores
+        those without pickling, and their shape tells N_C and D.
+        """
+        return pack(self.centroids, self.counts, self.idle, self._seeded, self._updates)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go on from a state of the same N_C and D; with another one say so and start afresh."""
+        shape = (state.shape[0] - 1, state.shape[1] - 2)
+        if shape != (self.num_centroids, shape[1] if self.dim is None else self.dim):
+            return self._refuse(shape)
+        device = self._counts.device
+        self._start(device)
+        loaded = unpack(state)
+        self._seeded, self._updates = loaded['num_seeded'], loaded['num_updates']
+        self.centroids = loaded['centroids'].to(device, copy=True)
+        self._counts.copy_(loaded['counts'][:, None])
+        self._last.copy_(self._updates - loaded['idle'][:, None])
+
+    def _refuse(self, found: tuple[int, int] | None) -> None:
+        dim = self.dim if self.dim is not None or found is None else found[1]
+        warnings.warn(
+            f'expected a density estimate of shape {(self.num_centroids, dim)} in the '
+            f'checkpoint, found {"none" if found is None else f"one of shape {found}"}: the '
+            'estimate starts afresh, all other weights are loaded',
+            stacklevel=2,
+        )
+        self._start(self._counts.device)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        if self.centroids is not None:  # else there is nothing yet, not even a shape
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        stored = state_dict.get(f'{prefix}centroids')
-        if stored is not None and self.dim is None:
-            self.resolve_dim(stored.shape[1])
-        if stored is None or stored.shape != self.centroids.shape:
-            found = 'none' if stored is None else f'one of shape {tuple(stored.shape)}'
-            warnings.warn(
-                f'expected a density estimate of shape {tuple(self.centroids.shape)} in the '
-                f'checkpoint, found {found}: the estimate starts afresh, all other weights are '
-                'loaded',
-                stacklevel=2,
-            )
-            for name in ('centroids', 'counts', 'idle', 'num_seeded', 'num_updates'):
-                state_dict.pop(f'{prefix}{name}', None)
-            state_dict.update(self.state_dict(prefix=prefix))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._seeded = int(self.num_seeded)
-        self._updates = int(self.num_updates)
+        key = f'{prefix}_extra_state'
+        buffers = _take_buffers(state_dict, prefix)
+        if buffers is not None:
+            state_dict[key] = pack(**buffers)
+        if key in state_dict:
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        else:
+            self._refuse(None)
 
     def extra_repr(self) -> str:
         return (
@@ -257,6 +368,57 @@ class AdaptiveDensityEstimator(nn.Module):
         )
 
 
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """(len(a), len(b)) Euclidean, from differences: a large common offset costs no precision."""
-    return torch.cdist(a, b, compute_mode='donot_use_mm_for_euclid_dist')
+def pack(
+    centroids: Tensor,
+    counts: Tensor,
+    idle: Tensor,
+    num_seeded: int | Tensor,
+    num_updates: int | Tensor,
+) -> Tensor:
+    """The state of an estimate as one tensor of integers, bit for bit.
+
+    Returns:
+        (N_C + 1, D + 2) int64: a row with the two numbers; then one for each centroid: its count,
+        its idle updates and the bits of its float32 coordinates.
+    """
+    num, dim = centroids.shape
+    state = counts.new_zeros(num + 1, dim + 2)
+    state[0, 0], state[0, 1] = num_seeded, num_updates
+    state[1:, 0], state[1:, 1] = counts, idle
+    state[1:, 2:] = centroids.float().view(torch.int32)
+    return state
+
+
+def unpack(state: Tensor) -> dict[str, Tensor | int]:
+    """The arguments of :func:`pack`, by name. Waits for the device that the state is on."""
+    num_seeded, num_updates = state[0, :2].tolist()
+    return {
+        'centroids': state[1:, 2:].to(torch.int32).view(torch.float32),
+        'counts': state[1:, 0],
+        'idle': state[1:, 1],
+        'num_seeded': num_seeded,
+        'num_updates': num_updates,
+    }
+
+
+def read_estimate(state_dict: dict, prefix: str = '') -> dict[str, Tensor | int] | None:
+    """What a checkpoint of this version or of 0.1 holds, see :func:`unpack`; None for nothing.
+
+    Args:
+        state_dict: of a model.
+        prefix: of the estimator in it, ``'pfb.pruner.estimator.'`` in a segmentor.
+    """
+    state = state_dict.get(f'{prefix}_extra_state')
+    return _take_buffers(dict(state_dict), prefix) if state is None else unpack(state)
+
+
+def _take_buffers(state_dict: dict, prefix: str) -> dict[str, Tensor] | None:
+    """What version 0.1 wrote, taken out; None where it is not all there."""
+    names = ('centroids', 'counts', 'idle', 'num_seeded', 'num_updates')
+    found = {name: state_dict.pop(f'{prefix}{name}', None) for name in names}
+    return None if any(value is None for value in found.values()) else found
+
+
+def _finite(x: Tensor) -> Tensor:
+    """(len(x),) bool, whether all of a row is finite."""
+    return torch.linalg.vector_norm(x, torch.inf, dim=1) < torch.inf

@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .checks import check_dim
 
+
+@torch.no_grad()
 def spatial_mean(features: Tensor, channel_dim: int = 1) -> Tensor:
     """Mean over every dimension but the batch and the channels.
 
@@ -21,16 +24,14 @@ def spatial_mean(features: Tensor, channel_dim: int = 1) -> Tensor:
     Raises:
         ValueError: ``features`` has no channels.
     """
-    features = features.detach()
-    if features.ndim < 2:
-        raise ValueError(
-            f'expected features of shape (N, C, ...), got {tuple(features.shape)}: the blocking '
-            'point must be a module that returns a feature map'
-        )
+    _check_features(features)
     spatial = [d for d in range(1, features.ndim) if d != channel_dim % features.ndim]
-    return features.mean(dim=spatial, dtype=torch.float32) if spatial else features.float()
+    if spatial:
+        return features.mean(dim=spatial, dtype=torch.float32)
+    return features.detach().float()
 
 
+@torch.no_grad()
 def pool_features(features: Tensor, dim: int) -> Tensor:
     """Spatial mean, then average pooling over neighbouring channels down to ``dim``.
 
@@ -44,11 +45,20 @@ def pool_features(features: Tensor, dim: int) -> Tensor:
     Raises:
         ValueError: there are fewer than ``dim`` channels.
     """
-    vector = spatial_mean(features)
-    num_channels = vector.shape[1]
-    if dim > num_channels:
+    _check_features(features)
+    num_channels = features.shape[1]
+    check_dim(dim, num_channels)
+    if dim == num_channels:
+        return spatial_mean(features)
+    if num_channels % dim == 0:  # each channel goes into one mean: both are one
+        parts = features.unflatten(1, (dim, num_channels // dim))
+        return parts.mean(dim=list(range(2, parts.ndim)), dtype=torch.float32)
+    return F.adaptive_avg_pool1d(spatial_mean(features)[:, None], dim)[:, 0]
+
+
+def _check_features(features: Tensor) -> None:
+    if features.ndim < 2:
         raise ValueError(
-            f'dim={dim} is more than the {num_channels} channels at the blocking point; '
-            f'set estimator=dict(dim={num_channels}) or less'
+            f'expected features of shape (N, C, ...), got {tuple(features.shape)}: the blocking '
+            'point must be a module that returns a feature map'
         )
-    return F.adaptive_avg_pool1d(vector[:, None], dim)[:, 0]

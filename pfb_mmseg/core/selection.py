@@ -89,24 +89,21 @@ def explored_log_density(
     Returns:
         (N,); an image without a finite density ranks as the most common of all.
     """
-    finite = torch.isfinite(log_density)
-    if exploration > 0:
-        draw = torch.rand if exploration_space == 'density' else torch.randn
-        noise = draw(
-            log_density.shape,
-            generator=generator,
-            device=log_density.device,
-            dtype=log_density.dtype,
-        )
-        if exploration_space == 'density':
-            highest = log_density.masked_fill(~finite, -torch.inf).amax()
-            log_density = torch.logaddexp(log_density, (exploration * noise).log() + highest)
-        else:
-            largest = log_density.abs().masked_fill(~finite, 0).amax()
-            log_density = log_density + exploration * noise * largest
-        # Noise on a density at the edge of float32 leaves it; that is no reason to drop the image.
-        log_density = log_density.nan_to_num()
-    return log_density.masked_fill(~finite, torch.inf)
+    # What has no finite density becomes +inf, which no noise changes.
+    score = log_density.nan_to_num(torch.inf, torch.inf, torch.inf)
+    if exploration == 0:
+        return score
+    if exploration_space == 'density':
+        highest = log_density.nan_to_num(-torch.inf, -torch.inf, -torch.inf).amax()
+        alpha = torch.empty_like(log_density).uniform_(0, exploration, generator=generator)
+        return torch.logaddexp(score, alpha.log_().add_(highest))
+    largest = log_density.nan_to_num(0, 0, 0).abs().amax()
+    noise = torch.empty_like(log_density).normal_(generator=generator)
+    # Noise on a density at the edge of float32 leaves it; that is no reason to drop the image.
+    limit = torch.finfo(score.dtype).max
+    return torch.where(
+        score.isposinf(), score, (score + exploration * noise * largest).clamp(-limit, limit)
+    )
 
 
 def keep_lowest(score: Tensor, num_keep: int) -> Tensor:

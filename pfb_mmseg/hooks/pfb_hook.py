@@ -64,7 +64,7 @@ class PFBHook(Hook):
         RuntimeError: the run is to be resumed, and MMEngine would fail to.
     """
 
-    priority = 'NORMAL'
+    priority = 55  # after EMAHook (50), before LoggerHook (60)
 
     def __init__(
         self,
@@ -166,6 +166,7 @@ class PFBHook(Hook):
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Write the record beside the checkpoint and into it."""
         self.clock.pause()
+        _publish_live_state(checkpoint)
         self._settle_record()
         self.record.merge(self._fresh)
         self._fresh = SelectionRecord(self._classes)
@@ -279,3 +280,11 @@ def _saved_in_words(time_saved: float | None, step_time_saved: float | None) -> 
     if abs(time_saved - step_time_saved) < 0.01:
         return words
     return f'{words} (of the steps alone {step_time_saved:.1%})'
+
+
+def _publish_live_state(checkpoint: dict) -> None:
+    """Take back EMAHook's exchange where nothing is averaged: its copy never learns."""
+    weights, averaged = checkpoint.get('state_dict', {}), checkpoint.get('ema_state_dict', {})
+    for key in weights:
+        if averaged and key.startswith('pfb.') and key.endswith('_extra_state'):
+            weights[key] = averaged.setdefault(f'module.{key}', weights[key])

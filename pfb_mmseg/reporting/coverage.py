@@ -302,6 +302,7 @@ def _try_single_pass(model: nn.Module, images: Tensor, samples: list) -> str:
 def _blocked_step(model: nn.Module, images: Tensor, samples: list) -> None:
     """A step of a model whose estimator is seeded first, so that it prunes."""
     model.pfb.prepare()
+    model.pfb.prepare()
     estimator = model.pfb.pruner.estimator
     estimator.update(torch.randn(estimator.num_centroids, estimator.dim))
     train_step(model, images, samples, _NUM_KEPT)

@@ -12,10 +12,12 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
+from ..core.estimator import read_estimate
 from .record import RECORD_NAME, SelectionRecord
 from .scalars import read_scalars
 
-_ESTIMATOR = 'pfb.pruner.estimator.'
+# The second one is version 0.1's.
+_ESTIMATOR = ('pfb.pruner.criterion.estimator.', 'pfb.pruner.estimator.')
 
 
 class RunFiles:
@@ -29,7 +31,7 @@ class RunFiles:
         config: as the run was started last, or None.
         record: SelectionRecord; None before the first checkpoint.
         checkpoint: path of the newest that can be read, or None.
-        estimator: dict of the density estimate's buffers in it, empty if there are none.
+        estimator: dict of the density estimate in it, empty if there is none.
         versions: dict of str, with which the run was made; empty before the first checkpoint.
         notes: list of str: what is missing, and why.
 
@@ -44,11 +46,8 @@ class RunFiles:
         self.config = self._read_config()
         self.checkpoint, state = self._read_checkpoint()
         weights, pfb = state.get('state_dict', {}), state.get('pfb', {})
-        self.estimator = {
-            name: weights[_ESTIMATOR + name]
-            for name in ('centroids', 'counts', 'idle')
-            if _ESTIMATOR + name in weights
-        }
+        found = (read_estimate(weights, prefix) for prefix in _ESTIMATOR)
+        self.estimator = next((estimate for estimate in found if estimate), {})
         self.versions = pfb.get('versions', {})
         self.record = self._read_record(pfb)
 

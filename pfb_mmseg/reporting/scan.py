@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -63,18 +64,14 @@ class Scanner:
                 f'{checkpoint} is no checkpoint of this config: {len(wrong)} of {len(own)} weights '
                 f'are missing or of another shape, {wrong[0]!r} for example'
             )
-        prefix = 'pfb.pruner.estimator.'
-        fits = all(
-            name in weights and weights[name].shape == own[name].shape
-            for name in estimate
-            if name.startswith(prefix)
-        )
-        kept = {k: v for k, v in weights.items() if k in own and (fits or k not in estimate)}
-        model.load_state_dict({**own, **kept})
+        kept = {k: v for k, v in weights.items() if k in own or k.startswith('pfb.')}
+        with warnings.catch_warnings():  # no estimate, or one of another size: `has_estimate`
+            warnings.simplefilter('ignore')
+            model.load_state_dict({**own, **kept}, strict=False)
         self.model = model.eval()
         self.device = device
         self.estimator: AdaptiveDensityEstimator = model.pfb.pruner.estimator
-        self.has_estimate = fits and self.estimator.ready
+        self.has_estimate = self.estimator.ready
         self._pipeline = Compose(_test_pipeline(config))
 
     @torch.no_grad()

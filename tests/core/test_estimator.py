@@ -394,7 +394,6 @@ def test_centroids_that_receive_samples_are_not_revived():
         ('dim', 0),
         ('dim', -1),
         ('dim', 12.5),
-        ('dim', None),
         ('bandwidth', 'gauss'),
         ('bandwidth', 0.7),
         ('weighted', 'maybe'),
