@@ -184,6 +184,11 @@ class TestClassPixels:
         assert counts[0] / 512 / 256 == pytest.approx(1, rel=0.03)
         assert counts[1] / 512 / 768 == pytest.approx(1, rel=0.03)
 
+    def test_counts_images_of_different_sizes_each_by_itself(self):
+        small, large = torch.zeros(2, 3, dtype=torch.long), torch.ones(256, 64, dtype=torch.long)
+        counts = class_pixels([sample(small), sample(large)], 2)
+        assert counts.tolist() == [[6, 0], [0, 256 * 64]]
+
     def test_there_are_none_without_labels_or_classes(self):
         assert class_pixels([SegDataSample()], 3) is None
         assert class_pixels([sample([[0]])], 0) is None
