@@ -164,5 +164,5 @@ def check_against_diaries(record, work_dir: Path, until: int | None = None) -> N
                           strict=True):  # fmt: skip
         expected = [full[t], by_iteration['candidates'][t], by_iteration['kept'][t]]
         assert counts == expected, f'iteration {t}'
-    assert timeline.density.sum() == sum(map(len, density.values()))
+    assert timeline.scores.sum() == sum(map(len, density.values()))
     np.testing.assert_array_equal(timeline.pixels.sum(axis=0), pixels)

@@ -1,6 +1,8 @@
 """The record of what was kept, against counts made by hand; on disk and merged."""
 
 import os
+import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,7 +38,10 @@ def check(record):
     assert record.paths == ['a', 'b', 'c', 'd']
     assert record.candidates.tolist() == [2, 3, 1, 1]
     assert record.kept.tolist() == [1, 2, 1, 0]
-    np.testing.assert_allclose(record.mean_log_density, [2.5, (2 + 5e9) / 2, np.nan, np.nan])
+    assert record.kept_share == 4 / 7
+    assert record.score_name == 'log_density'
+    np.testing.assert_allclose(record.mean_score, [2.5, (2 + 5e9) / 2, np.nan, np.nan])
+    np.testing.assert_array_equal(record.mean_log_density, record.mean_score)
     timeline = record.timeline
     assert timeline.first.tolist() == [0, 1, 2, 3]
     assert timeline.full.tolist() == [4, 0, 0, 0]
@@ -52,9 +57,10 @@ def check(record):
         [[10, 0], [0, 100]],
     ]
     found = {
-        (int(t), ('dropped', 'kept')[k], int(timeline.edges[b])): int(timeline.density[t, k, b])
-        for t, k, b in zip(*timeline.density.nonzero(), strict=True)
+        (int(t), ('dropped', 'kept')[k], int(timeline.edges[b])): int(timeline.scores[t, k, b])
+        for t, k, b in zip(*timeline.scores.nonzero(), strict=True)
     }
+    np.testing.assert_array_equal(timeline.density, timeline.scores)
     last = timeline.edges[-2]  # whatever is more common than the histogram reaches
     assert found == {
         (1, 'kept', 1): 1,
@@ -72,6 +78,70 @@ def test_a_file_holds_all_of_it(tmp_path):
     hand_counted().save(tmp_path / 'record.npz')
     check(SelectionRecord.load(tmp_path / 'record.npz'))
     assert os.listdir(tmp_path) == ['record.npz']
+
+
+def test_a_file_of_version_0_1_means_what_it_meant_and_can_be_added_to(tmp_path):
+    file = Path(__file__).parent / 'data' / 'pfb_record_0.1.npz'
+    check(SelectionRecord.load(file))
+    record = SelectionRecord.load(file)
+    record.merge(hand_counted())
+    assert record.candidates.tolist() == [4, 6, 2, 2]
+    assert record.timeline.scores.sum() == 8
+
+
+def test_another_process_reads_what_was_pickled():
+    check(pickle.loads(pickle.dumps(hand_counted())))
+
+
+def test_a_loss_has_bins_fine_enough_to_tell_losses_apart_on_either_side_of_zero(tmp_path):
+    losses = np.array([0.0, 0.01, 0.1, 0.5, 0.55, 1.0, 2.3, 2.5, 40.0, 1e9, -0.1, -2.3, np.inf])
+    record = SelectionRecord()
+    kept = losses > 0.2
+    record.add(0, [str(i) for i in range(13)], kept, losses, score_name='exit_loss')
+    record.save(tmp_path / 'record.npz')
+    record = SelectionRecord.load(tmp_path / 'record.npz')
+    assert record.score_name == 'exit_loss'
+    np.testing.assert_allclose(record.mean_score, np.where(losses < np.inf, losses, np.nan))
+    timeline = record.timeline
+    assert timeline.nonfinite.tolist() == [1]
+    low, high = timeline.edges[:-1], timeline.edges[1:]
+    for k, part in enumerate((losses[~kept], losses[kept & np.isfinite(losses)])):
+        bins = timeline.scores[0, k].nonzero()[0]
+        assert timeline.scores[0, k][bins].tolist() == [1] * len(part)
+        for value, a, b in zip(sorted(part), low[bins], high[bins], strict=True):
+            assert a <= value < b or value == 1e9
+            assert b - a <= 0.05 * max(abs(a), abs(b)) or value == 0
+
+
+def test_scores_by_another_name_take_the_place_of_the_former_ones_and_counts_go_on():
+    record, later = hand_counted(), SelectionRecord(CLASSES)
+    later.add(
+        4, ['a', 'd'], np.array([1, 0], bool), np.array([0.5, np.nan]), score_name='exit_loss'
+    )
+    record.merge(later)
+    assert record.score_name == 'exit_loss'
+    assert record.candidates.tolist() == [3, 3, 1, 2]
+    np.testing.assert_array_equal(record.mean_score, [0.5, np.nan, np.nan, np.nan])
+    assert record.timeline.scores.sum() == 1
+    plain = SelectionRecord(CLASSES)
+    plain.add(5, ['a'], np.array([True]))  # a step in which nothing was scored changes nothing
+    record.merge(plain)
+    assert (record.score_name, record.timeline.scores.sum()) == ('exit_loss', 1)
+
+
+def test_a_record_of_a_long_run_begins_with_the_stretches_that_it_ends_with():
+    for num_iters, width in ((1, 1), (256, 1), (257, 2), (80_000, 512)):
+        record = SelectionRecord(num_iters=num_iters)
+        record.add_full(0, 1)
+        record.add_full(num_iters - 1, 1)
+        assert record.width == width
+        assert len(record.timeline.first) <= 256
+
+
+def test_there_is_no_share_kept_before_the_first_blocked_step():
+    record = SelectionRecord()
+    record.add_full(0, 4)
+    assert record.kept_share is None
 
 
 def test_counting_goes_on_behind_a_file(tmp_path):
@@ -138,7 +208,7 @@ def test_a_long_run_takes_no_more_stretches_and_loses_no_count():
         timeline = merged.timeline
         assert len(timeline.first) <= 256
         assert (np.diff(timeline.first) == merged.width).all()
-        assert timeline.density.sum() == 2000
+        assert timeline.scores.sum() == 2000
     assert record.timeline.kept.sum() == 1500
     assert other.timeline.kept.sum() == 1501
     assert other.timeline.full.tolist() == [7] + [0] * (len(other.timeline.first) - 1)
