@@ -14,13 +14,12 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
 from ..blocking import is_sharded
-from ..core import AdaptiveDensityEstimator, SelectionStatistics
+from ..core import AdaptiveDensityEstimator, Selection, SelectionStatistics
 from ..core.checks import check_integer, check_keys
-from ..reporting import RECORD_NAME, SelectionRecord
+from ..reporting import RECORD_NAME, SelectionRecord, class_pixels
 from ..reporting.files import write_atomically
 from ..reporting.versions import installed_versions
 from .health import Health
-from .pending import PendingStep
 from .preflight import (
     check_can_resume,
     check_loader,
@@ -48,6 +47,9 @@ class PFBHook(Hook):
     image, merged over all processes. Its file is ``<work_dir>/pfb_record.npz``. In a checkpoint
     that is saved neither by CheckpointHook nor at an interval, the other processes' part of the
     running interval is missing.
+
+    What became of a step is read when the step is over. MMEngine's RuntimeInfoHook has waited for
+    the device by then, to log the losses; in a loop without it, it is this hook that waits.
 
     Args:
         begin: first pruned iteration, as a fraction of the run (float) or an iteration (int).
@@ -87,7 +89,6 @@ class PFBHook(Hook):
         self._fresh = SelectionRecord()
         self._health = Health()
         self._statistics = SelectionStatistics()
-        self._pending: PendingStep | None = None
         self._classes: list[str] = []
 
     def before_run(self, runner) -> None:
@@ -114,7 +115,8 @@ class PFBHook(Hook):
         if not is_sharded(runner.model, model):
             self._pfb.prepare()
         self._classes = _classes(runner.train_dataloader)
-        self._fresh = SelectionRecord(self._classes)
+        self._num_iters = runner.max_iters
+        self._start_afresh()
         batch_size, num_ranks = runner.train_dataloader.batch_size, get_world_size()
         warn_of_what_comes_later(
             self._pfb.estimator,
@@ -141,14 +143,15 @@ class PFBHook(Hook):
     ) -> None:
         selection = self._pfb.selection
         self.clock.stop(full=selection is None)
-        self._settle_record()
         batch_size = len(data_batch['inputs'])
         if selection is None:
             self._statistics.count_full(batch_size)
-            self._fresh.add_full(runner.iter, batch_size)
         else:
             self._statistics.add(selection)
-            self._pending = PendingStep(runner.iter, data_batch, selection, len(self._classes))
+        if selection is None:
+            self._fresh.add_full(runner.iter, batch_size)
+        else:
+            self._write_down(runner.iter, data_batch['data_samples'], selection)
         if self._pfb.pruning:
             num_kept = batch_size if selection is None else selection.num_kept
             ready = selection is None or self._pfb.pruner.ready
@@ -173,9 +176,8 @@ class PFBHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Write the record beside the checkpoint and into it."""
-        self._settle_record()
         self.record.merge(self._fresh)
-        self._fresh = SelectionRecord(self._classes)
+        self._start_afresh()
         record = self.record.to_bytes()
         write_atomically(Path(runner.work_dir) / RECORD_NAME, record)
         checkpoint['pfb'] = {
@@ -226,23 +228,31 @@ class PFBHook(Hook):
             self._pfb.quota, estimator, batch_size, time_saved, self.clock.num_blocked
         )
 
-    def _settle_record(self) -> None:
-        """Write down the step before this one, whose selection is on the host by now."""
-        if self._pending is not None:
-            step = self._pending.read()
-            self._fresh.add(**step)
-            if step['log_density'] is not None:
-                self._health.see_densities(step['log_density'])
-            self._pending = None
+    def _write_down(self, iteration: int, data_samples: list, selection: Selection) -> None:
+        """Note which images were kept, and their scores. Waits for the device."""
+        paths = [str(getattr(sample, 'img_path', '<no path>')) for sample in data_samples]
+        log_density, pixels = selection.log_density, class_pixels(data_samples, len(self._classes))
+        if log_density is not None:
+            log_density = log_density.cpu().numpy()
+            self._health.see_densities(log_density)
+        self._fresh.add(
+            iteration,
+            paths,
+            selection.kept.cpu().numpy(),
+            log_density,
+            None if pixels is None else pixels.cpu().numpy(),
+        )
 
     def _collect(self) -> None:
         """Add what all processes saw since the last time to the first one's record."""
-        self._settle_record()
         parts = all_gather_object(self._fresh)
-        self._fresh = SelectionRecord(self._classes)
+        self._start_afresh()
         if is_main_process():
             for part in parts:
                 self.record.merge(part)
+
+    def _start_afresh(self) -> None:
+        self._fresh = SelectionRecord(self._classes, self._num_iters)
 
 
 def _classes(dataloader: Any) -> list[str]:
