@@ -111,7 +111,8 @@ class DiaryHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         selection = model.pfb.selection
-        kept = None if selection is None else set(selection.indices.tolist())
+        blocked = selection is not None and not selection.unchanged
+        kept = set(selection.kept.nonzero().flatten().tolist()) if blocked else None
         density = None if selection is None else selection.log_density
         images = [
             dict(
@@ -122,7 +123,7 @@ class DiaryHook(Hook):
             )
             for i, sample in enumerate(data_batch['data_samples'])
         ]
-        entry = dict(iteration=runner.iter, blocked=selection is not None, images=images)
+        entry = dict(iteration=runner.iter, blocked=blocked, images=images)
         with open(Path(runner.work_dir) / f'diary_{get_rank()}.jsonl', 'a') as file:
             file.write(json.dumps(entry) + '\n')
         if runner.iter == self.fail_at:

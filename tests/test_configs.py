@@ -250,8 +250,8 @@ class TestRunner:
         runner, metrics = run(config)
         kept = {0.3: 3, 0.7: 2}[config.model.module.pfb.prune_ratio]
         record = SelectionRecord.load(tmp_path / 'work' / 'pfb_record.npz')
-        assert record.candidates.sum() == 8
-        assert record.kept.sum() == 4 + kept
+        assert record.timeline.full.sum() == record.candidates.sum() == 4
+        assert record.kept.sum() == kept
         assert all(Path(file).is_file() for file in record.paths)
         assert read_scalars(tmp_path / 'work')[0][-1]['pfb/kept'] == kept
         assert np.isfinite(losses(runner)).all()

@@ -148,7 +148,7 @@ class PFBHook(Hook):
             self._statistics.count_full(batch_size)
         else:
             self._statistics.add(selection)
-        if selection is None:
+        if selection is None or selection.unchanged:
             self._fresh.add_full(runner.iter, batch_size)
         else:
             self._write_down(runner.iter, data_batch['data_samples'], selection)
