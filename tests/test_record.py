@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +238,27 @@ def test_many_images_stay_small_on_disk(tmp_path):
     record.save(tmp_path / 'record.npz')
     # 1.3 million images in tens of MB
     assert (tmp_path / 'record.npz').stat().st_size < 20000 * 30
+
+
+def test_processes_hand_in_little_and_only_the_first_one_gets_it(tmp_path):
+    """100 iterations of 16 new images each, 150 classes, nothing logged: two collections."""
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
+    tests = Path(__file__).parent
+    run = subprocess.run(
+        [*torchrun, str(tests / 'collect_rank.py'), str(tmp_path)],
+        env={**os.environ, 'PYTHONPATH': str(tests.parent), 'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    first, other = (torch.load(tmp_path / f'{rank}.pt') for rank in range(2))
+    assert (first['candidates'], first['kept']) == (2 * 100 * 16, 2 * 100 * 8)
+    assert other['candidates'] == 0
+    for one in (first, other):
+        assert one['calls'] == 2 * 2
+        assert 2 * 5_000 < one['sent'] < 2 * 25_000
+    assert other['received'] == 2 * 8 * 2  # the sizes
+    assert first['received'] < 2 * 2 * 25_000
 
 
 def sample(labels):
