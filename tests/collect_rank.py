@@ -78,7 +78,9 @@ def main(folder):
             hook.before_train_iter(trainer, trainer.iter)
             kept = torch.from_numpy(np.sort(rng.permutation(IMAGES)[: IMAGES // 2]))
             scores = torch.from_numpy(rng.normal(20, 15, IMAGES).astype('float32'))
-            model.pfb.selection = Selection(kept, IMAGES, scores)
+            model.pfb.selection = Selection(
+                IMAGES, IMAGES // 2, indices=kept, score=scores, score_name='log_density'
+            )
             hook.after_train_iter(trainer, trainer.iter, batch(rng))
     seen = {name: getattr(watch, name) for name in ('calls', 'sent', 'received')}
     record = hook.record

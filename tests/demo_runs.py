@@ -111,9 +111,9 @@ class DiaryHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         selection = model.pfb.selection
-        blocked = selection is not None and not selection.unchanged
+        blocked = selection is not None and selection.num_kept < selection.num_candidates
         kept = set(selection.kept.nonzero().flatten().tolist()) if blocked else None
-        density = None if selection is None else selection.log_density
+        density = None if selection is None else selection.score
         images = [
             dict(
                 path=sample.img_path,

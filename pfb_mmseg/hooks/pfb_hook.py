@@ -154,7 +154,7 @@ class PFBHook(Hook):
             self._statistics.count_full(batch_size)
         else:
             self._statistics.add(selection)
-        if selection is None or selection.unchanged:
+        if selection is None or selection.num_kept == selection.num_candidates:
             self._fresh.add_full(runner.iter, batch_size)
         else:
             self._write_down(runner.iter, data_batch['data_samples'], selection)
@@ -237,16 +237,17 @@ class PFBHook(Hook):
     def _write_down(self, iteration: int, data_samples: list, selection: Selection) -> None:
         """Note which images were kept, and their scores. Waits for the device."""
         paths = [str(getattr(sample, 'img_path', '<no path>')) for sample in data_samples]
-        log_density, pixels = selection.log_density, class_pixels(data_samples, len(self._classes))
-        if log_density is not None:
-            log_density = log_density.cpu().numpy()
-            self._health.see_densities(log_density)
+        score, pixels = selection.score, class_pixels(data_samples, len(self._classes))
+        if score is not None:
+            score = score.cpu().numpy()
+            self._health.see_scores(score)
         self._fresh.add(
             iteration,
             paths,
             selection.kept.cpu().numpy(),
-            log_density,
+            score,
             None if pixels is None else pixels.cpu().numpy(),
+            selection.score_name,
         )
 
     def _collect(self) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from torch import Tensor
 
+from ..core.selection import LOG_DENSITY
 from . import page
 from .files import write_atomically
 from .images import ImageSet
 from .page import Picture
-from .record import LOG_DENSITY
 from .scores import words_for
 
 

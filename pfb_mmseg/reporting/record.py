@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.selection import LOG_DENSITY
 from .files import write_atomically
 
 RECORD_NAME = 'pfb_record.npz'  # in the work dir of a run
-
-LOG_DENSITY = 'log_density'
 
 _MAX_ROWS = 256
 _NATS = np.arange(-1024.0, 1025.0)  # borders of the bins of log densities
@@ -116,7 +115,7 @@ class SelectionRecord:
         kept: np.ndarray,
         score: np.ndarray | None = None,
         pixels: np.ndarray | None = None,
-        score_name: str = LOG_DENSITY,
+        score_name: str | None = LOG_DENSITY,
     ) -> None:
         """Count one blocked batch.
 
@@ -126,7 +125,7 @@ class SelectionRecord:
             kept: (N,) bool, True for those that stayed.
             score: (N,), or None if nothing was scored.
             pixels: (N, C) integers, of each of the ``classes``; None if there are no labels.
-            score_name: what ``score`` is.
+            score_name: what ``score`` is; not looked at where there is none.
         """
         rows = self._rows(paths)
         np.add.at(self._counts[:, 0], rows, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .record import LOG_DENSITY
+from ..core.selection import LOG_DENSITY
 
 
 class ScoreWords(NamedTuple):
@@ -37,6 +37,15 @@ class ScoreWords(NamedTuple):
         return self.low if self.sought > 0 else self.high
 
 
+_LOSS = ScoreWords(
+    label='loss',
+    heading='How hard the images were',
+    low='easiest',
+    high='hardest',
+    sought=1,
+    about_sought='Worth a look: rare, difficult, or labelled wrongly.',
+    about_others='The model gets these right already.',
+)
 _KNOWN = {
     LOG_DENSITY: ScoreWords(
         label='log density',
@@ -47,15 +56,8 @@ _KNOWN = {
         about_sought='Worth a look: new to the model, or broken.',
         about_others='The model has seen many like these.',
     ),
-    'exit_loss': ScoreWords(
-        label='loss at the exit',
-        heading='How hard the images were',
-        low='easiest',
-        high='hardest',
-        sought=1,
-        about_sought='Worth a look: rare, difficult, or labelled wrongly.',
-        about_others='The model gets these right already.',
-    ),
+    'loss': _LOSS,
+    'exit_loss': _LOSS._replace(label='loss at the exit'),
 }
 
 
