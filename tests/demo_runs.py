@@ -111,8 +111,9 @@ class DiaryHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         selection = model.pfb.selection
-        kept = None if selection is None else set(selection.indices.tolist())
-        density = None if selection is None else selection.log_density
+        blocked = selection is not None and selection.num_kept < selection.num_candidates
+        kept = set(selection.kept.nonzero().flatten().tolist()) if blocked else None
+        density = None if selection is None else selection.score
         images = [
             dict(
                 path=sample.img_path,
@@ -122,7 +123,7 @@ class DiaryHook(Hook):
             )
             for i, sample in enumerate(data_batch['data_samples'])
         ]
-        entry = dict(iteration=runner.iter, blocked=selection is not None, images=images)
+        entry = dict(iteration=runner.iter, blocked=blocked, images=images)
         with open(Path(runner.work_dir) / f'diary_{get_rank()}.jsonl', 'a') as file:
             file.write(json.dumps(entry) + '\n')
         if runner.iter == self.fail_at:
@@ -164,5 +165,5 @@ def check_against_diaries(record, work_dir: Path, until: int | None = None) -> N
                           strict=True):  # fmt: skip
         expected = [full[t], by_iteration['candidates'][t], by_iteration['kept'][t]]
         assert counts == expected, f'iteration {t}'
-    assert timeline.density.sum() == sum(map(len, density.values()))
+    assert timeline.scores.sum() == sum(map(len, density.values()))
     np.testing.assert_array_equal(timeline.pixels.sum(axis=0), pixels)

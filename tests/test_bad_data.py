@@ -67,9 +67,9 @@ def file_config(folder, max_iters=6, **options):
     return config
 
 
-def check_record(folder, num_candidates):
+def check_record(folder, num_images):
     record = SelectionRecord.load(folder / 'run' / 'pfb_record.npz')
-    assert record.candidates.sum() == num_candidates
+    assert record.timeline.totals[:, :2].sum() == num_images  # without and with a choice
     assert (record.kept <= record.candidates).all()
 
 

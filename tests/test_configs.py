@@ -273,8 +273,8 @@ class TestRunner:
         runner, metrics = run(config)
         kept = {CITYSCAPES: 3, VOC: 2, CCP: 1, CCP_COARSE: 1}[twin(path)]
         record = SelectionRecord.load(tmp_path / 'work' / 'pfb_record.npz')
-        assert record.candidates.sum() == 8
-        assert record.kept.sum() == 4 + kept
+        assert record.timeline.full.sum() == record.candidates.sum() == 4
+        assert record.kept.sum() == kept
         assert all(Path(file).is_file() for file in record.paths)
         assert read_scalars(tmp_path / 'work')[0][-1]['pfb/kept'] == kept
         assert np.isfinite(losses(runner)).all()

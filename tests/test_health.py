@@ -34,7 +34,7 @@ def test_equal_images_are_told_of_once(tmp_path):
     }
     train(demo_config(tmp_path, max_iters=30, custom_hooks=HOOK, **options))
     equal, one = sorted(warnings_of(tmp_path))
-    assert 'same density' in equal and 'block_after' in equal
+    assert 'same score' in equal and 'block_after' in equal
     assert 'one of 4 centroids stands for' in one and 'revive_after' in one
 
 

@@ -1,6 +1,10 @@
 """The record of what was kept, against counts made by hand; on disk and merged."""
 
 import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,7 +40,10 @@ def check(record):
     assert record.paths == ['a', 'b', 'c', 'd']
     assert record.candidates.tolist() == [2, 3, 1, 1]
     assert record.kept.tolist() == [1, 2, 1, 0]
-    np.testing.assert_allclose(record.mean_log_density, [2.5, (2 + 5e9) / 2, np.nan, np.nan])
+    assert record.kept_share == 4 / 7
+    assert record.score_name == 'log_density'
+    np.testing.assert_allclose(record.mean_score, [2.5, (2 + 5e9) / 2, np.nan, np.nan])
+    np.testing.assert_array_equal(record.mean_log_density, record.mean_score)
     timeline = record.timeline
     assert timeline.first.tolist() == [0, 1, 2, 3]
     assert timeline.full.tolist() == [4, 0, 0, 0]
@@ -52,9 +59,10 @@ def check(record):
         [[10, 0], [0, 100]],
     ]
     found = {
-        (int(t), ('dropped', 'kept')[k], int(timeline.edges[b])): int(timeline.density[t, k, b])
-        for t, k, b in zip(*timeline.density.nonzero(), strict=True)
+        (int(t), ('dropped', 'kept')[k], int(timeline.edges[b])): int(timeline.scores[t, k, b])
+        for t, k, b in zip(*timeline.scores.nonzero(), strict=True)
     }
+    np.testing.assert_array_equal(timeline.density, timeline.scores)
     last = timeline.edges[-2]  # whatever is more common than the histogram reaches
     assert found == {
         (1, 'kept', 1): 1,
@@ -72,6 +80,70 @@ def test_a_file_holds_all_of_it(tmp_path):
     hand_counted().save(tmp_path / 'record.npz')
     check(SelectionRecord.load(tmp_path / 'record.npz'))
     assert os.listdir(tmp_path) == ['record.npz']
+
+
+def test_a_file_of_version_0_1_means_what_it_meant_and_can_be_added_to(tmp_path):
+    file = Path(__file__).parent / 'data' / 'pfb_record_0.1.npz'
+    check(SelectionRecord.load(file))
+    record = SelectionRecord.load(file)
+    record.merge(hand_counted())
+    assert record.candidates.tolist() == [4, 6, 2, 2]
+    assert record.timeline.scores.sum() == 8
+
+
+def test_another_process_reads_what_was_pickled():
+    check(pickle.loads(pickle.dumps(hand_counted())))
+
+
+def test_a_loss_has_bins_fine_enough_to_tell_losses_apart_on_either_side_of_zero(tmp_path):
+    losses = np.array([0.0, 0.01, 0.1, 0.5, 0.55, 1.0, 2.3, 2.5, 40.0, 1e9, -0.1, -2.3, np.inf])
+    record = SelectionRecord()
+    kept = losses > 0.2
+    record.add(0, [str(i) for i in range(13)], kept, losses, score_name='exit_loss')
+    record.save(tmp_path / 'record.npz')
+    record = SelectionRecord.load(tmp_path / 'record.npz')
+    assert record.score_name == 'exit_loss'
+    np.testing.assert_allclose(record.mean_score, np.where(losses < np.inf, losses, np.nan))
+    timeline = record.timeline
+    assert timeline.nonfinite.tolist() == [1]
+    low, high = timeline.edges[:-1], timeline.edges[1:]
+    for k, part in enumerate((losses[~kept], losses[kept & np.isfinite(losses)])):
+        bins = timeline.scores[0, k].nonzero()[0]
+        assert timeline.scores[0, k][bins].tolist() == [1] * len(part)
+        for value, a, b in zip(sorted(part), low[bins], high[bins], strict=True):
+            assert a <= value < b or value == 1e9
+            assert b - a <= 0.05 * max(abs(a), abs(b)) or value == 0
+
+
+def test_scores_by_another_name_take_the_place_of_the_former_ones_and_counts_go_on():
+    record, later = hand_counted(), SelectionRecord(CLASSES)
+    later.add(
+        4, ['a', 'd'], np.array([1, 0], bool), np.array([0.5, np.nan]), score_name='exit_loss'
+    )
+    record.merge(later)
+    assert record.score_name == 'exit_loss'
+    assert record.candidates.tolist() == [3, 3, 1, 2]
+    np.testing.assert_array_equal(record.mean_score, [0.5, np.nan, np.nan, np.nan])
+    assert record.timeline.scores.sum() == 1
+    plain = SelectionRecord(CLASSES)
+    plain.add(5, ['a'], np.array([True]))  # a step in which nothing was scored changes nothing
+    record.merge(plain)
+    assert (record.score_name, record.timeline.scores.sum()) == ('exit_loss', 1)
+
+
+def test_a_record_of_a_long_run_begins_with_the_stretches_that_it_ends_with():
+    for num_iters, width in ((1, 1), (256, 1), (257, 2), (80_000, 512)):
+        record = SelectionRecord(num_iters=num_iters)
+        record.add_full(0, 1)
+        record.add_full(num_iters - 1, 1)
+        assert record.width == width
+        assert len(record.timeline.first) <= 256
+
+
+def test_there_is_no_share_kept_before_the_first_blocked_step():
+    record = SelectionRecord()
+    record.add_full(0, 4)
+    assert record.kept_share is None
 
 
 def test_counting_goes_on_behind_a_file(tmp_path):
@@ -138,7 +210,7 @@ def test_a_long_run_takes_no_more_stretches_and_loses_no_count():
         timeline = merged.timeline
         assert len(timeline.first) <= 256
         assert (np.diff(timeline.first) == merged.width).all()
-        assert timeline.density.sum() == 2000
+        assert timeline.scores.sum() == 2000
     assert record.timeline.kept.sum() == 1500
     assert other.timeline.kept.sum() == 1501
     assert other.timeline.full.tolist() == [7] + [0] * (len(other.timeline.first) - 1)
@@ -168,6 +240,27 @@ def test_many_images_stay_small_on_disk(tmp_path):
     assert (tmp_path / 'record.npz').stat().st_size < 20000 * 30
 
 
+def test_processes_hand_in_little_and_only_the_first_one_gets_it(tmp_path):
+    """100 iterations of 16 new images each, 150 classes, nothing logged: two collections."""
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
+    tests = Path(__file__).parent
+    run = subprocess.run(
+        [*torchrun, str(tests / 'collect_rank.py'), str(tmp_path)],
+        env={**os.environ, 'PYTHONPATH': str(tests.parent), 'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    first, other = (torch.load(tmp_path / f'{rank}.pt') for rank in range(2))
+    assert (first['candidates'], first['kept']) == (2 * 100 * 16, 2 * 100 * 8)
+    assert other['candidates'] == 0
+    for one in (first, other):
+        assert one['calls'] == 2 * 2
+        assert 2 * 5_000 < one['sent'] < 2 * 25_000
+    assert other['received'] == 2 * 8 * 2  # the sizes
+    assert first['received'] < 2 * 2 * 25_000
+
+
 def sample(labels):
     return SegDataSample(gt_sem_seg=PixelData(data=torch.as_tensor(labels)[None]))
 
@@ -183,6 +276,11 @@ class TestClassPixels:
         (counts,) = class_pixels([sample(labels)], 2).tolist()
         assert counts[0] / 512 / 256 == pytest.approx(1, rel=0.03)
         assert counts[1] / 512 / 768 == pytest.approx(1, rel=0.03)
+
+    def test_counts_images_of_different_sizes_each_by_itself(self):
+        small, large = torch.zeros(2, 3, dtype=torch.long), torch.ones(256, 64, dtype=torch.long)
+        counts = class_pixels([sample(small), sample(large)], 2)
+        assert counts.tolist() == [[6, 0], [0, 256 * 64]]
 
     def test_there_are_none_without_labels_or_classes(self):
         assert class_pixels([SegDataSample()], 3) is None

@@ -19,6 +19,7 @@ from mmengine.logging import HistoryBuffer
 from PIL import Image
 
 from pfb_mmseg.reporting import SelectionRecord
+from pfb_mmseg.reporting.browse import write_ranking
 from pfb_mmseg.reporting.dataset_check import check_config
 from pfb_mmseg.reporting.images import ImageSet
 from pfb_mmseg.reporting.report import group_of, groups_by_kept_rate, write_report
@@ -89,9 +90,45 @@ class TestReport:
         assert torch.__version__ in words and 'PFBEncoderDecoder' in words
         # four plots, two galleries of three, six centroids with six images each
         assert len(page.sources) == 4 + 2 * 3 + 6 * 6
-        plots = {'over_the_run', 'log_density', 'class_share', 'centroids'}
+        plots = {'over_the_run', 'scores', 'class_share', 'centroids'}
         assert {p.stem for p in tmp_path.glob('*.png')} == plots
         assert all(Image.open(p).format == 'PNG' for p in tmp_path.glob('*.png'))
+
+    def test_the_share_kept_is_that_of_the_steps_in_which_images_were_dropped(self, run, tmp_path):
+        """Half of each batch; the first and last intervals of the log are mixed."""
+        words = _Page(write_report(run, tmp_path, 0, 0).read_text()).words
+        assert words[words.index('of the images kept while pruning') - 1] == '50%'
+
+    @pytest.mark.parametrize(
+        ('score_name', 'heading', 'order'),
+        [('exit_loss', 'How hard the images were', 'The hardest among them first'),
+         ('grad_norm', 'How the images scored: grad norm', 'The highest among them first')],
+    )  # fmt: skip
+    def test_speaks_of_the_score_that_decided(self, run, tmp_path, score_name, heading, order):
+        shutil.copytree(run, tmp_path / 'run')
+        record = SelectionRecord(['a'])
+        paths = ['demo/train/easy', 'demo/train/hard', 'demo/train/middle']
+        for t in range(4):
+            kept = np.array([False, True, True])
+            record.add(t, paths, kept, np.array([0.0, 2.5, 0.7]), score_name=score_name)
+        record.save(tmp_path / 'run' / 'pfb_record.npz')
+        text = write_report(tmp_path / 'run', tmp_path / 'out', 3, 0).read_text()
+        words = _Page(text).words
+        assert heading in words and any(order in sentence for sentence in words)
+        assert 'density of the candidates' not in text and 'log density' not in text
+        most_kept = text[text.index('Most often kept') : text.index('Most often dropped')]
+        assert most_kept.index('train/hard') < most_kept.index('train/middle')
+        label = {'exit_loss': 'loss at the exit', 'grad_norm': 'grad norm'}[score_name]
+        assert f'{label} 2.5' in most_kept
+
+    def test_of_a_run_that_scored_nothing_speaks_of_no_score(self, run, tmp_path):
+        shutil.copytree(run, tmp_path / 'run')
+        record = SelectionRecord(['a'])
+        record.add(1, ['demo/train/x', 'demo/train/y'], np.array([False, True]))
+        record.save(tmp_path / 'run' / 'pfb_record.npz')
+        text = write_report(tmp_path / 'run', tmp_path / 'out', 3, 0).read_text()
+        assert 'Most often kept' in text and 'among them first' not in text
+        assert not (tmp_path / 'out' / 'scores.png').exists()
 
     def test_escapes_what_comes_from_names(self, run, tmp_path):
         text = write_report(run, tmp_path, num_images=0, scan_seconds=0).read_text()
@@ -212,6 +249,18 @@ class TestBrowse:
         assert 'trained without PFB' in capsys.readouterr().out
         values = [value for _, _, value in ranking(tmp_path / 'out')]
         assert len(values) == 24 and np.isfinite(values).all()
+
+    def test_by_a_loss_the_hardest_come_first(self, config, tmp_path):
+        images = ImageSet(Config.fromfile(config))
+        losses = torch.rand(len(images.infos))
+        losses[3] = torch.nan
+        write_ranking(images, losses, tmp_path, num_images=2, score_name='exit_loss')
+        head, *rows = (tmp_path / 'ranking.csv').read_text().splitlines()
+        assert head == 'rank,path,exit_loss'
+        values = [float(row.split(',')[2]) for row in rows]
+        assert values[:-1] == sorted(values[:-1], reverse=True) and np.isnan(values[-1])
+        words = ' '.join(_Page((tmp_path / 'index.html').read_text()).words)
+        assert 'Hardest' in words and f'loss at the exit {values[0]:.3g}' in words
 
     def test_refuses_a_checkpoint_of_another_model(self, config, tmp_path, monkeypatch, capsys):
         torch.save({'state_dict': {'x': torch.zeros(1)}}, tmp_path / 'other.pth')

@@ -157,7 +157,9 @@ def test_with_another_size_the_estimate_starts_afresh_and_the_rest_goes_on(
     assert pruner.step == 6  # of the quota and of the draws
     assert pruner.estimator.counts.sum() == 2 * 4  # both steps seed
     # Four steps before, and two after.
-    assert SelectionRecord.load(tmp_path / 'pfb_record.npz').candidates.sum() == (4 + 2) * 4
+    record = SelectionRecord.load(tmp_path / 'pfb_record.npz')
+    assert record.candidates.sum() == 2 * 4  # two seeded before, two seed now
+    assert record.timeline.full.sum() == (2 + 2) * 4
 
 
 def test_a_checkpoint_without_pfb_gives_its_weights_and_the_log_says_what_starts_afresh(tmp_path):

@@ -40,9 +40,9 @@ class Health:
         self._ready_steps += ready
         self._pruned_steps += num_kept < num_candidates
 
-    def see_densities(self, log_density: np.ndarray) -> None:
-        """Count a scored batch; (N,), natural log."""
-        finite = log_density[np.isfinite(log_density)]
+    def see_scores(self, score: np.ndarray) -> None:
+        """Count a scored batch; (N,)."""
+        finite = score[np.isfinite(score)]
         if len(finite) > 1:
             self._scored += 1
             self._differing += np.ptp(finite) > _EQUAL * max(1, np.abs(finite).max())
@@ -77,8 +77,8 @@ class Health:
             )
         if self._scored and not self._differing:
             self._tell(
-                'equal densities',
-                'all images of a batch had the same density, so the choice between them is '
+                'equal scores',
+                'all images of a batch had the same score, so the choice between them is '
                 'arbitrary: their features at the blocking point are equal. Are the images '
                 "different, and is that stage alive? Try another stage, block_after='backbone...'.",
             )

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import pickle
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather_object, get_world_size, is_main_process
+from mmengine.dist import gather_object, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook, LoggerHook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
 from ..blocking import is_sharded
-from ..core import AdaptiveDensityEstimator, SelectionStatistics
+from ..core import AdaptiveDensityEstimator, Selection, SelectionStatistics
 from ..core.checks import check_integer, check_keys
-from ..reporting import RECORD_NAME, SelectionRecord
+from ..reporting import RECORD_NAME, SelectionRecord, class_pixels
 from ..reporting.files import write_atomically
 from ..reporting.versions import installed_versions
 from .health import Health
-from .pending import PendingStep
 from .preflight import (
     check_can_resume,
     check_loader,
@@ -29,6 +30,10 @@ from .preflight import (
 )
 from .schedule import Schedule
 from .step_clock import StepClock
+
+# Iterations between two collections of the record: what travels then is bounded by the images of
+# so many batches, and so is what a checkpoint that nobody announced may lack.
+_COLLECT_EVERY = 50
 
 
 @HOOKS.register_module()
@@ -47,8 +52,11 @@ class PFBHook(Hook):
 
     With every checkpoint, and in it, :class:`SelectionRecord` is written: what became of each
     image, merged over all processes. Its file is ``<work_dir>/pfb_record.npz``. In a checkpoint
-    that is saved neither by CheckpointHook nor at an interval, the other processes' part of the
-    running interval is missing.
+    that is not saved by CheckpointHook, the other processes' last iterations, 49 at most, are
+    missing.
+
+    What became of a step is read when the step is over. MMEngine's RuntimeInfoHook has waited for
+    the device by then, to log the losses; in a loop without it, it is this hook that waits.
 
     Args:
         begin: first pruned iteration, as a fraction of the run (float) or an iteration (int).
@@ -85,7 +93,6 @@ class PFBHook(Hook):
         self._fresh = SelectionRecord()
         self._health = Health()
         self._statistics = SelectionStatistics()
-        self._pending: PendingStep | None = None
         self._classes: list[str] = []
 
     def before_run(self, runner) -> None:
@@ -105,7 +112,8 @@ class PFBHook(Hook):
         if not is_sharded(runner.model, model):
             self._pfb.prepare()
         self._classes = _classes(runner.train_dataloader)
-        self._fresh = SelectionRecord(self._classes)
+        self._num_iters = runner.max_iters
+        self._start_afresh()
         batch_size, num_ranks = runner.train_dataloader.batch_size, get_world_size()
         warn_of_what_comes_later(
             self._pfb.estimator,
@@ -132,14 +140,15 @@ class PFBHook(Hook):
     ) -> None:
         selection = self._pfb.selection
         self.clock.stop(full=selection is None)
-        self._settle_record()
         batch_size = len(data_batch['inputs'])
         if selection is None:
             self._statistics.count_full(batch_size)
-            self._fresh.add_full(runner.iter, batch_size)
         else:
             self._statistics.add(selection)
-            self._pending = PendingStep(runner.iter, data_batch, selection, len(self._classes))
+        if selection is None or selection.num_kept == selection.num_candidates:
+            self._fresh.add_full(runner.iter, batch_size)
+        else:
+            self._write_down(runner.iter, data_batch['data_samples'], selection)
         if self._pfb.pruning:
             num_kept = batch_size if selection is None else selection.num_kept
             ready = selection is None or self._pfb.pruner.ready
@@ -147,7 +156,7 @@ class PFBHook(Hook):
         due = self.every_n_train_iters(runner, self._interval) or self.is_last_train_iter(runner)
         if due:
             self._log(runner, batch_size)
-        if due or _checkpoint_due(runner):
+        if self.every_n_train_iters(runner, _COLLECT_EVERY) or _checkpoint_due(runner):
             self._collect()
 
     def before_val_epoch(self, runner) -> None:
@@ -167,9 +176,8 @@ class PFBHook(Hook):
         """Write the record beside the checkpoint and into it."""
         self.clock.pause()
         _publish_live_state(checkpoint)
-        self._settle_record()
         self.record.merge(self._fresh)
-        self._fresh = SelectionRecord(self._classes)
+        self._start_afresh()
         record = self.record.to_bytes()
         write_atomically(Path(runner.work_dir) / RECORD_NAME, record)
         checkpoint['pfb'] = {
@@ -219,23 +227,35 @@ class PFBHook(Hook):
         print_log(_in_words(totals, estimator, self._pfb.pruning), logger='current')
         self._health.check(self._pfb.quota, estimator, batch_size, self.clock)
 
-    def _settle_record(self) -> None:
-        """Write down the step before this one, whose selection is on the host by now."""
-        if self._pending is not None:
-            step = self._pending.read()
-            self._fresh.add(**step)
-            if step['log_density'] is not None:
-                self._health.see_densities(step['log_density'])
-            self._pending = None
+    def _write_down(self, iteration: int, data_samples: list, selection: Selection) -> None:
+        """Note which images were kept, and their scores. Waits for the device."""
+        paths = [str(getattr(sample, 'img_path', '<no path>')) for sample in data_samples]
+        score, pixels = selection.score, class_pixels(data_samples, len(self._classes))
+        if score is not None:
+            score = score.cpu().numpy()
+            self._health.see_scores(score)
+        self._fresh.add(
+            iteration,
+            paths,
+            selection.kept.cpu().numpy(),
+            score,
+            None if pixels is None else pixels.cpu().numpy(),
+            selection.score_name,
+        )
 
     def _collect(self) -> None:
-        """Add what all processes saw since the last time to the first one's record."""
-        self._settle_record()
-        parts = all_gather_object(self._fresh)
-        self._fresh = SelectionRecord(self._classes)
-        if is_main_process():
-            for part in parts:
-                self.record.merge(part)
+        """Add what all processes saw since the last time to the first one's record.
+
+        Some 20 bytes an image travel, to that process alone, and one number to each to know the
+        largest part by.
+        """
+        parts = gather_object(zlib.compress(pickle.dumps(self._fresh), level=1))
+        for part in parts or ():  # there are none in the other processes
+            self.record.merge(pickle.loads(zlib.decompress(part)))
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self._fresh = SelectionRecord(self._classes, self._num_iters)
 
 
 def _classes(dataloader: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""A data set in the order of how common its images look, as a table and as pictures."""
+"""A data set in the order of its images' scores, as a table and as pictures."""
 
 from __future__ import annotations
 
@@ -10,34 +10,44 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from torch import Tensor
 
+from ..core.selection import LOG_DENSITY
 from . import page
 from .files import write_atomically
 from .images import ImageSet
 from .page import Picture
+from .scores import words_for
 
 
 def write_ranking(
-    images: ImageSet, log_density: Tensor, out_dir: str | os.PathLike, num_images: int = 24
+    images: ImageSet,
+    score: Tensor,
+    out_dir: str | os.PathLike,
+    num_images: int = 24,
+    score_name: str = LOG_DENSITY,
 ) -> tuple[Path, Path]:
-    """Write ``ranking.csv`` (rank, path, log_density; rarest first) and ``index.html``.
+    """Write ``ranking.csv`` (rank, path, score) and ``index.html``.
+
+    What a criterion of this score seeks comes first: the rarest, or the hardest images.
 
     Args:
         images: M images.
-        log_density: (M,), in their order; those without a finite one come last.
+        score: (M,), in their order; those without a finite one come last.
         out_dir: made if need be.
-        num_images: in each of the two galleries, rarest and commonest.
+        num_images: in each of the two galleries, of the first and of the last ones.
+        score_name: what ``score`` is; heads its column.
 
     Returns:
         Paths of the two files.
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    paths, density = list(images.infos), log_density.double().numpy()
-    order = np.argsort(density, kind='stable')  # NaN last
+    words = words_for(score_name)
+    paths, values = list(images.infos), score.double().numpy()
+    order = np.argsort(-words.sought * values, kind='stable')  # NaN last
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['rank', 'path', 'log_density'])
-    writer.writerows((rank, paths[i], f'{density[i]:.4f}') for rank, i in enumerate(order, start=1))
+    writer.writerow(['rank', 'path', score_name])
+    writer.writerows((rank, paths[i], f'{values[i]:.4f}') for rank, i in enumerate(order, start=1))
     write_atomically(out_dir / 'ranking.csv', text.getvalue().encode(errors='surrogateescape'))
 
     def show(chosen: np.ndarray) -> str:
@@ -46,25 +56,19 @@ def write_ranking(
                 Picture(
                     images.picture(paths[i]),
                     PurePosixPath(paths[i].replace('\\', '/')).stem,
-                    f'log density {density[i]:.1f}',
+                    f'{words.label} {values[i]:.3g}',
                 )
                 for i in chosen
             ]
         )
 
-    scored = order[np.isfinite(density[order])]
+    scored = order[np.isfinite(values[order])]
     content = page.page(
-        'How common the images look',
-        f'{len(paths):,} images by their log density under the model, the ground truth drawn over '
-        'them',
-        page.section(
-            'Rarest', 'Worth a look: new to the model, or broken.', show(scored[:num_images])
-        ),
-        page.section(
-            'Most redundant',
-            'The model has seen many like these.',
-            show(scored[::-1][:num_images]),
-        ),
+        words.heading,
+        f'{len(paths):,} images by their {words.label} under the model, the ground truth drawn '
+        'over them',
+        page.section(words.first.capitalize(), words.about_sought, show(scored[:num_images])),
+        page.section(words.last.capitalize(), words.about_others, show(scored[::-1][:num_images])),
     )
     write_atomically(out_dir / 'index.html', content.encode())
     return out_dir / 'ranking.csv', out_dir / 'index.html'

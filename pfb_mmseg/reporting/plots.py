@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .record import Timeline
+from .scores import ScoreWords
 
 ACCENT, GREY, INK = '#2563eb', '#b6bcc6', '#374151'
 _MOST_CLASSES = 20
@@ -29,12 +30,12 @@ def over_the_run(
     return _png(figure)
 
 
-def densities(timeline: Timeline) -> bytes:
-    """Log densities of kept and dropped images in the first, middle and last third of pruning."""
-    scored = np.flatnonzero(timeline.density.sum(axis=(1, 2)))
-    counts = np.array([timeline.density[part].sum(axis=0) for part in np.array_split(scored, 3)])
+def scores(timeline: Timeline, words: ScoreWords) -> bytes:
+    """Scores of kept and dropped images in the first, middle and last third of pruning."""
+    scored = np.flatnonzero(timeline.scores.sum(axis=(1, 2)))
+    counts = np.array([timeline.scores[part].sum(axis=0) for part in np.array_split(scored, 3)])
     edges, counts = _zoom(timeline.edges, counts)
-    middle, width = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
+    left, width = edges[:-1], np.diff(edges)
     figure = Figure(figsize=(5, 4), layout='constrained')
     first = None
     for row, name in enumerate(('early', 'middle', 'late')):
@@ -45,11 +46,15 @@ def densities(timeline: Timeline) -> bytes:
         axes.spines['left'].set_visible(False)
         axes.tick_params(labelbottom=row == 2)
         dropped, kept = counts[row]
-        axes.bar(middle, kept, width, color=ACCENT, label='kept')
-        axes.bar(middle, dropped, width, bottom=kept, color=GREY, label='dropped')
+        axes.bar(left, kept, width, align='edge', color=ACCENT, label='kept')
+        axes.bar(left, dropped, width, bottom=kept, align='edge', color=GREY, label='dropped')
         if row == 0:
             axes.legend(frameon=False)
-    axes.set_xlabel('log density (right: common)')
+    if not np.allclose(width, width[0]):
+        # Bins as wide as they are high in value look alike on a logarithmic axis.
+        smallest = np.abs(edges[:-1][counts.any(axis=(0, 1)) & (edges[:-1] != 0)])
+        axes.set_xscale('symlog', linthresh=smallest.min(initial=1))
+    axes.set_xlabel(f'{words.label} (right: {words.high})')
     return _png(figure)
 
 
@@ -91,16 +96,17 @@ def class_shares(classes: Sequence[str], pixels: np.ndarray) -> bytes:
 
 
 def _zoom(edges: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The stretch that holds all but a thousandth on each side, in 40 bins of whole nats or fewer.
+    """The stretch that holds all but a thousandth on each side, in 40 bins at most.
 
-    What lies beyond is counted in the outermost bins.
+    Each is as many of the given ones. What lies beyond is counted in the outermost bins.
     """
     share = counts.reshape(-1, counts.shape[-1]).sum(axis=0).cumsum() / counts.sum()
     first, last = np.searchsorted(share, [0.001, 0.999]) + [0, 1]
     width = max(1, -(-(last - first) // _BINS_SHOWN))
     starts = np.arange(first, last, width)
     joined = np.add.reduceat(counts, np.append(0, starts[1:]), axis=-1)
-    return edges[first] + width * np.arange(len(starts) + 1), joined
+    borders = np.append(starts, starts[-1] + width).clip(max=len(edges) - 1)
+    return edges[borders], joined
 
 
 def _short(name: str, length: int = 18) -> str:

@@ -9,38 +9,54 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.selection import LOG_DENSITY
 from .files import write_atomically
 
 RECORD_NAME = 'pfb_record.npz'  # in the work dir of a run
 
 _MAX_ROWS = 256
-_LOWEST, _HIGHEST = -1024, 1024  # range of the histograms in nats, one bin each
-_NUM_BINS = _HIGHEST - _LOWEST
+_NATS = np.arange(-1024.0, 1025.0)  # borders of the bins of log densities
+# Of any other score nothing is known but that it is a number: 16 bins to a factor of two, from a
+# millionth to a million, on both sides of zero.
+_OCTAVES = 2.0 ** np.arange(-20, 20 + 1 / 32, 1 / 16)
+_OCTAVES = np.concatenate([-_OCTAVES[::-1], [0.0], _OCTAVES])
 _SEPARATOR = '\0'  # the one character that no path holds
 
 
 class SelectionRecord:
     """Counts per image, identified by its path, and totals over stretches of the run.
 
-    A stretch is ``width`` iterations long: one at first, twice as many whenever there are more
-    than 256 stretches, so a record does not grow with the length of the run.
+    A stretch is ``width`` iterations long: as many as ``num_iters`` asks for, twice as many
+    whenever there are more than 256 stretches, so a record does not grow with the length of the
+    run.
+
+    Args:
+        classes: whose pixels are to be counted.
+        num_iters: length of the run, so that its stretches need not be joined later; 0 if unknown.
 
     Attributes:
         paths: list of str, in the order in which the images were first seen.
         candidates, kept: (M,) int32, number of blocked steps an image was in, and survived.
-        mean_log_density: (M,) float64, natural log, over the steps in which it had a finite one;
-            NaN where there was none.
+        score_name: str, what the images were scored by, ``'log_density'`` (natural log; low is
+            rare) for one; None while nothing was scored. Where it changes, as in a run resumed
+            with another criterion, what is known of the scores before is dropped.
+        mean_score: (M,) float64, over the steps in which an image had a finite score; NaN where
+            there was none.
+        kept_share: float, share of the candidates that were kept; None before the first.
         classes: list of str, whose pixels are counted.
         width: iterations in a stretch.
     """
 
-    def __init__(self, classes: Sequence[str] = ()) -> None:
+    def __init__(self, classes: Sequence[str] = (), num_iters: int = 0) -> None:
         self.classes = list(classes)
+        self.score_name: str | None = None
         self.width = 1
+        while self.width * _MAX_ROWS < num_iters:
+            self.width *= 2
         self._row: dict[str, int] = {}
         # Columns: candidates, kept, scored; one row an image, grown by doubling.
         self._counts = np.zeros((64, 3), dtype=np.int32)
-        self._log_density = np.zeros(64)
+        self._score = np.zeros(64)
         self._stretches: dict[int, _Stretch] = {}
 
     def __len__(self) -> int:
@@ -59,31 +75,47 @@ class SelectionRecord:
         return self._counts[: len(self), 1]
 
     @property
-    def mean_log_density(self) -> np.ndarray:
+    def kept_share(self) -> float | None:
+        candidates = self.candidates.sum()
+        return float(self.kept.sum() / candidates) if candidates else None
+
+    @property
+    def mean_score(self) -> np.ndarray:
         scored = self._counts[: len(self), 2]
-        total = self._log_density[: len(self)]
+        total = self._score[: len(self)]
         return np.where(scored > 0, total / np.maximum(scored, 1), np.nan)
+
+    @property
+    def mean_log_density(self) -> np.ndarray:
+        """What :attr:`mean_score` was called when there was no other score."""
+        return self.mean_score
 
     @property
     def timeline(self) -> Timeline:
         """The totals of every stretch, ascending."""
         stretches = sorted(self._stretches)
         rows = [self._stretches[s].wider(len(self.classes)) for s in stretches]
-        shape = {'totals': (4,), 'density': (2, _NUM_BINS), 'pixels': (2, len(self.classes))}
+        edges = self._edges
+        shape = {
+            'totals': (4,),
+            'scores': (2, len(edges) - 1),
+            'pixels': (2, len(self.classes)),
+        }
         column = {
             name: np.array([getattr(row, name) for row in rows], np.int64).reshape(len(rows), *size)
             for name, size in shape.items()
         }
         first = np.array(stretches, dtype=np.int64) * self.width
-        return Timeline(first, **column)
+        return Timeline(first, edges=edges, **column)
 
     def add(
         self,
         iteration: int,
         paths: Sequence[str],
         kept: np.ndarray,
-        log_density: np.ndarray | None = None,
+        score: np.ndarray | None = None,
         pixels: np.ndarray | None = None,
+        score_name: str | None = LOG_DENSITY,
     ) -> None:
         """Count one blocked batch.
 
@@ -91,72 +123,102 @@ class SelectionRecord:
             iteration: t, counted from 0.
             paths: of the N candidates.
             kept: (N,) bool, True for those that stayed.
-            log_density: (N,), or None if nothing was scored.
+            score: (N,), or None if nothing was scored.
             pixels: (N, C) integers, of each of the ``classes``; None if there are no labels.
+            score_name: what ``score`` is; not looked at where there is none.
         """
         rows = self._rows(paths)
         np.add.at(self._counts[:, 0], rows, 1)
         np.add.at(self._counts[:, 1], rows[kept], 1)
         stretch = self._stretch(iteration)
         stretch.totals += [0, len(kept), kept.sum(), 0]
-        if log_density is not None:
-            finite = np.isfinite(log_density)
+        if score is not None:
+            self._speak_of(score_name)
+            finite = np.isfinite(score)
             np.add.at(self._counts[:, 2], rows[finite], 1)
-            np.add.at(self._log_density, rows[finite], log_density[finite])
+            np.add.at(self._score, rows[finite], score[finite])
             stretch.totals[3] += (~finite).sum()
-            bins = np.floor(log_density[finite].clip(_LOWEST, _HIGHEST - 1)).astype(int) - _LOWEST
-            np.add.at(stretch.density, (kept[finite].astype(int), bins), 1)
+            bins = np.searchsorted(self._edges, score[finite], side='right') - 1
+            bins = bins.clip(0, len(self._edges) - 2)
+            np.add.at(stretch.scores, (kept[finite].astype(int), bins), 1)
         if pixels is not None:
             stretch.pixels += [pixels[~kept].sum(axis=0), pixels[kept].sum(axis=0)]
 
     def add_full(self, iteration: int, num_images: int) -> None:
-        """Count a batch that was trained on without a look at its images."""
+        """Count a batch of which every image was trained on, without a choice."""
         self._stretch(iteration).totals[0] += num_images
 
     def merge(self, other: SelectionRecord) -> None:
-        """Add another record's counts, of another process for example. It is left as it is."""
+        """Add another record's counts, of another process or of a later time.
+
+        It is left as it is.
+        """
+        if other.score_name is not None:
+            self._speak_of(other.score_name)
         rows = self._rows(other.paths)
         self._counts[rows] += other._counts[: len(other)]
-        self._log_density[rows] += other._log_density[: len(other)]
+        self._score[rows] += other._score[: len(other)]
         columns = self._columns(other.classes)
         while self.width < other.width:
             self._double()
         for index, row in other._stretches.items():
             stretch = self._stretch(index * other.width)
             stretch.totals += row.totals
-            stretch.density += row.density
+            if other.score_name is not None:
+                stretch.scores += row.scores
             np.add.at(stretch.pixels, (slice(None), columns), row.wider(len(columns)).pixels)
 
     def to_bytes(self) -> bytes:
-        """Everything, compressed, for a file, a checkpoint or another process."""
-        timeline = self.timeline
+        """Everything, compressed, for a file or a checkpoint."""
         buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer,
-            paths=_encode(self.paths),
-            counts=self._counts[: len(self)],
-            log_density=self._log_density[: len(self)],
-            classes=_encode(self.classes),
-            width=self.width,
-            **timeline.__dict__,
-        )
+        np.savez_compressed(buffer, **self.__getstate__())
         return buffer.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SelectionRecord:
-        """The record that :meth:`to_bytes` described."""
+        """The record that :meth:`to_bytes` described, in this version or in 0.1."""
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             state = dict(arrays)
-        record = cls(_decode(state['classes']))
-        rows = record._rows(_decode(state['paths']))
-        record._counts[rows] = state['counts']
-        record._log_density[rows] = state['log_density']
-        record.width = int(state['width'])
-        for index, first in enumerate(state['first'].tolist()):
-            record._stretches[first // record.width] = _Stretch(
-                state['totals'][index], state['density'][index], state['pixels'][index]
-            )
+        if 'log_density' in state:  # 0.1
+            name = LOG_DENSITY if state['counts'][:, 2].any() else ''
+            state['score'], state['score_name'] = state['log_density'], _encode([name])
+            state['scores'], state['first_bin'] = state['density'], np.array(0)
+        record = cls()
+        record.__setstate__(state)
         return record
+
+    def __getstate__(self) -> dict[str, np.ndarray]:
+        """Everything in arrays without empty ends, for :meth:`to_bytes` and for pickle."""
+        timeline = self.timeline
+        used = np.flatnonzero(timeline.scores.any(axis=(0, 1)))
+        first_bin, end_bin = (used[0], used[-1] + 1) if len(used) else (0, 0)
+        return dict(
+            paths=_encode(self.paths),
+            counts=self._counts[: len(self)],
+            score=self._score[: len(self)],
+            score_name=_encode([self.score_name or '']),
+            classes=_encode(self.classes),
+            width=np.array(self.width),
+            first=timeline.first,
+            totals=timeline.totals,
+            scores=timeline.scores[..., first_bin:end_bin],
+            first_bin=np.array(first_bin),
+            pixels=timeline.pixels,
+        )
+
+    def __setstate__(self, state: dict[str, np.ndarray]) -> None:
+        self.__init__(_decode(state['classes']))
+        self.score_name = ''.join(_decode(state['score_name'])) or None
+        self.width = int(state['width'])
+        rows = self._rows(_decode(state['paths']))
+        self._counts[rows] = state['counts']
+        self._score[rows] = state['score']
+        bins = int(state['first_bin']) + np.arange(state['scores'].shape[-1])
+        for index, first in enumerate(state['first'].tolist()):
+            stretch = self._stretch(first)
+            stretch.totals += state['totals'][index]
+            stretch.scores[:, bins] += state['scores'][index]
+            stretch.pixels += state['pixels'][index]
 
     def save(self, path: str | os.PathLike) -> None:
         """Write to an ``.npz`` file; after a crash the old or the new file is there, never half."""
@@ -173,7 +235,7 @@ class SelectionRecord:
         if missing > 0:
             grow = max(missing, len(self._counts))
             self._counts = np.pad(self._counts, ((0, grow), (0, 0)))
-            self._log_density = np.pad(self._log_density, (0, grow))
+            self._score = np.pad(self._score, (0, grow))
         return rows
 
     def _columns(self, classes: Sequence[str]) -> list[int]:
@@ -181,10 +243,27 @@ class SelectionRecord:
         self.classes += [name for name in dict.fromkeys(classes) if name not in self.classes]
         return [self.classes.index(name) for name in classes]
 
+    @property
+    def _edges(self) -> np.ndarray:
+        """(B + 1,) borders of the bins of the scores, ascending."""
+        return _NATS if self.score_name in (None, LOG_DENSITY) else _OCTAVES
+
+    def _speak_of(self, score_name: str) -> None:
+        """Forget the scores by any other name."""
+        if self.score_name != score_name:
+            self.score_name = score_name
+            self._counts[:, 2] = 0
+            self._score[:] = 0
+            for stretch in self._stretches.values():
+                stretch.scores = self._no_scores()
+
+    def _no_scores(self) -> np.ndarray:
+        return np.zeros((2, len(self._edges) - 1), np.int64)
+
     def _stretch(self, iteration: int) -> _Stretch:
         index = iteration // self.width
         if index not in self._stretches:
-            self._stretches[index] = _Stretch()
+            self._stretches[index] = _Stretch(self._no_scores())
             if len(self._stretches) > _MAX_ROWS:
                 self._double()
             index = iteration // self.width
@@ -195,9 +274,9 @@ class SelectionRecord:
         halves, self._stretches = self._stretches, {}
         self.width *= 2
         for index, half in halves.items():
-            whole = self._stretches.setdefault(index // 2, _Stretch()).wider(len(self.classes))
-            whole.totals += half.totals
-            whole.density += half.density
+            whole = self._stretches.setdefault(index // 2, _Stretch(self._no_scores()))
+            whole.wider(len(self.classes)).totals += half.totals
+            whole.scores += half.scores
             whole.pixels += half.wider(len(self.classes)).pixels
 
 
@@ -207,24 +286,34 @@ class Timeline:
     Attributes:
         first: (T,) int64, ascending: iteration, counted from 0, with which each begins.
         totals: (T, 4) int64, see the properties.
-        density: (T, 2, B) int64: images by log density, one bin a nat; ``edges`` are the (B + 1,)
-            borders. What lies beyond them is counted in the outermost bins.
+        scores: (T, 2, B) int64: images by score.
+        edges: (B + 1,) float64, borders of these bins: one nat wide for log densities, a sixteenth
+            of a factor of two for any other score. What lies beyond is in the outermost bins.
         pixels: (T, 2, C) int64: pixels of each class.
     """
 
-    edges = np.arange(_LOWEST, _HIGHEST + 1)
-
     def __init__(
-        self, first: np.ndarray, totals: np.ndarray, density: np.ndarray, pixels: np.ndarray
+        self,
+        first: np.ndarray,
+        totals: np.ndarray,
+        scores: np.ndarray,
+        edges: np.ndarray,
+        pixels: np.ndarray,
     ) -> None:
         self.first = first
         self.totals = totals
-        self.density = density
+        self.scores = scores
+        self.edges = edges
         self.pixels = pixels
 
     @property
+    def density(self) -> np.ndarray:
+        """What :attr:`scores` was called when there was no other score."""
+        return self.scores
+
+    @property
     def full(self) -> np.ndarray:
-        """(T,) images that were trained on without a look at them."""
+        """(T,) images of steps in which every image was trained on, without a choice."""
         return self.totals[:, 0]
 
     @property
@@ -239,22 +328,17 @@ class Timeline:
 
     @property
     def nonfinite(self) -> np.ndarray:
-        """(T,) images whose features held a NaN or Inf."""
+        """(T,) images without a finite score, as features that hold a NaN or Inf have none."""
         return self.totals[:, 3]
 
 
 class _Stretch:
     """Sums over one stretch, see :class:`Timeline`."""
 
-    def __init__(
-        self,
-        totals: np.ndarray | None = None,
-        density: np.ndarray | None = None,
-        pixels: np.ndarray | None = None,
-    ) -> None:
-        self.totals = np.zeros(4, np.int64) if totals is None else totals
-        self.density = np.zeros((2, _NUM_BINS), np.int64) if density is None else density
-        self.pixels = np.zeros((2, 0), np.int64) if pixels is None else pixels
+    def __init__(self, scores: np.ndarray) -> None:
+        self.totals = np.zeros(4, np.int64)
+        self.scores = scores
+        self.pixels = np.zeros((2, 0), np.int64)
 
     def wider(self, num_classes: int) -> _Stretch:
         """Itself, with room for so many classes."""

@@ -15,6 +15,7 @@ from .images import ImageSet
 from .page import Picture
 from .record import SelectionRecord
 from .run import RunFiles
+from .scores import words_for
 
 _CENTROIDS_SHOWN, _IMAGES_A_CENTROID = 6, 6
 _MOST_GROUPS = 30
@@ -88,12 +89,8 @@ def _status(run: RunFiles) -> str:
 def _numbers(run: RunFiles) -> dict[str, str]:
     """What the head of the page says."""
     numbers = {}
-    _, kept = run.column('pfb/kept')
-    _, candidates = run.column('pfb/candidates')
-    pruned = kept < candidates
-    if pruned.any():
-        share = kept[pruned].sum() / candidates[pruned].sum()
-        numbers['of the images kept while pruning'] = f'{share:.0%}'
+    if run.record is not None and run.record.kept_share is not None:
+        numbers['of the images kept while pruning'] = f'{run.record.kept_share:.0%}'
     _, saved = run.column('pfb/time_saved')
     if len(saved):
         # Version 0.1 logged the steps' time under this name, and nothing under the other.
@@ -124,12 +121,13 @@ def _figures(run: RunFiles) -> dict[str, tuple[bytes, str, str]]:
         )
     }
     timeline = None if run.record is None else run.record.timeline
-    if timeline is not None and timeline.density.any():
-        figures['log_density'] = (
-            plots.densities(timeline),
-            'How common the images looked',
-            'Log density of the candidates in the first, middle and last third of the pruned '
-            'iterations. The wider the spread, the more there is to choose by.',
+    if timeline is not None and timeline.scores.any():
+        words = words_for(run.record.score_name)
+        figures['scores'] = (
+            plots.scores(timeline, words),
+            words.heading,
+            f'{words.label.capitalize()} of the candidates in the first, middle and last third of '
+            'the pruned iterations. The wider the spread, the more there is to choose by.',
         )
     if timeline is not None and timeline.pixels.any():
         figures['class_share'] = (
@@ -203,7 +201,7 @@ def _galleries(
 ) -> list[str]:
     record = run.record
     kept, dropped = record.kept, record.candidates - record.kept
-    density = record.mean_log_density
+    score, words = record.mean_score, words_for(record.score_name or '')
     say('Looking for the images')
     images = _image_set(run)
 
@@ -213,23 +211,25 @@ def _galleries(
                 images,
                 record.paths[i],
                 f'kept {record.kept[i]} of {record.candidates[i]}'
-                + (f'; log density {density[i]:.1f}' if np.isfinite(density[i]) else ''),
+                + (f'; {words.label} {score[i]:.3g}' if np.isfinite(score[i]) else ''),
             )
             for i in order[:num_images]
         ]
         return page.gallery(pictures)
 
-    # Between images of equal counts: the rarest look first, or last.
+    # Between images of equal counts: those that the criterion seeks first, or last.
+    wanted, unscored = words.sought * score, np.isnan(score)
+    order = '' if unscored.all() else f'The {words.first} among them first, with the'
     parts = [
         page.section(
             'Most often kept',
-            'The rarest among them first, with the ground truth drawn over them.',
-            show(np.lexsort((density, np.isnan(density), dropped, -kept))),
+            f'{order or "With the"} ground truth drawn over them.',
+            show(np.lexsort((-wanted, unscored, dropped, -kept))),
         ),
         page.section(
             'Most often dropped',
             'Are these the images you could do without?',
-            show(np.lexsort((-density, np.isnan(density), kept, -dropped))),
+            show(np.lexsort((wanted, unscored, kept, -dropped))),
         ),
     ]
     if images is not None and run.estimator and scan_seconds > 0:
