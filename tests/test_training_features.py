@@ -316,6 +316,19 @@ class TestExponentialMovingAverage:
                 expected[name] = 0.9 * expected[name] + 0.1 * value if averaged else value
         assert_close(network(average), expected, rtol=1e-9, atol=1e-12)
 
+    @pytest.mark.parametrize('update_buffers', [False, True], ids=['parameters', 'buffers too'])
+    def test_the_estimate_is_not_averaged(self, tmp_path, update_buffers):
+        """A density from centroids and counts of several moments is none of the network's."""
+        runner, _ = self.train(tmp_path, update_buffers=update_buffers)
+        saved = torch.load(tmp_path / 'iter_6.pth', map_location='cpu', weights_only=False)
+        loaded = tiny.build().double()
+        loaded.load_state_dict(saved['state_dict'])
+        pruner, live = loaded.pfb.pruner, runner.model.pfb.pruner
+        assert int(pruner.step) == int(live.step)
+        for name in ('centroids', 'counts', 'idle'):
+            expected = getattr(live.estimator, name).cpu()
+            assert_close(getattr(pruner.estimator, name), expected, check_dtype=False)
+
     def test_average_is_a_model_of_its_own(self, tmp_path):
         runner, average = self.train(tmp_path)
         assert average.pfb.point.encoder is average.backbone
