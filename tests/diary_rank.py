@@ -1,18 +1,12 @@
-"""One process of a distributed run that breaks down: diary_rank.py WORK_DIR [KEY=NUMBER ...]."""
+"""What one process of a distributed run does that breaks down."""
 
-import sys
 from pathlib import Path
 
-import torch
 from demo_runs import demo_config, distributed, train
 
 
-def main() -> None:
-    torch.distributed.init_process_group('gloo')
+def run(work_dir: str, *options: str) -> None:
+    """Options are KEY=NUMBER."""
     hooks = [dict(type='DiaryHook', fail_at=9), dict(type='PFBHook', begin=1, end=1.0)]
-    options = {key: int(value) for key, _, value in (a.partition('=') for a in sys.argv[2:])}
-    train(distributed(demo_config(Path(sys.argv[1]), custom_hooks=hooks, **options)))
-
-
-if __name__ == '__main__':
-    main()
+    numbers = {key: int(value) for key, _, value in (option.partition('=') for option in options)}
+    train(distributed(demo_config(Path(work_dir), custom_hooks=hooks, **numbers)))

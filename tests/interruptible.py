@@ -1,17 +1,13 @@
-"""A run in a process of its own, for test_resume.py to kill: interruptible.py WORK_DIR THREADS.
+"""A run in processes of its own, for test_resume.py to kill.
 
 It goes on from the latest checkpoint in the work dir, and says when an iteration begins.
 """
 
-import os
-import sys
 from pathlib import Path
 
-import torch
 from demo_runs import demo_config, distributed, train
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from torch import distributed as dist
 
 ITERATIONS = 40
 
@@ -39,19 +35,11 @@ def interruptible_config(work_dir, **options):
     return config
 
 
-def main(work_dir, num_threads):
-    torch.set_num_threads(num_threads)
+def run(work_dir):
     config = interruptible_config(work_dir)
     config.custom_hooks.append(dict(type='Announce'))
     note = Path(work_dir, 'last_checkpoint')
     if note.is_file() and not note.read_text():  # killed in that moment: what PFBHook says to do
         saved = Path(work_dir).glob('*.pth')
         config.load_from = str(max(saved, key=lambda path: path.stat().st_mtime))
-    if 'RANK' in os.environ:
-        dist.init_process_group('gloo')
-        config = distributed(config)
-    train(config)
-
-
-if __name__ == '__main__':
-    main(sys.argv[1], int(sys.argv[2]))
+    train(distributed(config))

@@ -1,19 +1,13 @@
-"""One process of a distributed run on the CPU, started by test_distributed.py.
-
-rank.py SCENARIO FOLDER TIMEOUT; what it saw goes to FOLDER/<rank>.pt.
-"""
+"""What one process of test_distributed.py does. What it saw goes to FOLDER/<rank>.pt."""
 
 import itertools
 import os
 import signal
-import sys
 import time
-from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
 import torch
-from demo_runs import demo_config, distributed, train
+from demo_runs import demo_config, distributed, float64, train
 from mmcv.transforms import BaseTransform
 from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
@@ -191,15 +185,27 @@ def run_config(work_dir, images, max_iters=50, **options):
             'model.pfb.selection_scope': 'global',
             'train_dataloader.batch_size': images,
             'train_dataloader.sampler': dict(_delete_=True, type='BlockSampler', whole=8),
-            'custom_hooks': [dict(type='PFBHook', begin=0.1, end=1.0)],
+            'custom_hooks': [dict(type='DiaryHook'), dict(type='PFBHook', begin=0.1, end=1.0)],
             'default_hooks.checkpoint.interval': max_iters,
             **options,
         },
     )
 
 
+def result(model):
+    """Weights and buffers of the network, and the estimate."""
+    estimator, state = model.pfb.pruner.estimator, model.state_dict()
+    return dict(
+        network={name: value for name, value in state.items() if not name.startswith('pfb.')},
+        estimate={
+            name: getattr(estimator, name).clone() for name in ('centroids', 'counts', 'idle')
+        },
+        step=int(model.pfb.pruner.step),
+    )
+
+
 def run(config):
-    return train(distributed(config)).model.module.state_dict()
+    return result(train(distributed(config)).model.module)
 
 
 def core():
@@ -208,11 +214,20 @@ def core():
     return seen | dict(exchange=exchange(), complaints=complaints())
 
 
+def save(seen, folder):
+    torch.save(seen, folder / f'{dist.get_rank()}.pt')
+
+
 def two(folder):
-    return core() | dict(run=run(run_config(folder / 'run', 4)))
+    folder = Path(folder)
+    seen = core()
+    with float64():
+        seen['run'] = run(run_config(folder / 'run', 4))
+    save(seen, folder)
 
 
 def four(folder):
+    folder = Path(folder)
     # Two images a rank at 30 %: one or two are kept. An epoch of rank 0 ends with a single image.
     options = {
         'model.pfb.prune_ratio': 0.3,
@@ -222,24 +237,11 @@ def four(folder):
     }
     config = demo_config(folder / 'run', 50, **options)
     config.train_dataloader.dataset.pipeline.insert(2, dict(type='EmptyLabels'))
-    return core() | dict(run=run(config))
+    save(core() | dict(run=run(config)), folder)
 
 
 def left_alone(how, folder):
+    folder = Path(folder)
     config = run_config(folder / 'run', 4, log_level='ERROR')
     config.custom_hooks.append(dict(type='Leave', how=how))
-    return run(config)
-
-
-def main(scenario, folder, seconds):
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', timeout=timedelta(seconds=seconds))
-    seen = scenario(folder)
-    torch.save(seen, folder / f'{dist.get_rank()}.pt')
-
-
-if __name__ == '__main__':
-    scenarios = dict(
-        two=two, four=four, hang=partial(left_alone, 'hang'), die=partial(left_alone, 'die')
-    )
-    main(scenarios[sys.argv[1]], Path(sys.argv[2]), float(sys.argv[3]))
+    save(run(config), folder)

@@ -2,16 +2,15 @@
 
 import os
 import re
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import rank as ranks
 import tiny
 import torch
-from demo_runs import demo_config, train
+from demo_runs import demo_config, float64, read_diaries, train
 from rank import KEPT, NUM, POISONED, SHORT, part, pruner, run_config, whole_batch
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -21,39 +20,25 @@ from pfb_mmseg.core.estimator import read_estimate
 from pfb_mmseg.hooks.preflight import describe_quota
 from pfb_mmseg.reporting import SelectionRecord, read_scalars
 
-TESTS = Path(__file__).parent
-
-
-def environment():
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    return {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        return str(free.getsockname()[1])
+ROOT = Path(__file__).parents[1]
 
 
 def launch(scenario, num_ranks, folder):
     """What each rank saw."""
-    command = [sys.executable, '-m', 'torch.distributed.run', '--master_port', free_port()]
-    command += ['--nproc_per_node', str(num_ranks), TESTS / 'rank.py', scenario, folder, '120']
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    processes.run(scenario, folder, num_ranks=num_ranks)
     return [torch.load(folder / f'{rank}.pt', weights_only=False) for rank in range(num_ranks)]
 
 
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp('two')
-    return launch('two', 2, folder), folder
+    return launch(ranks.two, 2, folder), folder
 
 
 @pytest.fixture(scope='module')
 def four(tmp_path_factory):
     folder = tmp_path_factory.mktemp('four')
-    return launch('four', 4, folder), folder
+    return launch(ranks.four, 4, folder), folder
 
 
 @pytest.fixture(params=['two', 'four'])
@@ -172,18 +157,28 @@ class TestExchange:
 
 class TestRun:
     def test_estimate_is_the_same_on_all_ranks_after_50_iterations(self, seen):
-        states = [one['run'] for one in seen]
-        assert states[0]['pfb.pruner.step'] > 40
-        assert read_estimate(states[0], 'pfb.pruner.criterion.estimator.')['idle'].any()
-        pfb = [{k: v for k, v in state.items() if k.startswith('pfb')} for state in states]
-        assert_same_everywhere(pfb)
+        runs = [one['run'] for one in seen]
+        assert runs[0]['step'] > 40 and runs[0]['estimate']['idle'].any()
+        assert_same_everywhere([run['estimate'] for run in runs])
+        assert {run['step'] for run in runs} == {runs[0]['step']}
 
     def test_two_ranks_of_four_images_train_as_one_process_of_eight(self, two, tmp_path):
         """Normalised by GroupNorm, since BatchNorm's statistics are each rank's own."""
-        alone = train(run_config(tmp_path, 8))
+        with float64():
+            alone = ranks.result(train(run_config(tmp_path, 8)).model)
         (one, other), folder = two
-        assert_same_everywhere([one['run'], other['run']])
-        assert_close(one['run'], alone.model.state_dict(), rtol=1e-3, atol=1e-3)
+        assert_same_everywhere([one['run']['network'], other['run']['network']])
+        (whole,), halves = read_diaries(tmp_path), read_diaries(folder / 'run')
+        for iteration in range(50):
+            images = sum((half[iteration]['images'] for half in halves), [])
+            choice, expected = (
+                [(image['path'], image['kept']) for image in of]
+                for of in (images, whole[iteration]['images'])
+            )
+            assert choice == expected, iteration
+        assert_close(one['run']['network'], alone['network'], rtol=1e-9, atol=1e-9)
+        # Representations are float32.
+        assert_close(one['run']['estimate'], alone['estimate'])
         merged, expected = (
             SelectionRecord.load(f / 'pfb_record.npz') for f in (folder / 'run', tmp_path)
         )
@@ -193,18 +188,19 @@ class TestRun:
         checkpoint = two[1] / 'run' / 'iter_50.pth'
         config = run_config(tmp_path, 8, max_iters=53, log_level='INFO')
         config.load_from, config.resume = str(checkpoint), True
-        resumed = train(config)
+        with float64():
+            resumed = train(config)
         *_, log = sorted(tmp_path.glob('*/*.log'))
         assert re.search(r'written by 2 process\(es\), this run has 1', log.read_text())
         pfb = resumed.model.pfb
         before = two[0][0]['run']
-        assert pfb.pruner.step == before['pfb.pruner.step'] + 3
-        counts_before = read_estimate(before, 'pfb.pruner.criterion.estimator.')['counts']
-        assert pfb.pruner.estimator.counts.sum() - counts_before.sum() == 3 * 4
+        assert pfb.pruner.step == before['step'] + 3
+        counted = pfb.pruner.estimator.counts.sum() - before['estimate']['counts'].sum()
+        assert counted == 3 * 4
         assert [round(e['pfb/kept']) for e in read_scalars(tmp_path)[0]] == [4, 4, 4]
 
     def test_a_rank_without_a_single_label_trains_with_the_others(self, four):
-        states = [one['run'] for one in four[0]]
+        states = [one['run']['network'] for one in four[0]]
         assert all(value.isfinite().all() for value in states[0].values())
         weights = [n for n in states[0] if n.endswith(('weight', 'bias'))]
         assert_same_everywhere([{n: state[n] for n in weights} for state in states])
@@ -216,28 +212,15 @@ class TestRun:
 
     @pytest.mark.parametrize('end', ['hang', pytest.param('die', marks=pytest.mark.slow)])
     def test_a_rank_that_does_not_come_ends_the_others_within_the_time_limit(self, tmp_path, end):
-        env = environment() | dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
-        command = [sys.executable, TESTS / 'rank.py', end, tmp_path, '8']
-        processes = [
-            subprocess.Popen(
-                command,
-                env={**env, 'RANK': str(rank), 'LOCAL_RANK': str(rank)},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(2)
-        ]
+        started = processes.start(ranks.left_alone, end, tmp_path, num_ranks=2, seconds=8)
         try:
-            _, errors = processes[0].communicate(timeout=100)
-            assert processes[0].returncode != 0
-            assert 'Error' in errors
+            output, _ = started[0].communicate(timeout=250)
+            assert started[0].returncode != 0
+            assert 'Error' in output
             if end == 'hang':  # it was not the other one's end that ended it
-                assert processes[1].poll() is None and 'imed out' in errors
+                assert started[1].poll() is None and 'imed out' in output
         finally:
-            for process in processes:
-                process.kill()
-                process.communicate()
+            processes.kill(started)
         assert not list(tmp_path.glob('*.pt'))
 
 
@@ -274,8 +257,8 @@ class TestScope:
 def test_one_rank_trains_with_synchronised_batchnorm_over_nccl(tmp_path):
     config = demo_config(tmp_path, **{'model.backbone.norm_cfg.type': 'SyncBN'})
     config.dump(tmp_path / 'config.py')
-    command = ['bash', TESTS.parent / 'tools/dist_train.sh', tmp_path / 'config.py', '1']
-    env = {**os.environ, 'PORT': free_port()}
+    command = ['bash', ROOT / 'tools/dist_train.sh', tmp_path / 'config.py', '1']
+    env = {**os.environ, 'PORT': processes.free_port()}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [round(entry['pfb/kept']) for entry in read_scalars(tmp_path)[0]][-3:] == [2, 2, 4]

@@ -1,14 +1,13 @@
 """PFBHook in real runs of MMEngine's Runner: schedule, log, record, refusals, resume."""
 
-import os
 import re
-import subprocess
-import sys
 
+import diary_rank
 import numpy as np
+import processes
 import pytest
 import torch
-from demo_runs import DEMO_CONFIG, ROOT, check_against_diaries, demo_config, train
+from demo_runs import DEMO_CONFIG, check_against_diaries, demo_config, train
 from mmengine.config import Config
 from mmengine.registry import VISBACKENDS
 from mmengine.runner import Runner
@@ -87,15 +86,10 @@ def test_an_interrupted_run_leaves_the_record_of_its_last_checkpoint_and_goes_on
 def test_two_processes_leave_one_record_and_a_single_one_goes_on_with_it(tmp_path):
     """Interrupted off the log's interval, so that what is fresh must be collected too."""
     options = ['default_hooks.checkpoint.interval=7', 'default_hooks.logger.interval=4']
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
-    run = subprocess.run(
-        [*torchrun, str(ROOT / 'tests' / 'diary_rank.py'), str(tmp_path), *options],
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode, 'the run was to break down in iteration 9'
-    assert 'the machine went down' in run.stderr
+    started = processes.start(diary_rank.run, tmp_path, *options, num_ranks=2)
+    codes, outputs = processes.finish(started)
+    assert all(codes), 'the run was to break down in iteration 9'
+    assert 'the machine went down' in outputs[0]
     record = SelectionRecord.load(tmp_path / 'pfb_record.npz')
     assert len(list(tmp_path.glob('diary_*.jsonl'))) == 2
     assert record.timeline.totals.sum(axis=0)[:2].sum() == 2 * 7 * 4

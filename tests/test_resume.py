@@ -4,74 +4,42 @@ import json
 import random
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import interruptible
 import numpy as np
+import processes
 import pytest
 import torch
 from demo_runs import demo_config, train
-from interruptible import ITERATIONS, interruptible_config
+from interruptible import ITERATIONS
 from mmengine.config import Config
-from test_distributed import environment, free_port
 
 from pfb_mmseg.core import Selection, SelectionStatistics
 from pfb_mmseg.reporting import SelectionRecord
 
-SCRIPT = Path(__file__).parent / 'interruptible.py'
 # How long something took is no decision.
 TIMES = ('time', 'data_time', 'memory', 'pfb/time_saved', 'pfb/step_time_saved')
-
-
 HOOK = dict(type='PFBHook', begin=0, end=1.0)
-
-
-def start(work_dir, num_ranks=1):
-    """The run in processes of their own, which a GPU is kept from: it might not repeat itself.
-
-    Not by torchrun, whose workers would outlive it when it is killed.
-    """
-    threads = 1 if num_ranks > 1 else torch.get_num_threads()
-    env = environment()
-    if num_ranks > 1:
-        env |= dict(WORLD_SIZE=str(num_ranks), MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
-    processes = []
-    for rank in range(num_ranks):
-        process = subprocess.Popen(
-            [sys.executable, SCRIPT, work_dir, str(threads)],
-            env=env | (dict(RANK=str(rank), LOCAL_RANK=str(rank)) if num_ranks > 1 else {}),
-            stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        processes.append(process)
-    return processes
 
 
 def kill_in(iteration, work_dir, num_ranks=1, delay=0.0):
     """Start or resume the run, and kill -9 all of it ``delay`` seconds into this iteration."""
-    processes = start(work_dir, num_ranks)
+    started = processes.start(
+        interruptible.run, work_dir, num_ranks=num_ranks, stderr=subprocess.DEVNULL
+    )
     try:
-        announced = any(line == f'iteration {iteration}\n' for line in processes[0].stdout)
+        announced = any(line == f'iteration {iteration}\n' for line in started[0].stdout)
         assert announced, f'the run ended before iteration {iteration}'
         time.sleep(delay)
     finally:
-        for process in processes:
-            process.kill()
-        for process in processes:
-            process.communicate()
+        processes.kill(started)
 
 
 def finish(work_dir, num_ranks=1):
-    processes = start(work_dir, num_ranks)
-    try:
-        for process in processes:
-            process.communicate(timeout=300)
-            assert process.returncode == 0
-    finally:
-        for process in processes:
-            process.kill()
+    """In processes too, so that every part of the run is the same arithmetic."""
+    processes.run(interruptible.run, work_dir, num_ranks=num_ranks)
 
 
 def log(work_dir):
@@ -108,11 +76,10 @@ def assert_same(interrupted, whole):
     np.testing.assert_allclose(one.mean_log_density, other.mean_log_density)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='the twin of the killed process is on a GPU')
 def test_a_run_killed_in_mid_interval_goes_on_as_the_one_that_was_not(tmp_path):
     kill_in(22, tmp_path / 'killed', delay=0.02)
-    train(interruptible_config(tmp_path / 'killed'))
-    train(interruptible_config(tmp_path / 'whole'))
+    finish(tmp_path / 'killed')
+    finish(tmp_path / 'whole')
     first, second = log(tmp_path / 'killed')
     assert first.keys() & second.keys()  # steps after the last checkpoint were repeated
     assert_same(tmp_path / 'killed', tmp_path / 'whole')
