@@ -19,15 +19,26 @@ class StepCost(NamedTuple):
     Attributes:
         whole: of a forward pass of the whole model. A training step is taken as three of them.
         shallow: up to the blocking point.
+        exit: of the exit there; 0 if there is none.
     """
 
     whole: int
     shallow: int
+    exit: int = 0
 
     @property
     def share_behind(self) -> float:
         """Share of a forward pass that lies behind the blocking point, in [0, 1]."""
         return 1 - self.shallow / self.whole
+
+    def scoring(self, scoring_pass: str) -> float:
+        """What scoring an image costs, as a share of a training step on it.
+
+        Args:
+            scoring_pass: ``'none'``, ``'shallow'`` or ``'whole'``.
+        """
+        operations = {'none': 0, 'shallow': self.shallow + self.exit, 'whole': self.whole}
+        return operations[scoring_pass] / (3 * self.whole)
 
 
 def step_cost(

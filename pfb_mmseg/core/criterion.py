@@ -30,14 +30,15 @@ class Criterion(nn.Module, ABC):
         learns (bool): whether :meth:`learn` wants the observations of the images that stayed.
         exit_options (dict | None): options of the exit that :meth:`Candidates.exit_losses` takes;
             None where it is not asked.
-        whole_network (bool): whether every image goes through all of the network to be compared, so
-            that nothing is left to be cut in a single pass.
+        scoring_pass (str): how far every image goes through the network to be compared: ``'none'``,
+            ``'shallow'``, up to the blocking point, or ``'whole'``, so that nothing is left to be
+            cut in a single pass.
     """
 
     score_name: str | None = None
     learns = False
     exit_options: dict | None = None
-    whole_network = False
+    scoring_pass = 'shallow'
 
     def prepare(self, num_channels: int) -> None:
         """Look, before training, at how many channels there are at the blocking point.

@@ -71,7 +71,7 @@ class DivBS(Criterion):
     Every image goes through the whole network once, without gradient, in eval mode.
     """
 
-    whole_network = True
+    scoring_pass = 'whole'
 
     def observe(self, candidates: Candidates) -> Tensor:
         """(N, P) gradients of the classifier."""

@@ -16,7 +16,7 @@ class LossTopK(Criterion):
     """
 
     score_name = 'loss'
-    whole_network = True
+    scoring_pass = 'whole'
 
     def observe(self, candidates: Candidates) -> Tensor:
         """(N,) loss of each image in the decode head."""

@@ -13,6 +13,8 @@ from ..core.criterion import CRITERIA, Criterion
 class Random(Criterion):
     """Every image stays with the same chance, in each step anew. Looks at no image."""
 
+    scoring_pass = 'none'
+
     def observe(self, candidates: Candidates) -> Tensor:
         """(N,) zeros: that there is an image is all there is to know."""
         return torch.zeros(candidates.num, device=candidates.device)

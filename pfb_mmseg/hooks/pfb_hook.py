@@ -115,6 +115,8 @@ class PFBHook(Hook):
         self._num_iters = runner.max_iters
         self._start_afresh()
         batch_size, num_ranks = runner.train_dataloader.batch_size, get_world_size()
+        if batch_size is not None:  # the first batch of a run may be a short one
+            self._pfb.pruner.full_size = batch_size
         warn_of_what_comes_later(
             self._pfb.estimator,
             min(self._end, runner.max_iters) - self._begin,

@@ -21,6 +21,8 @@ from .samples import layout_of, select_samples
 
 STRATEGIES = ('two_pass', 'single_pass')
 SCORE_STATISTICS = ('batch', 'running')
+# Share of a full step above which scoring is worth making cheaper: half of what p = 0.3 may save.
+_DEAR = 0.15
 _ONE_SHAPE = "Crop or pad to one size (data_preprocessor=dict(size=...)), or choose 'rank'"
 
 
@@ -111,7 +113,7 @@ class PartialForwardBlocking(nn.Module):
             min_keep=least_trainable(model) if min_keep is None else min_keep,
             **pruner,
         )
-        if strategy == 'single_pass' and self.pruner.criterion.whole_network:
+        if strategy == 'single_pass' and self.pruner.criterion.scoring_pass == 'whole':
             raise ValueError(
                 f'criterion={criterion!r} needs a forward pass of the whole network before it '
                 "chooses, so there is none to cut; use strategy='two_pass'"
@@ -172,6 +174,8 @@ class PartialForwardBlocking(nn.Module):
         self._cost = step_cost(host, self.point, lambda image: host(image, mode='tensor'), like)
         if self.exit is not None:
             self.exit.choose_pool(None if self._cost is None else self._cost.whole, like)
+            if self._cost is not None:
+                self._cost = self._cost._replace(exit=self.exit.flops(like))
         self.prepared = True
 
     def describe(self) -> str:
@@ -183,9 +187,17 @@ class PartialForwardBlocking(nn.Module):
         )
         if self._cost is None:
             return sentence
-        return (
-            f'{sentence}. {self._cost.share_behind:.0%} of the forward pass is still to come there'
+        sentence += f'. {self._cost.share_behind:.0%} of the forward pass is still to come there'
+        if self.strategy == 'single_pass':
+            return sentence
+        scoring = self._cost.scoring(criterion.scoring_pass) * self.score_scale**2
+        sentence += (
+            f'; scoring all images costs {scoring:.1%} of a full step by operations, so that about '
+            f'{max(ratio - scoring, 0):.0%} of a step is saved'
         )
+        if scoring > _DEAR:
+            sentence += ', which score_scale=0.5 or an earlier block_after would raise'
+        return sentence
 
     @torch.compiler.disable  # what it calls changes in every step
     def decide(self, candidates: SegmentorCandidates) -> Decision:
@@ -319,8 +331,6 @@ class PFBMixin:
             losses = super().loss(inputs, narrowed)
         decision.commit()
         return losses
-
-
 
 
 def _point_name(model: nn.Module, block_after: str | None) -> str:
