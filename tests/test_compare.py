@@ -1,5 +1,6 @@
 """tools/compare.py: whole comparisons of tiny runs, interruption, mistakes, and its figures."""
 
+import copy
 import csv
 import importlib
 import io
@@ -18,6 +19,7 @@ from rich.console import Console
 from test_tools import CONFIG, write_data
 
 import pfb_mmseg
+from pfb_mmseg.baselines.methods import apply_method
 from pfb_mmseg.reporting.comparison import Outcome, iters_in, markdown, plot, summarise
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -257,6 +259,16 @@ def test_a_mistake_is_told_before_anything_runs(folder, monkeypatch, capsys, arg
     assert stop.value.code == 2
     assert sentence in capsys.readouterr().err
     assert not (folder / 'none').exists()
+
+
+def test_options_of_a_criterion_are_kept_by_the_method_of_its_name_only():
+    config = Config.fromfile(ROOT / 'configs/demo/fcn_r18-d8_pfb-p50_1xb16-300i_demo-64x64.py')
+    config.model.pfb.criterion = dict(type='hard', exit='own')
+    random = copy.deepcopy(config)
+    apply_method(config, 'hard', 0.7)
+    apply_method(random, 'random', 0.7)
+    assert config.model.pfb.criterion == dict(type='hard', exit='own')
+    assert random.model.pfb.criterion == 'random'
 
 
 def outcome(row, seed, miou, seconds, **budget):

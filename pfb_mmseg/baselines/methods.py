@@ -84,8 +84,7 @@ def apply_method(
         _shrink_batches(cfg, prune_ratio, min_keep)
     elif method in CRITERIA:
         apply_pfb(cfg, prune_ratio)
-        if CRITERIA[method] is not None:
-            cfg.model.pfb.criterion = CRITERIA[method]
+        _choose_criterion(cfg, CRITERIA[method])
     else:
         remove_pfb(cfg)
         _set_type(cfg, 'InfoBatch')
@@ -147,6 +146,14 @@ def full_iters(cfg: Config) -> int:
             'train_cfg has no max_iters: methods are compared in runs of IterBasedTrainLoop'
         )
     return cfg.train_cfg.max_iters
+
+
+def _choose_criterion(cfg: Config, criterion: str | None) -> None:
+    """Names the criterion, unless the config has it already, perhaps with options of its own."""
+    found = cfg.model.pfb.get('criterion')
+    name = found.get('type') if isinstance(found, dict) else found
+    if criterion not in (None, name):
+        cfg.model.pfb.criterion = criterion
 
 
 def _resize_progressively(cfg: Config) -> None:
