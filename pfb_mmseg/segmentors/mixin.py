@@ -227,6 +227,7 @@ class PartialForwardBlocking(nn.Module):
         self._exit_losses = losses if self.exit.trained else None
         return losses.detach()
 
+    @torch.compiler.disable
     def exit_training_loss(self) -> dict[str, Tensor]:
         """What an exit of its own learns from: its loss of the images that stay, by name.
 
@@ -305,7 +306,7 @@ class PFBMixin:
             losses = super().loss(*pfb.narrow(decision, inputs, data_samples))
             # Only now: what the other processes kept has travelled during the forward pass.
             decision.commit()
-        return {**losses, **pfb.exit_training_loss()}
+        return losses if pfb.exit is None else {**losses, **pfb.exit_training_loss()}
 
     @torch.compiler.disable  # a compiled network would not call the hooks that cut it
     def _single_pass_loss(self, inputs: Tensor, data_samples: list) -> dict:
