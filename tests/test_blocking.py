@@ -14,7 +14,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     checkpoint_wrapper,
 )
 
-from pfb_mmseg.blocking import BlockingPoint, least_trainable, scoring_mode
+from pfb_mmseg.blocking import BlockingPoint, is_sharded, least_trainable, scoring_mode
 
 
 class Chain(nn.Module):
@@ -138,6 +138,14 @@ class TestLookUp:
         model.backbone.stage2 = None
         with pytest.raises(ValueError, match="'stage2' to block after is no longer in"):
             point.score(images)
+
+
+def test_a_model_that_is_put_together_by_its_wrapper_is_not_run_before_training():
+    model = host(Chain())
+    assert not is_sharded(model, model)
+    assert is_sharded(Wrapper(model), model)
+    model.backbone.stage3.weight.device_mesh = 'as a DTensor of fully_shard has one'
+    assert is_sharded(model, model)
 
 
 class TestPrepare:

@@ -7,7 +7,7 @@ import torch
 from tiny import host
 from torch import nn
 
-from pfb_mmseg.blocking import BlockingPoint, share_behind
+from pfb_mmseg.blocking import BlockingPoint, step_cost
 from pfb_mmseg.blocking.devices import forget_peak_memory, peak_memory, random_state_kept
 
 
@@ -24,7 +24,7 @@ def test_the_point_is_looked_at_on_the_models_device(device):
     point.prepare()
     assert point.num_channels == 4
     assert point.score(torch.zeros(2, 3, 8, 8, device=device)).device.type == device
-    assert share_behind(encoder, point, encoder) == pytest.approx(36 / (12 + 16 + 36))
+    assert step_cost(encoder, point, encoder).share_behind == pytest.approx(36 / (12 + 16 + 36))
 
 
 class Accelerator:

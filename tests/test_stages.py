@@ -5,7 +5,7 @@ import torch
 from tiny import host
 from torch import nn
 
-from pfb_mmseg.blocking import FAMILIES, BlockingPoint, Family, default_stage, share_behind
+from pfb_mmseg.blocking import FAMILIES, BlockingPoint, Family, default_stage, step_cost
 
 
 def encoder(**children):
@@ -163,20 +163,20 @@ def test_a_module_without_a_row_for_each_image_is_refused():
         prepared(nn.Sequential(nn.Conv2d(3, 4, 1), Windows()), '1')
 
 
-def test_share_behind_counts_the_operations_past_the_point():
+def test_the_cost_counts_the_operations_past_the_point():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 9, 1)).train()
     point = prepared(network, '1')
     random_state = torch.get_rng_state()
-    share = share_behind(network, point, lambda images: network(images + torch.rand(1)))
-    assert share == pytest.approx(36 / (12 + 16 + 36))
+    cost = step_cost(network, point, lambda images: network(images + torch.rand(1)))
+    assert cost.share_behind == pytest.approx(36 / (12 + 16 + 36))
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(module.training for module in network)
 
 
-def test_share_behind_is_unknown_where_the_forward_pass_fails():
+def test_the_cost_is_unknown_where_the_forward_pass_fails():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
 
     def fails(images):
         raise RuntimeError('no')
 
-    assert share_behind(network, prepared(network, '0'), fails) is None
+    assert step_cost(network, prepared(network, '0'), fails) is None

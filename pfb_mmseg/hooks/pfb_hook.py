@@ -26,6 +26,7 @@ from .preflight import (
     check_loader,
     describe_quota,
     find_filter,
+    warn_of_strategy,
     warn_of_what_comes_later,
 )
 from .schedule import Schedule
@@ -111,6 +112,7 @@ class PFBHook(Hook):
         self._begin, self._end = self._schedule.resolve(runner.train_loop)
         if not is_sharded(runner.model, model):
             self._pfb.prepare()
+        warn_of_strategy(getattr(runner, 'strategy', None))
         self._classes = _classes(runner.train_dataloader)
         self._num_iters = runner.max_iters
         self._start_afresh()
@@ -175,20 +177,22 @@ class PFBHook(Hook):
             self.record.save(Path(runner.work_dir) / RECORD_NAME)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Write the record beside the checkpoint and into it."""
+        """Write the record, which the first process holds, beside the checkpoint and into it."""
         self.clock.pause()
         _publish_live_state(checkpoint)
-        self.record.merge(self._fresh)
-        self._start_afresh()
-        record = self.record.to_bytes()
-        write_atomically(Path(runner.work_dir) / RECORD_NAME, record)
         checkpoint['pfb'] = {
             'world_size': get_world_size(),
             'statistics': self._statistics.state_dict(),
             'clock': self.clock.state_dict(),
-            'record': torch.frombuffer(bytearray(record), dtype=torch.uint8),
             'versions': installed_versions(),
         }
+        if not is_main_process():  # FSDPStrategy has every process write a checkpoint
+            return
+        self.record.merge(self._fresh)
+        self._start_afresh()
+        record = self.record.to_bytes()
+        write_atomically(Path(runner.work_dir) / RECORD_NAME, record)
+        checkpoint['pfb']['record'] = torch.frombuffer(bytearray(record), dtype=torch.uint8)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if not runner._resume:

@@ -118,6 +118,21 @@ def warn_of_what_comes_later(
         _warn(f'If this run is interrupted, it cannot be resumed as things are. {reason}')
 
 
+def warn_of_strategy(strategy: object | None) -> None:
+    """Say what is lost with one of FlexibleRunner's strategies that asks no hook when it saves.
+
+    Args:
+        strategy: of the runner; None if it has none.
+    """
+    if any(base.__name__ == 'DeepSpeedStrategy' for base in type(strategy).__mro__):
+        _warn(
+            'DeepSpeedStrategy neither gives its checkpoints to hooks nor asks them for their '
+            'state: if this run is resumed, weights, schedule and density estimate go on, the '
+            'record of kept images and the clock start afresh. For the record of a whole run, '
+            'train it without an interruption, or with FSDPStrategy.'
+        )
+
+
 def describe_quota(quota: KeepQuota, batch_size: int | None, num_ranks: int) -> str:
     """What each process keeps, and what becomes of the ratio where a minimum raises it."""
     least = f'at least {quota.min_keep} image(s) are kept'

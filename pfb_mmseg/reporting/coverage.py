@@ -21,7 +21,7 @@ from mmseg.structures import SegDataSample
 from mmseg.utils import register_all_modules
 from torch import Tensor, nn
 
-from ..blocking import share_behind
+from ..blocking import step_cost
 from ..segmentors import PartialForwardBlocking
 from ..segmentors.apply import apply_pfb
 
@@ -205,7 +205,8 @@ def cover(combination: Combination) -> Coverage:
         result.pfb = True
         point = model.pfb.point
         result.block_after, result.channels = f'backbone.{point.name}', point.num_channels
-        result.behind = share_behind(model, point, lambda image: model(image, mode='tensor'))
+        cost = step_cost(model, point, lambda image: model(image, mode='tensor'))
+        result.behind = None if cost is None else cost.share_behind
         result.single_pass = _try_single_pass(model, images, samples)
     except Exception as error:  # whatever it is: that it goes wrong is the finding
         result.reason = _in_a_line(error)

@@ -1,0 +1,143 @@
+"""What a model may be wrapped in: the same images, the same weights, the same record as without.
+
+Two real processes over gloo, in float64: no rounding error meets a tie between two images.
+"""
+
+import numpy as np
+import processes
+import pytest
+import torch
+import wrapped_rank
+from demo_runs import check_against_diaries, demo_config
+from mmengine._strategy import SingleDeviceStrategy
+from mmengine.registry import STRATEGIES as REGISTRY
+from mmengine.runner._flexible_runner import FlexibleRunner
+from torch.testing import assert_close
+from wrapped_rank import FLEXIBLE, SAVED, STRATEGIES, WRAPPERS
+
+from pfb_mmseg.reporting import SelectionRecord
+
+RANKS = 2
+
+
+def launch(scenario, folder):
+    """What each rank saw."""
+    codes, outputs = processes.finish(processes.start(scenario, folder, num_ranks=RANKS), 900)
+    assert not any(codes), '\n'.join(outputs)
+    return [torch.load(folder / f'{rank}.pt', weights_only=False) for rank in range(RANKS)]
+
+
+@pytest.fixture(scope='module')
+def seen(tmp_path_factory):
+    return launch(wrapped_rank.wrappers, tmp_path_factory.mktemp('wrappers'))
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('strategies')
+    return launch(wrapped_rank.strategies, folder), folder
+
+
+class TestWrappers:
+    @pytest.mark.parametrize('strategy', STRATEGIES)
+    def test_the_run_without_any_wrapper_of_its_own_prunes(self, seen, strategy):
+        kept = [one[strategy, 'DDP']['kept'] for one in seen]
+        assert all(len(images) == wrapped_rank.BATCH // 2 for one in kept for images in one)
+        assert kept[0] != kept[1]
+
+    @pytest.mark.parametrize('strategy', STRATEGIES)
+    @pytest.mark.parametrize('name', WRAPPERS)
+    def test_every_wrapper_keeps_the_images_and_learns_the_weights_of_ddp(
+        self, seen, strategy, name
+    ):
+        for one in seen:
+            got, expected = one[strategy, name], one[strategy, 'DDP']
+            assert got['kept'] == expected['kept']
+            for what in ('losses', 'weights', 'estimate', 'buffers'):
+                if what == 'buffers' and 'checkpointed' in name:
+                    continue  # BatchNorm counts a batch once more where it is recomputed
+                assert_close(got[what], expected[what], rtol=1e-8, atol=1e-8)
+
+    def test_units_that_compute_in_half_precision_keep_one_estimate(self, seen):
+        one, other = (rank['half'] for rank in seen)
+        assert all(len(images) == wrapped_rank.BATCH // 2 for images in one['kept'])
+        assert np.isfinite(one['losses']).all()
+        for what in ('weights', 'estimate'):
+            for name, tensor in one[what].items():
+                assert torch.equal(tensor, other[what][name]), name
+
+
+def assert_same_record(got, expected):
+    assert got.paths == expected.paths
+    for name in ('candidates', 'kept'):
+        np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
+
+
+@pytest.mark.slow
+class TestStrategies:
+    @pytest.mark.parametrize('name', FLEXIBLE)
+    @pytest.mark.parametrize('part', ['whole', 'resumed'])
+    def test_every_strategy_trains_and_resumes_as_ddp_does(self, runs, name, part):
+        for one in runs[0]:
+            got, expected = one[name, part], one['DDPStrategy', 'whole']
+            for what in ('weights', 'estimate'):
+                assert_close(got[what], expected[what], rtol=1e-8, atol=1e-8)
+
+    @pytest.mark.parametrize('name', FLEXIBLE)
+    def test_the_record_is_that_of_all_processes_at_a_checkpoint_and_behind_a_resumed_run(
+        self, runs, name
+    ):
+        seen, folder = runs
+        whole = SelectionRecord.load(folder / f'{name} whole' / 'pfb_record.npz')
+        check_against_diaries(whole, folder / f'{name} whole')
+        for one in seen:
+            check_against_diaries(one[name, 'whole']['record'], folder / f'{name} whole', SAVED)
+        resumed = SelectionRecord.load(folder / f'{name} resumed' / 'pfb_record.npz')
+        assert_same_record(resumed, whole)
+
+
+def flexible(config, strategy, **options):
+    """A run of one process with a strategy of MMEngine's other runner."""
+    config.merge_from_dict(options)
+    config.strategy = strategy
+    config.launcher = 'none'
+    config.env_cfg = dict(cudnn_benchmark=False)
+    runner = FlexibleRunner.from_cfg(config)
+    runner.train()
+    return runner
+
+
+@REGISTRY.register_module('StandIn')
+class DeepSpeedStrategy(SingleDeviceStrategy):
+    """As MMEngine's of this name: hooks are not asked when it saves or loads."""
+
+    def save_checkpoint(self, filename, *, callback=None, **kwargs):
+        super().save_checkpoint(filename, **kwargs)
+
+    def resume(self, filename, *, callback=None, **kwargs):
+        return super().resume(filename, **kwargs)
+
+
+class TestOneProcess:
+    HOOK = dict(custom_hooks=[dict(type='PFBHook', begin=1, end=1.0)])
+    SAVES = {'default_hooks.checkpoint.interval': 6}
+
+    def test_single_device_strategy_trains_and_resumes(self, tmp_path):
+        strategy = dict(type='SingleDeviceStrategy')
+        whole = flexible(demo_config(tmp_path / 'a', 9, **self.HOOK, **self.SAVES), strategy)
+        options = dict(load_from=str(tmp_path / 'a/iter_6.pth'), resume=True)
+        resumed = flexible(demo_config(tmp_path / 'b', 9, **self.HOOK), strategy, **options)
+        assert_close(dict(resumed.model.state_dict()), dict(whole.model.state_dict()))
+        records = [SelectionRecord.load(tmp_path / run / 'pfb_record.npz') for run in 'ba']
+        assert_same_record(*records)
+
+    def test_a_strategy_that_asks_no_hook_says_what_will_be_lost_before_training(self, tmp_path):
+        strategy = dict(type='StandIn')
+        flexible(demo_config(tmp_path / 'a', 6, **self.HOOK, **self.SAVES), strategy)
+        [log] = (tmp_path / 'a').glob('*/*.log')
+        assert 'DeepSpeedStrategy neither gives its checkpoints to hooks' in log.read_text()
+        options = dict(load_from=str(tmp_path / 'a/iter_6.pth'), resume=True)
+        resumed = flexible(demo_config(tmp_path / 'b', 9, **self.HOOK), strategy, **options)
+        assert resumed.model.pfb.pruner.ready
+        record = SelectionRecord.load(tmp_path / 'b/pfb_record.npz')
+        assert sum(record.candidates) == 3 * 4, 'of the three iterations since'
