@@ -95,6 +95,7 @@ class PFBHook(Hook):
         self._health = Health()
         self._statistics = SelectionStatistics()
         self._classes: list[str] = []
+        self._num_iters = 0  # of the run; none where it only validates
 
     def before_run(self, runner) -> None:
         """Refuse to resume where MMEngine would fail to, before it does."""
