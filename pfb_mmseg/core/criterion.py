@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Generator, Tensor, nn
@@ -97,8 +97,14 @@ class CriterionRegistry:
     def __init__(self) -> None:
         self._classes: dict[str, type[Criterion]] = {}
 
-    def __iter__(self) -> Iterable[str]:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._classes)
+
+    @property
+    def options(self) -> list[str]:
+        """Names of the options that one of the criteria knows, each once."""
+        names = (name for criterion in self._classes.values() for name in _parameters(criterion))
+        return list(dict.fromkeys(names))
 
     def register_module(self, name: str | None = None) -> Callable[[type], type]:
         """A decorator.
@@ -124,7 +130,7 @@ class CriterionRegistry:
         Args:
             criterion: what the user gave.
             **shared: options that stand beside the criterion; it gets those that it knows and is
-                not given itself.
+                not given itself, the others are for other criteria.
 
         Raises:
             TypeError, ValueError: no such name, an option that it does not know, or a bad value.
@@ -134,10 +140,15 @@ class CriterionRegistry:
         options = dict(criterion) if isinstance(criterion, dict) else {'type': criterion}
         name = options.pop('type', None)
         check_choice('criterion', name, self)
-        allowed = inspect.signature(self._classes[name]).parameters
+        allowed = _parameters(self._classes[name])
         check_keys(f'criterion {name!r}', options, allowed)
         known = {key: value for key, value in shared.items() if key in allowed}
         return self._classes[name](**{**known, **options})
+
+
+def _parameters(criterion: type[Criterion]) -> list[str]:
+    parameters = inspect.signature(criterion).parameters.values()
+    return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 CRITERIA = CriterionRegistry()

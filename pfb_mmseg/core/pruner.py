@@ -10,7 +10,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from .candidates import Candidates, FeatureCandidates
-from .checks import check_choice, check_integer
+from .checks import check_choice, check_integer, check_keys
 from .criterion import CRITERIA, Criterion
 from .draws import generator_of
 from .estimator import AdaptiveDensityEstimator
@@ -80,6 +80,7 @@ class BatchPruner(nn.Module):
         super().__init__()
         check_choice('selection_scope', selection_scope, SELECTION_SCOPES)
         check_integer('seed', seed, low=0)
+        check_keys('BatchPruner', options, CRITERIA.options)
         self.quota = KeepQuota(prune_ratio, min_keep)
         self.criterion = CRITERIA.build(criterion, estimator=estimator, **options)
         self.seed = seed
