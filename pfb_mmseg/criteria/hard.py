@@ -88,6 +88,11 @@ class Hard(Criterion):
     def set_extra_state(self, state: Tensor) -> None:
         self._learnt = int(state)
 
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # Of a run by another criterion there is none.
+        state_dict.setdefault(f'{prefix}_extra_state', self.get_extra_state())
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def describe(self) -> str:
         return 'those of highest loss at the exit'
 
