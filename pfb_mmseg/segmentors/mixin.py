@@ -199,11 +199,15 @@ class PartialForwardBlocking(nn.Module):
             sentence += ', which score_scale=0.5 or an earlier block_after would raise'
         return sentence
 
+    def forget(self) -> None:
+        """Let go of the last step, which may have failed."""
+        self.selection = None
+        self._exit_losses = None
+
     @torch.compiler.disable  # what it calls changes in every step
     def decide(self, candidates: SegmentorCandidates) -> Decision:
         """Who stays."""
         self.pruner.discard()  # of a step that failed
-        self._exit_losses = None
         decision = self.pruner.select(candidates)
         self.selection = decision.selection if decision.looked else None
         return decision
@@ -292,7 +296,7 @@ class PFBMixin:
             TypeError: single_pass with stacked labels, which cannot be narrowed on the way.
         """
         pfb = self.pfb
-        pfb.selection = None
+        pfb.forget()
         if not self.training:
             return super().loss(inputs, data_samples)
         if not pfb.prepared:
