@@ -46,8 +46,9 @@ def proxy_losses(head: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
     """:func:`image_losses`, with cross entropy in place of loss functions that rank no images.
 
     Args:
-        head: a BaseDecodeHead. Where all its functions are CrossEntropyLoss, they are used; others,
-            such as Dice or Lovasz, compare the pixels of a whole batch.
+        head: a BaseDecodeHead. Where all its functions are the cross entropy of softmax, they are
+            used; others, such as Dice or Lovasz, compare the pixels of a whole batch, or wait for
+            the device, as that of sigmoid does.
         logits, labels: see :func:`image_losses`.
 
     Returns:
@@ -55,7 +56,7 @@ def proxy_losses(head: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
     """
     functions = head.loss_decode
     functions = functions if isinstance(functions, nn.ModuleList) else [functions]
-    if all(type(function) is CrossEntropyLoss for function in functions):
+    if all(type(f) is CrossEntropyLoss and not (f.use_sigmoid or f.use_mask) for f in functions):
         return image_losses(head, logits, labels)
     labels, ignored = labels.squeeze(1), labels.squeeze(1) == head.ignore_index
     if logits.shape[1] == 1:  # one channel for two classes
