@@ -189,7 +189,7 @@ class AuxiliaryExit(Exit):
     def map_losses(self, maps: Tensor, data_samples: list | Tensor) -> Tensor:
         head = self.head
         with scoring_mode(head, self.batch_statistics):
-            logits = head([maps] * (head.in_index + 1 if head.in_index >= 0 else 1))
+            logits = head([maps] * max(head.in_index + 1, -head.in_index))
         logits = logits if isinstance(logits, Tensor) else logits[0]
         return proxy_losses(head, logits, nearest(label_maps(data_samples), logits.shape[-2:]))
 
@@ -258,6 +258,9 @@ class OwnExit(Exit):
         self._channel_dim = self.point.channel_dims[0]
 
     def map_losses(self, maps: Tensor, data_samples: list | Tensor) -> Tensor:
+        # One NaN would reach all images through BatchNorm, and the weights through a gradient of 0.
+        finite = maps.isfinite().flatten(1).all(dim=1)
+        maps = torch.where(finite[:, None, None, None], maps, 0)
         with torch.enable_grad():
             logits = self.layers(maps)
             labels = nearest(label_maps(data_samples), logits.shape[-2:]).squeeze(1)
@@ -265,7 +268,8 @@ class OwnExit(Exit):
             pixels = F.cross_entropy(
                 logits.float(), labels.masked_fill(ignored, 0), reduction='none'
             )
-            return pixels.masked_fill(ignored, 0).mean(dim=(1, 2))
+            losses = pixels.masked_fill(ignored, 0).mean(dim=(1, 2))
+            return losses.masked_fill(~finite, torch.nan)
 
 
 def build_exit(
