@@ -295,7 +295,8 @@ class BlockingPoint:
             reached.append(output)
 
         def stop(module: nn.Module, args: Any, output: Any) -> None:
-            raise _Reached
+            if reached:  # one behind the point may run before it too
+                raise _Reached
 
         last = self.module if until is None else until
         handles = [
