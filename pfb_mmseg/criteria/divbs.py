@@ -83,7 +83,7 @@ class DivBS(Criterion):
         places = torch.arange(len(order), device=order.device, dtype=torch.float32)
         score = torch.empty_like(places).index_copy_(0, order, -places)
         # What has no gradient adds nothing; nor does a row that is no image.
-        return score.masked_fill(observation.isnan().any(dim=1), torch.nan)
+        return score.masked_fill(~observation.isfinite().all(dim=1), torch.nan)
 
     def describe(self) -> str:
         return 'a diverse part (DivBS)'

@@ -75,7 +75,13 @@ class SegmentorCandidates(Candidates):
             return self._losses(self._model(self.images, mode='tensor'))
 
     def classifier_gradients(self) -> Tensor:
-        conv_seg = final_head(self._model).conv_seg
+        head = final_head(self._model)
+        conv_seg = head.conv_seg
+        if not isinstance(conv_seg, nn.Conv2d) or conv_seg.kernel_size != (1, 1):
+            raise ValueError(
+                "criterion='divbs' reads the gradient of a 1x1 convolution conv_seg, which "
+                f'{type(head).__name__} lacks; use another decode head'
+            )
         features: list[Tensor] = []
         hook = conv_seg.register_forward_pre_hook(lambda _, args: features.append(args[0]))
         try:
