@@ -152,7 +152,7 @@ class AuxiliaryExit(Exit):
         """Find the module whose output the head reads, by a pass over one image.
 
         Raises:
-            ValueError: there is none at the blocking point, before it, or right behind it.
+            ValueError: there is none before the next stage.
         """
         encoder, point = self.point.encoder, self.point.module
         names = {module: name for name, module in encoder.named_modules()}
@@ -171,9 +171,10 @@ class AuxiliaryExit(Exit):
             for handle in handles:
                 handle.remove()
         at_point = next(i for i, (module, _) in enumerate(seen) if module is point)
+        stages = stage_names(encoder)
+        later = stages[_last_stage(stages, self.point.name) + 1 :]
         for position, (module, output) in enumerate(seen):
-            between = [module for module, _ in seen[at_point + 1 : position + 1]]
-            if any(parameter.ndim > 1 for part in between for parameter in part.parameters()):
+            if position > at_point and any(_is_in(names[module], stage) for stage in later):
                 break
             for dim in (1, -1):
                 if _is_map(output, dim, read, image.shape[-2:]):
@@ -357,10 +358,7 @@ def _readable_head(model: nn.Module, name: str) -> int | None:
     """Which auxiliary head reads the deepest stage up to the blocking point, by the names alone."""
     encoder = model.backbone
     stages = stage_names(encoder)
-    at = next((i for i, stage in enumerate(stages) if name == stage), None)
-    if at is None:  # in the middle of a stage, whose output is not there yet
-        within = [i for i, stage in enumerate(stages) if name.startswith(f'{stage}.')]
-        at = within[0] - 1 if within else -1
+    at = _last_stage(stages, name)
     if getattr(model, 'neck', None) is not None:
         return None  # the heads read what comes out of the neck
     outputs = output_stages(encoder)
@@ -371,3 +369,14 @@ def _readable_head(model: nn.Module, name: str) -> int | None:
             read[index] = outputs[head.in_index]
     before = {index: stage for index, stage in read.items() if 0 <= stage <= at}
     return max(before, key=before.get) if before else None
+
+
+def _last_stage(stages: list[str], name: str) -> int:
+    """Which stage has run to its end behind a module; -1 if none has."""
+    if name in stages:
+        return stages.index(name)
+    return next((i for i, stage in enumerate(stages) if _is_in(name, stage)), 0) - 1
+
+
+def _is_in(name: str, stage: str) -> bool:
+    return name == stage or name.startswith(f'{stage}.')
