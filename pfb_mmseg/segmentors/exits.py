@@ -208,7 +208,8 @@ class OwnExit(Exit):
         pool: see :class:`Exit`.
 
     Raises:
-        ValueError: ``in_channels`` is needed and cannot be found out.
+        ValueError: ``in_channels`` is needed and cannot be found out, or the model predicts no
+            classes.
     """
 
     trained = True
@@ -218,6 +219,13 @@ class OwnExit(Exit):
     ) -> None:
         super().__init__(point, pool)
         check_integer('channels', channels, low=1)
+        head = final_head(point.host)
+        if not hasattr(head, 'ignore_index'):
+            raise ValueError(
+                "criterion='hard' compares images by their classes, of which "
+                f'{type(head).__name__} predicts none; use a criterion that needs no labels, such '
+                "as 'rare'"
+            )
         if in_channels is None:
             try:
                 point.prepare()
@@ -229,7 +237,6 @@ class OwnExit(Exit):
                 ) from error
             in_channels = point.num_channels
         check_integer('in_channels', in_channels, low=1)
-        head = final_head(point.host)
         self.ignore_index = head.ignore_index
         self.layers = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
