@@ -54,7 +54,7 @@ def build(pfb=None, head=None, **backbone):
     generator = torch.Generator().manual_seed(1)
     model.pfb.prepare()
     num_channels = model.pfb.point.num_channels
-    while not model.pfb.pruner.ready:
+    while model.pfb.estimator is not None and not model.pfb.pruner.ready:
         model.pfb.pruner(torch.rand(6, num_channels, generator=generator))
     return model
 
