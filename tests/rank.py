@@ -16,8 +16,8 @@ from mmseg.registry import TRANSFORMS
 from test_no_sync import syncs
 from torch import distributed as dist
 
-from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner
-from pfb_mmseg.core.ranks import Exchange
+from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, FeatureCandidates
+from pfb_mmseg.core.ranks import Exchange, Ranks
 from pfb_mmseg.segmentors import PartialForwardBlocking
 
 NUM, DIM = 4, 8  # images per rank, channels
@@ -111,10 +111,10 @@ def follow(scope):
     steps = []
     for iteration in range(ITERATIONS):
         mine = part(whole_batch(iteration, world_size), rank, iteration)
-        selection = chosen(mine)
-        rows = selection.take(mine)
+        with chosen.select(FeatureCandidates(mine)) as decision:
+            rows, selection = decision.take(mine), decision.selection
         steps.append(dict(rows=rows, kept=selection.kept, log_density=selection.log_density))
-    return dict(steps=steps, state=chosen.state_dict())
+    return dict(steps=steps, step=chosen.step, state=chosen.state_dict())
 
 
 def waits(scope):
@@ -124,8 +124,8 @@ def waits(scope):
 
     def step():
         mine = part(whole_batch(0, world_size), rank, 0)
-        if not chosen.keeps_all(NUM):
-            chosen(mine).take(mine)
+        with chosen.select(FeatureCandidates(mine)) as decision:
+            decision.take(mine)
 
     step()
     found = [syncs(step) for _ in range(4)]
@@ -142,11 +142,11 @@ def exchange():
     """Labels of every type through an exchange, by name; beside them what was asked for."""
     rank, world_size = get_dist_info()
     position = torch.arange(rank * NUM, (rank + 1) * NUM)
-    moving = Exchange(torch.tensor(KEPT[world_size]), NUM)
-    moved = {dtype: moving.move(labels(position, dtype)) for dtype in DTYPES}
+    moving = Exchange(Ranks(), torch.tensor(KEPT[world_size]), NUM)
+    moved = {dtype: moving.take(labels(position, dtype)) for dtype in DTYPES}
     image = labels(position, torch.float32)[..., None].to(memory_format=torch.channels_last)
     return dict(
-        share=moving.share, own=moving.own(NUM), moved=moved, image=moving.move(image)[..., 0]
+        share=moving.share, own=moving.own(NUM), moved=moved, image=moving.take(image)[..., 0]
     )
 
 
@@ -154,13 +154,22 @@ def complaints():
     """What is refused, in every rank or in the one that is wrong."""
     rank, _ = get_dist_info()
     grown = pruner()
-    grown.keeps_all(NUM)
+    grown(torch.rand(NUM, DIM))
     odd = PartialForwardBlocking.__new__(PartialForwardBlocking)
     torch.nn.Module.__init__(odd)
-    odd._shape = None
+    odd.pruner, odd._layout = pruner('global'), None
+    images, labels = torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4, 4, dtype=torch.int64)
+
+    def check(height=4, dtype=torch.int64):
+        odd._check_layout(images.repeat(1, 1, height // 4, 1), labels.to(dtype))
+
+    shapes = refusal(lambda: check(height=4 * (1 + rank)))
+    check()
     return dict(
-        grown=refusal(lambda: grown.keeps_all(NUM + 1)),
-        shapes=refusal(lambda: odd._check_shape(torch.zeros(2, 3, 4 + rank, 4))),
+        grown=refusal(lambda: grown(torch.rand(NUM + 1, DIM))),
+        shapes=shapes,
+        later=refusal(lambda: check(dtype=torch.uint8)),
+        called=refusal(lambda: pruner('global')(torch.rand(NUM, DIM))),
     )
 
 

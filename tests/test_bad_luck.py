@@ -247,7 +247,8 @@ def test_features_that_overflow_are_dropped_first_and_change_no_centroid():
     model = tiny.build(pfb=dict(score_dtype='bfloat16', score_statistics='running'))
     images = tiny.images()
     images[2] = torch.finfo(torch.float32).max
-    selection = model.pfb.score(images)
+    model.loss(images, tiny.samples())
+    selection = model.pfb.selection
     assert selection.log_density.isfinite().tolist() == [i != 2 for i in range(8)]
     assert 2 not in selection.indices.tolist()
     assert model.pfb.pruner.estimator.centroids.isfinite().all()

@@ -13,14 +13,11 @@ import tiny
 import torch
 from demo_runs import DEMO_CONFIG, demo_config, train
 from mmengine.config import Config
-from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from torch.utils.data import DataLoader
 
 from pfb_mmseg.baselines import InfoBatchHook, InfoBatchSampler
-from pfb_mmseg.baselines.divbs import classifier_gradients, select_diverse
 from pfb_mmseg.baselines.infobatch import prune_epoch, shortened_iters
-from pfb_mmseg.baselines.losses import image_losses
 from pfb_mmseg.baselines.methods import METHODS, apply_method, set_iters
 from pfb_mmseg.datasets.demo import PFBDemoDataset
 from pfb_mmseg.reporting import read_scalars
@@ -44,197 +41,6 @@ def twin_of(model, head=None):
     plain = MODELS.build(tiny.model_cfg('EncoderDecoder', head=head))
     plain.load_state_dict(model.state_dict(), strict=False)
     return plain
-
-
-def explicit_losses(model, images, samples):
-    """Loss of each image, from a forward pass of its own in eval mode."""
-    model.eval()
-    with torch.no_grad():
-        return torch.stack(
-            [
-                model.decode_head.loss(
-                    model.extract_feat(images[i : i + 1]), [samples[i]], model.train_cfg
-                )['loss_ce']
-                for i in range(len(images))
-            ]
-        )
-
-
-def selection(method, **options):
-    model = build(
-        'LabelledSelectionEncoderDecoder',
-        selection=dict(method=method, prune_ratio=0.5) | options,
-    )
-    for norm in model.modules():  # running statistics as after some training
-        if isinstance(norm, torch.nn.BatchNorm2d):
-            norm.running_mean.normal_(0, 0.3)
-            norm.running_var.uniform_(0.5, 2)
-    torch.nn.init.normal_(model.decode_head.conv_seg.weight, std=0.5)
-    return model
-
-
-class TestImageLosses:
-    def test_are_the_losses_of_the_images_alone(self):
-        model = build('EncoderDecoder').eval()
-        images, samples = tiny.images(), tiny.samples()
-        samples[2].gt_sem_seg.data[:, :20] = 255
-        labels = torch.stack([sample.gt_sem_seg.data for sample in samples])
-        with torch.no_grad():
-            logits = resize(model(images, mode='tensor'), labels.shape[2:], mode='bilinear')
-        losses = image_losses(model.decode_head, logits, labels)
-        torch.testing.assert_close(losses, explicit_losses(model, images, samples))
-
-    def test_a_loss_without_pixels_is_refused(self):
-        head = dict(loss_decode=dict(type='DiceLoss'))
-        model = build('EncoderDecoder', head=head)
-        with pytest.raises(ValueError, match='DiceLoss of ASPPHead gives no loss for each pixel'):
-            image_losses(model.decode_head, torch.randn(2, 5, 8, 8), torch.zeros(2, 1, 8, 8).long())
-
-
-class TestLossTopK:
-    def test_keeps_the_highest_losses(self):
-        model = selection('loss_topk')
-        images, samples = tiny.images(), tiny.samples()
-        expected = explicit_losses(twin_of(model), images, samples).topk(4).indices.sort().values
-        model.loss(images, samples)
-        assert torch.equal(model.chooser.selection.indices, expected)
-
-
-class TestDivBS:
-    def test_gradients_are_those_of_a_backward_pass_for_each_image(self):
-        model = selection('divbs')
-        images, samples = tiny.images(4), tiny.samples(4)
-        seen = {}
-        model.eval()
-        head = model.decode_head
-        hook = head.conv_seg.register_forward_pre_hook(lambda _, a: seen.update(features=a[0]))
-        with torch.no_grad():
-            logits = model(images, mode='tensor')
-        hook.remove()
-        leaf = logits.requires_grad_()
-        labels = torch.stack([sample.gt_sem_seg.data for sample in samples])
-        upsampled = resize(leaf, labels.shape[2:], mode='bilinear', align_corners=False)
-        (grad,) = torch.autograd.grad(image_losses(head, upsampled, labels).sum(), leaf)
-        gradients = classifier_gradients(seen['features'], grad)
-        for i in range(4):
-            loss = head.loss(model.extract_feat(images[i : i + 1]), [samples[i]], {})['loss_ce']
-            (expected,) = torch.autograd.grad(loss, head.conv_seg.weight)
-            torch.testing.assert_close(gradients[i], expected.flatten(), rtol=1e-3, atol=1e-6)
-
-    @pytest.mark.parametrize('seed', range(5))
-    def test_greedy_choice_is_the_one_made_with_projections(self, seed):
-        """Oracle: the residual is the mean gradient minus its least-squares fit by those chosen."""
-        rng = np.random.default_rng(seed)
-        gradients = rng.normal(size=(12, 30)) + rng.normal(size=30)
-        chosen = []
-        mean = gradients.mean(axis=0)
-        for _ in range(6):
-            basis = gradients[chosen]
-            fit = basis.T @ np.linalg.lstsq(basis.T, mean, rcond=None)[0] if chosen else 0
-            correlation = np.abs(gradients @ (mean - fit))
-            correlation[chosen] = -1
-            chosen.append(int(correlation.argmax()))
-        found = select_diverse(torch.from_numpy(gradients), 6, generator())
-        assert found.tolist() == sorted(chosen)
-
-    def test_an_explained_mean_is_filled_up_at_random(self):
-        """Two directions: two images explain the mean, the others are drawn."""
-        gradients = torch.zeros(10, 5)
-        gradients[:, 0] = torch.arange(10.0)
-        gradients[:3, 1] = 1
-        drawn = [tuple(select_diverse(gradients, 4, generator(s)).tolist()) for s in range(20)]
-        assert all(len(set(one)) == 4 and one == tuple(sorted(one)) for one in drawn)
-        assert all(9 in one for one in drawn)
-        assert len(set(drawn)) > 1
-
-    def test_a_gradient_that_is_not_finite_is_chosen_last(self):
-        gradients = torch.randn(6, 8, generator=generator(3))
-        gradients[0] = NAN
-        assert 0 not in select_diverse(gradients, 5, generator()).tolist()
-
-    def test_model_keeps_what_the_choice_says(self):
-        model = selection('divbs')
-        images, samples = tiny.images(), tiny.samples()
-        twin = twin_of(model).eval()
-        gradients = []
-        for i in range(8):
-            loss = twin.decode_head.loss(
-                twin.extract_feat(images[i : i + 1]), [samples[i]], twin.train_cfg
-            )['loss_ce']
-            gradients.append(torch.autograd.grad(loss, twin.decode_head.conv_seg.weight)[0])
-        expected = select_diverse(torch.stack(gradients).flatten(1), 4, generator())
-        model.loss(images, samples)
-        assert torch.equal(model.chooser.selection.indices, expected)
-
-    def test_a_head_without_a_1x1_classifier_is_refused(self):
-        model = build('EncoderDecoder')
-        model.decode_head.conv_seg = torch.nn.Identity()
-        from pfb_mmseg.baselines.selection import LabelledSelection
-
-        with pytest.raises(ValueError, match="'divbs' reads the gradient of a 1x1 convolution"):
-            LabelledSelection(model, method='divbs')
-
-
-@pytest.mark.parametrize('method', ['loss_topk', 'divbs'])
-class TestLabelledSelection:
-    def test_trains_as_the_plain_model_on_the_kept_images(self, method):
-        head = dict(dropout_ratio=0)
-        model = selection(method)
-        model = build(
-            'LabelledSelectionEncoderDecoder',
-            head,
-            selection=dict(method=method, prune_ratio=0.5),
-        )
-        twin = twin_of(model, head).train()
-        images, samples = tiny.images(), tiny.samples()
-        losses = model.loss(images, samples)
-        kept = model.chooser.selection.indices.tolist()
-        expected = twin.loss(images[kept], [samples[i] for i in kept])
-        torch.testing.assert_close(losses, expected)
-        tiny.total(losses).backward()
-        tiny.total(expected).backward()
-        gradients = tiny.gradients(model)
-        for name, gradient in tiny.gradients(twin).items():
-            torch.testing.assert_close(gradients[name], gradient)
-
-    def test_scoring_leaves_no_trace_in_the_model(self, method):
-        model = selection(method)
-        before = copy.deepcopy(model.state_dict())
-        modes = [module.training for module in model.modules()]
-        model.chooser.choose(model, tiny.images(), tiny.samples())
-        after = model.state_dict()
-        assert [module.training for module in model.modules()] == modes
-        for name in before.keys() - {'chooser._extra_state'}:
-            assert torch.equal(before[name], after[name]), name
-        assert all(parameter.grad is None for parameter in model.parameters())
-
-    def test_quota_goes_on_from_a_checkpoint(self, method):
-        model, other = selection(method, prune_ratio=0.3), selection(method, prune_ratio=0.3)
-        counts = []
-        images, samples = tiny.images(8, 32), tiny.samples(8, 32)
-        for _ in range(10):
-            counts.append(len(model.chooser.choose(model, images, samples).indices))
-            if len(counts) == 4:
-                other.load_state_dict(model.state_dict())
-        assert sum(counts) == 56
-        assert [other.chooser.num_keep(8)] == counts[4:5]
-
-    def test_inference_is_the_hosts(self, method):
-        model = selection(method).eval()
-        twin = twin_of(model).eval()
-        with torch.no_grad():
-            assert torch.equal(
-                model(tiny.images(), mode='tensor'), twin(tiny.images(), mode='tensor')
-            )
-
-    def test_an_unknown_option_is_named(self, method):
-        with pytest.raises(ValueError, match="selection has no option 'ratio'"):
-            selection(method, ratio=0.5)
-
-
-def test_an_unknown_selection_method_is_named():
-    with pytest.raises(ValueError, match="method='loss_top': .*did you mean 'loss_topk'"):
-        selection('loss_top')
 
 
 class TestPruneEpoch:
@@ -511,6 +317,8 @@ class TestRuns:
             assert images == (kept + 2 + 4 * blocked, kept + 2, kept + 2)
         elif method == 'random':
             assert images == (kept, kept, kept)
+        elif method == 'hard':
+            assert images == (kept + 4 * blocked, kept, kept)
         elif method in ('loss_topk', 'divbs'):
             assert images == (kept + 4 * blocked, kept + 4 * blocked, kept)
         else:
@@ -666,7 +474,7 @@ class TestMethods:
         apply_method(config, method, 0.5)
         for one in (config, plain):
             one.pop('custom_hooks', None)
-            for key in ('type', 'pfb', 'selection'):
+            for key in ('type', 'pfb'):
                 one.model.pop(key, None)
             if method == 'small':
                 one.train_dataloader.pop('batch_size')
@@ -685,7 +493,7 @@ class TestMethods:
         apply_method(random, 'random', 0.7)
         apply_method(divbs, 'divbs', 0.7)
         assert random.model.pfb == {**config.model.pfb, 'prune_ratio': 0.7, 'criterion': 'random'}
-        assert divbs.model.selection == dict(method='divbs', prune_ratio=0.7, min_keep=3)
+        assert divbs.model.pfb == {**config.model.pfb, 'prune_ratio': 0.7, 'criterion': 'divbs'}
         assert random.custom_hooks == divbs.custom_hooks == config.custom_hooks
 
     def test_set_iters_scales_all_of_the_schedule(self):

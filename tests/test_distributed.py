@@ -76,7 +76,7 @@ class TestPruner:
                 step = one['global']['steps'][iteration]
                 assert torch.equal(step['kept'], kept[: len(mine)]), iteration
         state = seen[0]['global']['state']
-        assert state['step'] == alone.step
+        assert seen[0]['global']['step'] == alone.step
         assert_close(
             read_estimate(state, 'criterion.estimator.'),
             read_estimate(alone.estimator.state_dict()),
@@ -135,9 +135,20 @@ class TestPruner:
             assert 'a batch of 5 images' in one['complaints']['grown']
 
     def test_images_of_different_shapes_are_refused_on_all_ranks(self, seen):
+        for rank, one in enumerate(seen):
+            sentence = one['complaints']['shapes']
+            assert f'on rank {rank}: images (3, {4 * (1 + rank)}, 4) torch.float32' in sentence
+            assert "choose 'rank'" in sentence
+
+    def test_labels_that_change_their_type_are_refused(self, seen):
         for one in seen:
-            assert '(3, 4, 4), (3, 5, 4)' in one['complaints']['shapes']
-            assert "choose 'rank'" in one['complaints']['shapes']
+            sentence = one['complaints']['later']
+            assert 'labels (1, 4, 4) torch.uint8 on rank' in sentence
+            assert 'labels (1, 4, 4) torch.int64.' in sentence and "choose 'rank'" in sentence
+
+    def test_a_selection_that_would_have_to_fetch_images_is_asked_for_in_two_halves(self, seen):
+        for one in seen:
+            assert 'decision.take(...) and decision.commit()' in one['complaints']['called']
 
 
 class TestExchange:

@@ -7,6 +7,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from pfb_mmseg.blocking import BlockingPoint, scoring_mode
+from pfb_mmseg.criteria import Rare
+from pfb_mmseg.segmentors.candidates import SegmentorCandidates
 
 
 def blocked_step(model, images, samples, seed=7):
@@ -97,7 +99,9 @@ class TestTwoPass:
         model = tiny.build({'score_statistics': statistics})
         modes = {name: module.training for name, module in model.named_modules()}
         before, state = norm_buffers(model), torch.get_rng_state()
-        model.pfb.score(tiny.images())
+        images, samples = tiny.images(), tiny.samples()
+        with model.pfb.decide(SegmentorCandidates(model, model.pfb, images, samples)):
+            pass
         assert_close(norm_buffers(model), before, rtol=0, atol=0)
         assert torch.equal(torch.get_rng_state(), state)
         assert {name: module.training for name, module in model.named_modules()} == modes
@@ -219,11 +223,9 @@ class TestNothingPruned:
 
     def test_step_that_seeds_the_estimator_is_a_plain_step(self, strategy):
         model = tiny.build({'strategy': strategy})
-        estimator = model.pfb.pruner.estimator
-        fresh = type(estimator)(num_centroids=64, dim=8)
-        model.pfb.pruner.estimator = fresh
+        model.pfb.pruner.criterion = Rare(dict(num_centroids=64, dim=8))
         self.check(model)
-        assert model.pfb.selection is not None and not fresh.ready
+        assert model.pfb.selection is not None and not model.pfb.pruner.ready
 
     def test_switched_off_is_a_plain_step(self, strategy):
         model = tiny.build({'strategy': strategy})

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from pfb_mmseg import PFBHook
-from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, Selection
+from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, Candidates
+from pfb_mmseg.segmentors import samples as samples_module
 from pfb_mmseg.segmentors.samples import select_samples
 
 # Their result, or its shape, is a value that lies on the device.
@@ -68,7 +69,7 @@ class WatchMethods(TorchFunctionMode):
             func in SYNCING_METHODS
             or func in UPLOADS
             # Named outright: a device that another tensor is on would be the same one here.
-            or (func is torch.Tensor.to and isinstance(args[1], str) and args[1] == 'cpu')
+            or (func is torch.Tensor.to and any(is_cpu(arg) for arg in args[1:]))
             # The number would be sent to the device first.
             or (func is torch.Tensor.__setitem__ and has_index(args[1]) and is_number(args[2]))
         ):
@@ -82,6 +83,10 @@ def has_mask(indices):
 
 def has_index(key):
     return any(isinstance(k, torch.Tensor) for k in (key if isinstance(key, tuple) else (key,)))
+
+
+def is_cpu(argument):
+    return isinstance(argument, str) and argument == 'cpu'
 
 
 def is_number(value):
@@ -151,6 +156,12 @@ def pruner(**options):
     return BatchPruner(0.5, AdaptiveDensityEstimator(**estimator), **options)
 
 
+@pytest.fixture(autouse=True)
+def as_on_a_device(monkeypatch):
+    """On the CPU the labels of kept images are looked up, since that waits for nothing there."""
+    monkeypatch.setattr(samples_module, '_on_host', lambda tensor: False)
+
+
 class TestPruner:
     @pytest.mark.parametrize(
         'options',
@@ -178,16 +189,18 @@ class TestPruner:
 
 class TestSelectSamples:
     def test_never_waits(self):
-        selection = Selection(torch.tensor([1, 5]), 8, None)
-        assert syncs(select_samples, tiny.samples(8), selection) == []
+        chosen = pruner(criterion='random')
+        decision = chosen.select(Candidates(8, torch.device('cpu')))
+        assert syncs(select_samples, tiny.samples(8), decision) == []
 
 
 class WaitingPruner(BatchPruner):
     """What a careless change would be."""
 
-    def select(self, features):
-        selection = super().select(features)
-        return selection._replace(indices=torch.as_tensor(selection.indices.tolist()))
+    def select(self, candidates):
+        decision = super().select(candidates)
+        decision.selection.indices.tolist()
+        return decision
 
 
 @pytest.fixture
@@ -202,7 +215,17 @@ STEPS = {
     'two_pass, running statistics': {'score_statistics': 'running'},
     'two_pass, bfloat16': {'score_dtype': 'bfloat16'},
     'two_pass, random': {'criterion': 'random'},
+    'two_pass, hard': {'criterion': 'hard'},
+    'two_pass, hard, pooled': {'criterion': dict(type='hard', pool=2, skip=0.2)},
+    'two_pass, own exit': {'criterion': dict(type='hard', exit='own', warmup=0)},
+    'two_pass, loss_topk': {'criterion': 'loss_topk'},
+    'two_pass, divbs': {'criterion': 'divbs'},
     'single_pass': {'strategy': 'single_pass'},
+    'single_pass, hard': {'strategy': 'single_pass', 'criterion': 'hard'},
+    'single_pass, own exit': {
+        'strategy': 'single_pass',
+        'criterion': dict(type='hard', exit='own', warmup=0),
+    },
 }
 
 
@@ -239,6 +262,7 @@ class Trainer:
     def __init__(self, model):
         self.model, self.iter, self.max_iters, self.hooks = model, 0, 1000, []
         self.train_dataloader = DataLoader(Images(range(8)), batch_size=8)
+        self.train_loop = self  # with its length
 
 
 @pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])

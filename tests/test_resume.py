@@ -144,7 +144,13 @@ def test_a_checkpoint_without_pfb_gives_its_weights_and_the_log_says_what_starts
 
 def test_statistics_go_on_where_they_were_saved():
     selections = [
-        Selection(torch.tensor([0, 2]), 3, torch.tensor(values))
+        Selection(
+            3,
+            2,
+            indices=torch.tensor([0, 2]),
+            score=torch.tensor(values),
+            score_name='log_density',
+        )
         for values in ([1.0, 2.0, torch.nan], [3.0, 4.0, 5.0], [6.0, 0.1, 0.2])
     ]
     whole, before, after = (SelectionStatistics() for _ in range(3))

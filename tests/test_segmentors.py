@@ -14,6 +14,7 @@ from mmseg.structures import SegDataSample
 
 from pfb_mmseg.blocking import least_trainable
 from pfb_mmseg.core import Selection
+from pfb_mmseg.segmentors import samples as samples_module
 from pfb_mmseg.segmentors.samples import select_samples
 
 STRATEGIES = ['two_pass', 'single_pass']
@@ -125,7 +126,7 @@ def test_inference_and_the_tensor_mode_are_the_plain_segmentors_bit_for_bit():
     images, samples = batch()
     for sample in samples:
         sample.set_metainfo(dict(ori_shape=(32, 32), pad_shape=(32, 32)))
-    step = blocked.pfb.pruner.step.clone()
+    step = blocked.pfb.pruner.step
     with torch.no_grad():
         assert torch.equal(blocked(images, mode='tensor'), plain(images, mode='tensor'))
         for a, b in zip(
@@ -137,7 +138,7 @@ def test_inference_and_the_tensor_mode_are_the_plain_segmentors_bit_for_bit():
             assert torch.equal(a.pred_sem_seg.data, b.pred_sem_seg.data)
         for key, value in plain.loss(images, samples).items():
             assert torch.equal(blocked.loss(images, samples)[key], value)
-    assert torch.equal(blocked.pfb.pruner.step, step)
+    assert blocked.pfb.pruner.step == step
 
 
 def test_checkpoints_go_both_ways_and_carry_the_estimate():
@@ -208,7 +209,7 @@ def test_the_random_control_never_runs_a_scoring_pass():
         (dict(block_after='decode_head.convs'), 'inside the backbone'),
         (dict(prune_rato=0.3), "no option 'prune_rato'.*did you mean 'prune_ratio'"),
         (dict(estimator=dict(num_centroid=3)), "did you mean 'num_centroids'"),
-        (dict(criterion='rarest'), "criterion='rarest'.*'rare', 'common', 'random'"),
+        (dict(criterion='rarest'), "criterion='rarest'.*'rare', 'common', .*did you mean 'rare'"),
         (dict(score_scale=0), r'score_scale=0.*\(0, 1\]'),
         (dict(strategy='single_pass', score_scale=0.5), "use strategy='two_pass'"),
         (dict(score_statistics='eval'), "score_statistics='eval'"),
@@ -239,7 +240,7 @@ def test_one_image_is_enough_where_batchnorm_is_synchronised_over_processes(
     monkeypatch, num_processes, least
 ):
     monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
-    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: num_processes)
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda group: num_processes)
     pooling = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.SyncBatchNorm(3))
     assert least_trainable(torch.nn.ModuleList([pooling])) == least
 
@@ -250,31 +251,59 @@ def test_single_pass_says_that_it_cannot_narrow_stacked_labels():
         model.loss(tiny.images(8, 32), torch.zeros(8))
 
 
-def select(indices):
-    return Selection(torch.tensor(indices), 8, None)
+class Decided:
+    """A decision about eight images, as if they lay on a device that the host does not wait for."""
+
+    def __init__(self, indices, num=8):
+        self.exchange = None
+        self.selection = Selection(num, len(indices), indices=torch.tensor(indices))
+        self.take = self.selection.take
+
+
+@pytest.fixture
+def on_a_device(monkeypatch):
+    """The values of no tensor can be read without waiting."""
+    monkeypatch.setattr(samples_module, '_on_host', lambda tensor: False)
 
 
 class TestSelectSamples:
-    def test_every_pixel_field_is_gathered_and_per_image_metainfo_left_out(self):
+    def test_on_the_host_samples_are_picked_as_they_are(self):
+        _, samples = batch(8)
+        assert select_samples(samples, Decided([1, 3])) == [samples[1], samples[3]]
+
+    def test_on_a_device_fields_are_gathered_and_metainfo_that_differs_is_left_out(
+        self, on_a_device
+    ):
         _, samples = batch(5)
         for i, sample in enumerate(samples):
             sample.gt_edge_map = PixelData(data=torch.full((1, 4, 4), i))
-        kept = select_samples(samples, select([1, 3]))
+        kept = select_samples(samples, Decided([1, 3], 5))
         assert [int(sample.gt_edge_map.data[0, 0, 0]) for sample in kept] == [1, 3]
+        for sample, index in zip(kept, [1, 3], strict=True):
+            assert torch.equal(sample.gt_sem_seg.data, samples[index].gt_sem_seg.data)
         assert all(type(sample) is SegDataSample for sample in kept)
         assert kept[0].metainfo_keys() == ['img_shape']
 
-    def test_labels_that_cannot_be_stacked_are_picked_whole(self):
+    def test_labels_that_cannot_be_stacked_are_picked_whole(self, on_a_device):
         samples = [SegDataSample(metainfo=dict(img_path=str(i))) for i in range(3)]
         for i, sample in enumerate(samples):
             sample.gt_sem_seg = PixelData(data=torch.zeros(1, 2 + i, 2))
-        kept = select_samples(samples, select([0, 2]))
-        assert kept == [samples[0], samples[2]]
+        assert select_samples(samples, Decided([0, 2], 3)) == [samples[0], samples[2]]
 
     def test_stacked_labels_stay_stacked(self):
         labels = torch.arange(12).view(4, 3)
-        assert torch.equal(select_samples(labels, select([0, 2])), labels[[0, 2]])
+        assert torch.equal(select_samples(labels, Decided([0, 2], 4)), labels[[0, 2]])
 
-    def test_plain_tensors_are_labels_too(self):
+    @pytest.mark.parametrize('where', ['host', 'device'])
+    def test_plain_tensors_are_labels_too(self, where, request):
+        if where == 'device':
+            request.getfixturevalue('on_a_device')
         labels = [torch.tensor(i) for i in range(4)]
-        assert select_samples(labels, select([2, 3])) == [2, 3]
+        assert select_samples(labels, Decided([2, 3], 4)) == [2, 3]
+
+    def test_a_step_with_samples_gathered_is_the_step_with_samples_picked(self, monkeypatch):
+        losses = []
+        for host in (True, False):
+            monkeypatch.setattr(samples_module, '_on_host', lambda tensor, host=host: host)
+            losses.append(tiny.total(seeded(build()).loss(*batch())))
+        assert torch.equal(*losses)
