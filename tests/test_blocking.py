@@ -472,3 +472,28 @@ def test_channels_are_found_in_every_layout_of_a_stage_output(images, make, copi
     assert point.num_channels == 4 * copies
     expected = encoder.stem(images).mean((2, 3)).detach()
     torch.testing.assert_close(point.score(images)[:, :4], expected, atol=1e-5, rtol=1e-4)
+
+
+class SharedActivation(nn.Module):
+    """One module that runs before the blocking point and behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.second(self.act(self.first(x))))
+
+
+def test_a_pass_ends_behind_the_point_at_a_module_that_has_run_before_it():
+    encoder = SharedActivation()
+    point = BlockingPoint(tiny.host(encoder), 'second')
+    images, seen = tiny.images(2, 16), []
+    point.prepare()
+    encoder.act.register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        vectors = point.score(images, encoder.act)
+        expected = encoder.second(encoder.first(images).relu()).mean((2, 3))
+    assert len(seen) == 2
+    torch.testing.assert_close(vectors, expected)
