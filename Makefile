@@ -8,8 +8,8 @@ INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq -c r
 OPENMMLAB := .venv-openmmlab/bin
 OPENMMLAB_INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(OPENMMLAB)/python -m pip install -qq
 
-# A file of tests stays in one process, which makes its fixtures once. One thread each: threads that
-# outnumber the cores wait for each other.
+# A file of tests stays in one process, which makes its fixtures once. One thread each, unless the
+# caller wants more: threads that outnumber the cores wait for each other.
 PYTEST := -m pytest -rs --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help demo test test-slow test-openmmlab fuzz lint clean
@@ -26,13 +26,13 @@ demo: .venv/.runtime
 	@$(BIN)/python tools/demo.py
 
 test: .venv/.test
-	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m 'not slow'
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python $(PYTEST) -m 'not slow'
 
 test-slow: .venv/.test
 	@$(BIN)/python -m pytest -m slow
 
 test-openmmlab: .venv-openmmlab/.test
-	@OMP_NUM_THREADS=1 $(OPENMMLAB)/python $(PYTEST) -m 'not slow'
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(OPENMMLAB)/python $(PYTEST) -m 'not slow'
 
 fuzz: .venv/.test
 	@PFB_FUZZ=$${PFB_FUZZ:-50} $(BIN)/python -m pytest tests/test_fuzz.py
