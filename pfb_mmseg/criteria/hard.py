@@ -42,7 +42,7 @@ class Hard(Criterion):
         channels: int = 64,
         in_channels: int | None = None,
         pool: int | None = None,
-        warmup: int = 50,
+        warmup: int = 10,
     ) -> None:
         super().__init__()
         check_number('skip', skip, 0, 1, open_high=True)
