@@ -194,9 +194,14 @@ class AdaptiveDensityEstimator(nn.Module):
         self._check(x)
         if self._mixture is None:
             centroids = self._wide_centroids()
-            weights = self.weights if self.weighted else torch.ones_like(self.weights)
+            log_counts = self.counts.to(centroids.dtype).log_()
+            if self.weighted:  # Eq. 9; without a sample at all, every cluster has the same share
+                least = torch.finfo(centroids.dtype).min / 2
+                log_weights = log_counts.clamp_(min=least).log_softmax(dim=0)
+            else:
+                log_weights = torch.zeros_like(log_counts)
             scale = bandwidth(centroids, self.bandwidth)
-            self._mixture = Mixture.build(centroids, weights, scale)
+            self._mixture = Mixture.build(centroids, log_weights, scale)
         return self._mixture.log_density(x)
 
     @torch.inference_mode()  # nothing leaves it, and its many small calls cost less
