@@ -189,20 +189,23 @@ class PartialForwardBlocking(nn.Module):
         ratio, criterion = self.quota.prune_ratio, self.pruner.criterion
         sentence = (
             f'PFB blocks {ratio:.0%} of the images behind backbone.{self.point.name} '
-            f'({self.strategy}); {criterion.describe()} stay'
+            f'({self.strategy}) and keeps {criterion.describe()}'
         )
         if self._cost is None:
             return sentence
         sentence += f'. {self._cost.share_behind:.0%} of the forward pass is still to come there'
         if self.strategy == 'single_pass':
             return sentence
-        scoring = self._cost.scoring(criterion.scoring_pass) * self.score_scale**2
+        if criterion.scoring_pass == 'none':
+            return f'{sentence}; no image is scored, so that about {ratio:.0%} of a step is saved'
+        scoring = self._cost.scoring(criterion.scoring_pass, self.score_scale)
         sentence += (
             f'; scoring all images costs {scoring:.1%} of a full step by operations, so that about '
             f'{max(ratio - scoring, 0):.0%} of a step is saved'
         )
-        if scoring > _DEAR:
-            sentence += ', which score_scale=0.5 or an earlier block_after would raise'
+        if criterion.scoring_pass == 'shallow' and scoring > _DEAR:
+            scale = 'score_scale=0.5' if self.score_scale > 0.5 else 'a smaller score_scale'
+            sentence += f', which {scale} or an earlier block_after would raise'
         return sentence
 
     def forget(self) -> None:
