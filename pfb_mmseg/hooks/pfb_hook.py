@@ -46,11 +46,12 @@ class PFBHook(Hook):
     as soon as the centroids are seeded. Each interval one line of the log tells the share kept,
     the time saved and the centroids in use, and the Visualizer's backends get, over the steps since
     the last: ``pfb/kept`` and ``pfb/candidates`` (images), ``pfb/log_density_kept`` and
-    ``pfb/log_density_dropped`` (means), ``pfb/nonfinite`` (images, if there were any),
-    ``pfb/centroids`` (how many received a sample in the last 200 updates), and the shares of time
-    saved since the start, against full steps of this very run: ``pfb/time_saved`` of the wall clock
-    from iteration to iteration, loading included, and ``pfb/step_time_saved`` of the steps alone,
-    see :class:`StepClock`. What looks wrong is warned of once, see :class:`Health`.
+    ``pfb/log_density_dropped`` (means, named after the criterion's score: ``pfb/exit_loss_kept``),
+    ``pfb/nonfinite`` (images, if there were any), ``pfb/centroids`` (how many received a sample in
+    the last 200 updates), and the shares of time saved since the start: ``pfb/time_saved`` of the
+    wall clock from iteration to iteration, loading included, against full iterations of this very
+    run, and ``pfb/step_time_saved`` of the steps alone, against its full steps, see
+    :class:`StepClock`. What looks wrong is warned of once, see :class:`Health`.
 
     With every checkpoint, and in it, :class:`SelectionRecord` is written: what became of each
     image, merged over all processes of the model's ``process_group``: that of the first process,
@@ -235,7 +236,8 @@ class PFBHook(Hook):
         scalars = {f'pfb/{name}': value for name, value in totals.items()}
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
         print_log(_in_words(totals, estimator, self._pfb.pruning), logger='current')
-        self._health.check(self._pfb.quota, estimator, batch_size, self.clock)
+        scoring_pass = self._pfb.pruner.criterion.scoring_pass
+        self._health.check(self._pfb.quota, estimator, batch_size, self.clock, scoring_pass)
 
     def _write_down(self, iteration: int, data_samples: list, selection: Selection) -> None:
         """Note which images were kept, and their scores. Waits for the device."""
