@@ -1,6 +1,4 @@
-"""Wrong labels: how often they were kept, and whether the ranking finds them."""
-
-import csv
+"""How often a run kept wrong labels; whether the ranking finds them, test_scan.py holds."""
 
 import numpy as np
 import pytest

@@ -276,7 +276,7 @@ def _closest(run: RunFiles, images: ImageSet, seconds: float) -> list[str]:
     scanner = Scanner(run.config, run.checkpoint)
     order = np.random.default_rng(0).permutation(len(images.infos))
     paths = np.array(list(images.infos), dtype=object)[order]
-    x = scanner.represent([images.infos[path] for path in paths], seconds=seconds)
+    x = scanner.observe([images.infos[path] for path in paths], seconds=seconds)
     counts = run.estimator['counts']
     busiest = counts.argsort(descending=True, stable=True)[:_CENTROIDS_SHOWN]
     distance = torch.cdist(run.estimator['centroids'][busiest].double(), x.double())
