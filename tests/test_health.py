@@ -1,5 +1,6 @@
 """What PFBHook warns of, seen in runs that go wrong in that way."""
 
+import numpy as np
 import pytest
 import torch
 from demo_runs import demo_config, train
@@ -130,6 +131,25 @@ class TestHealth:
             health.check(pruner.quota, pruner.estimator, 8, clock_of(blocked=1.25))
         (sentence,) = said
         assert '25% more time' in sentence and 'score_scale=0.5' in sentence
+
+    @pytest.mark.parametrize(
+        ('scoring_pass', 'remedy'), [('none', 'larger prune_ratio'), ('whole', "criterion='hard'")]
+    )
+    def test_what_is_no_remedy_for_lost_time_is_not_named(self, said, scoring_pass, remedy):
+        quota = BatchPruner(0.5).quota
+        Health().check(quota, None, 8, clock_of(blocked=1.25), scoring_pass)
+        (sentence,) = said
+        assert remedy in sentence
+        assert 'score_scale' not in sentence and 'block_after' not in sentence
+
+    def test_equal_scores_say_nothing_of_the_features_where_labels_may_be_the_cause(self, said):
+        """Such as losses of 0 of images without a labelled pixel."""
+        health, quota = Health(), BatchPruner(0.5).quota
+        health.see_scores(np.zeros(4))
+        health.check(quota, None, 4, StepClock())
+        (sentence,) = said
+        assert 'same score' in sentence and 'labelled' in sentence
+        assert 'are equal' not in sentence
 
     def test_a_loader_that_eats_the_saving_is_told_of_once(self, said):
         health, pruner = Health(), BatchPruner(0.5)

@@ -99,6 +99,15 @@ class TestReport:
         words = _Page(write_report(run, tmp_path, 0, 0).read_text()).words
         assert words[words.index('of the images kept while pruning') - 1] == '50%'
 
+    def test_time_saved_is_measured_against_what_the_log_measured_it(self, run, tmp_path):
+        words = ' '.join(_Page(write_report(run, tmp_path, 0, 0).read_text()).words)
+        assert 'of the wall clock saved' in words and 'as many full iterations of' in words
+        shutil.copytree(run, tmp_path / 'old')
+        for log in (tmp_path / 'old').glob('*/vis_data/*.json'):
+            log.write_text(re.sub(r'"pfb/step_time_saved": [^,}]+, ', '', log.read_text()))
+        words = ' '.join(_Page(write_report(tmp_path / 'old', tmp_path, 0, 0).read_text()).words)
+        assert 'of the time of the steps saved' in words and 'as many full steps of' in words
+
     @pytest.mark.parametrize(
         ('score_name', 'heading', 'order'),
         [('exit_loss', 'How hard the images were', 'The hardest among them first'),

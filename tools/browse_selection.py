@@ -1,6 +1,7 @@
-"""Ranks a data set by how common its images look: `python tools/browse_selection.py CONFIG CKPT`.
+"""Ranks a data set by a criterion's score: `python tools/browse_selection.py CONFIG CKPT`.
 
-Nothing is trained. Useful for choosing what to label, or what to leave out.
+Nothing is trained. By how common the images look, for choosing what to label or what to leave out;
+by how hard they are, for finding labels that are wrong.
 """
 
 import pickle
@@ -20,11 +21,18 @@ from pfb_mmseg.reporting.scan import Scanner
 
 def main() -> None:
     parser = ToolParser(
-        description='Rank the images of a data set by their log density under a trained model, '
-        'rarest first. Writes ranking.csv and a page with the two ends of it.'
+        description='Rank the images of a data set by their score under a trained model, the '
+        'rarest or the hardest first. Writes ranking.csv and a page with the two ends of it.'
     )
     parser.add_argument('config', help='config file, with or without PFB')
     parser.add_argument('checkpoint', help='checkpoint file, trained with or without PFB')
+    parser.add_argument(
+        '--criterion',
+        metavar='NAME',
+        help="what scores: 'rare' (log density), 'hard' (loss at the exit behind the blocking "
+        "point), 'loss_topk' (loss of the whole model) or one of your own; default: the config's, "
+        "'rare' if that has none",
+    )
     parser.add_argument('--part', choices=['train', 'val', 'test'], default='train')
     parser.add_argument('--out', default='work_dirs/browse_selection', help='folder to write to')
     parser.add_argument('--images', type=int, default=24, metavar='N', help='in each gallery')
@@ -44,19 +52,25 @@ def main() -> None:
     config = named_config(parser, args)
     try:
         images = ImageSet(config, args.part)
-        scanner = Scanner(config, args.checkpoint, args.device or get_device())
-    except (OSError, AssertionError, ValueError, pickle.UnpicklingError) as error:
+        device = args.device or get_device()
+        scanner = Scanner(config, args.checkpoint, device, args.criterion)
+    except (OSError, AssertionError, TypeError, ValueError, pickle.UnpicklingError) as error:
         parser.error(str(error))
     if not images.infos:
         parser.error(f'the {args.part} data set is empty; python tools/check_dataset.py tells why')
 
-    with Progress() as progress:
-        task = progress.add_task('Images', total=len(images.infos))
-        x = scanner.represent(
-            list(images.infos.values()),
-            args.batch_size,
-            progress=lambda done: progress.update(task, completed=done),
-        )
+    if args.refit and scanner.estimator is None:
+        parser.error('--refit learns a density: it goes with --criterion rare')
+    try:
+        with Progress() as progress:
+            task = progress.add_task('Images', total=len(images.infos))
+            x = scanner.observe(
+                list(images.infos.values()),
+                args.batch_size,
+                progress=lambda done: progress.update(task, completed=done),
+            )
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     if args.refit or not scanner.has_estimate:
         why = (
             ''
@@ -71,7 +85,8 @@ def main() -> None:
             scanner.fit(x)
         except ValueError as error:
             parser.error(str(error))
-    written = write_ranking(images, scanner.log_density(x), args.out, args.images)
+    score = scanner.score(x)
+    written = write_ranking(images, score, args.out, args.images, scanner.score_name)
     print(f'Ranking: {written[0]}\nGallery: {written[1]}')
 
 

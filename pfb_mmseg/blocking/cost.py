@@ -31,13 +31,16 @@ class StepCost(NamedTuple):
         """Share of a forward pass that lies behind the blocking point, in [0, 1]."""
         return 1 - self.shallow / self.whole
 
-    def scoring(self, scoring_pass: str) -> float:
+    def scoring(self, scoring_pass: str, score_scale: float = 1.0) -> float:
         """What scoring an image costs, as a share of a training step on it.
 
         Args:
             scoring_pass: ``'none'``, ``'shallow'`` or ``'whole'``.
+            score_scale: relative size of the images that go through the shallow part; what runs the
+                whole network takes them as they are.
         """
-        operations = {'none': 0, 'shallow': self.shallow + self.exit, 'whole': self.whole}
+        shallow = score_scale**2 * (self.shallow + self.exit)
+        operations = {'none': 0, 'shallow': shallow, 'whole': self.whole}
         return operations[scoring_pass] / (3 * self.whole)
 
 

@@ -19,27 +19,33 @@ def has_running_statistics(module: nn.Module) -> bool:
     return getattr(module, 'running_mean', None) is not None
 
 
-def least_trainable(model: nn.Module) -> int:
+def least_trainable(model: nn.Module, ranks: Ranks | None = None) -> int:
     """Fewest images that the model can be trained on: 2 if it normalises single pixels, else 1.
 
     BatchNorm behind a global average pooling, as in ASPP's image branch, sees one value per image
     and channel, and refuses a batch of one. Synchronised over several processes it sees theirs too.
     Found are poolings and norms that follow each other in an ``nn.Sequential``.
+
+    Args:
+        model: to be trained.
+        ranks: the processes that have images of their own, see ``process_group`` of
+            :class:`BatchPruner`; None: all there are.
     """
+    ranks = Ranks() if ranks is None else ranks
     for module in model.modules():
         # Some of mmseg's modules pool by themselves.
         pooled = getattr(module, 'pool_scale', None) == 1
-        if (pooled and _normalises(module)) or (
-            isinstance(module, nn.Sequential) and _normalises_single_pixels(module)
+        if (pooled and _normalises(module, ranks)) or (
+            isinstance(module, nn.Sequential) and _normalises_single_pixels(module, ranks)
         ):
             return 2
     return 1
 
 
-def _normalises_single_pixels(chain: nn.Sequential) -> bool:
+def _normalises_single_pixels(chain: nn.Sequential, ranks: Ranks) -> bool:
     pooled = False
     for part in chain:
-        if pooled and _normalises(part):
+        if pooled and _normalises(part, ranks):
             return True
         pooled = _leaves_one_pixel(part, pooled)
     return False
@@ -60,8 +66,8 @@ def _leaves_one_pixel(module: nn.Module, pooled: bool) -> bool:
     return pooled
 
 
-def _normalises(module: nn.Module) -> bool:
-    return any(_is_batch_norm(part) and not _synchronised(part) for part in module.modules())
+def _normalises(module: nn.Module, ranks: Ranks) -> bool:
+    return any(_is_batch_norm(part) and not _synchronised(part, ranks) for part in module.modules())
 
 
 def _is_batch_norm(module: nn.Module) -> bool:
@@ -70,6 +76,10 @@ def _is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) or has_running_statistics(module)
 
 
-def _synchronised(norm: nn.Module) -> bool:
-    several = getattr(norm, 'group_size', 1) > 1  # of mmcv's
-    return Ranks().size > 1 and (isinstance(norm, nn.SyncBatchNorm) or several)
+def _synchronised(norm: nn.Module, ranks: Ranks) -> bool:
+    """Whether it sees the images of several processes: of others it sees its own once more."""
+    if isinstance(norm, nn.SyncBatchNorm):
+        several = Ranks(norm.process_group).size > 1
+    else:
+        several = getattr(norm, 'group_size', 1) > 1  # of mmcv's
+    return several and ranks.size > 1

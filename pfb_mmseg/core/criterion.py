@@ -124,6 +124,15 @@ class CriterionRegistry:
 
         return register
 
+    def get(self, name: str) -> type[Criterion]:
+        """The class of that name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        check_choice('criterion', name, self)
+        return self._classes[name]
+
     def build(self, criterion: str | dict | Criterion, **shared: Any) -> Criterion:
         """A criterion from its name, from ``dict(type=NAME, ...)`` or as it is.
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn import functional as F
 
 from .candidates import Candidates, FeatureCandidates
@@ -15,7 +14,7 @@ from .criterion import CRITERIA, Criterion
 from .draws import generator_of
 from .estimator import AdaptiveDensityEstimator
 from .quota import KeepQuota
-from .ranks import Exchange, Gather, Ranks
+from .ranks import Exchange, Gather, ProcessGroupOption, Ranks
 from .rows import take_rows
 from .selection import Selection, keep_highest
 
@@ -54,7 +53,8 @@ class BatchPruner(nn.Module):
         selection_scope: ``'rank'``: each process keeps those of its own images that matter most.
             ``'global'``: those of all processes' images, shared out evenly; ``decision.take`` then
             fetches them from where they are.
-        process_group: of the processes that train together; None: all there are.
+        process_group: of the processes that train together; None: all there are. Or a function
+            that returns it, its dotted path, or all these as :class:`Ranks`.
         **options: further options of the criterion, for those that know them, such as
             ``exploration`` of ``'rare'``.
 
@@ -74,7 +74,7 @@ class BatchPruner(nn.Module):
         min_keep: int = 1,
         seed: int = 0,
         selection_scope: str = 'rank',
-        process_group: dist.ProcessGroup | None = None,
+        process_group: ProcessGroupOption | Ranks = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class BatchPruner(nn.Module):
         self.criterion = CRITERIA.build(criterion, estimator=estimator, **options)
         self.seed = seed
         self.selection_scope = selection_scope
-        self.ranks = Ranks(process_group)
+        self.ranks = process_group if isinstance(process_group, Ranks) else Ranks(process_group)
         self.full_size: int | None = None
         self._step = 0
         self._open: Decision | None = None

@@ -6,37 +6,70 @@ device to learn it, and no process can be left alone in one.
 
 from __future__ import annotations
 
+import pkgutil
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, TypeAlias
+
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from .rows import take_rows
 
+# A process group, or what stands for one in a config. As a string: not every build of torch has
+# the class.
+ProcessGroupOption: TypeAlias = 'dist.ProcessGroup | Callable[[], dist.ProcessGroup] | str | None'
+
 
 class Ranks:
     """The processes that train one model together.
 
     Args:
-        group: a ``torch.distributed`` process group, of the data-parallel processes where there are
-            others too; None: all there are. It is looked at when it is needed, not before.
+        process_group: a ``torch.distributed`` process group, of the data-parallel processes where
+            there are others too; None: all there are. A config cannot hold one: it names a function
+            without arguments that returns it, as such or by its dotted path. That is called once,
+            when the group is first needed, at the same point in every process, so that it may make
+            the group; never in a process that is alone.
 
     Raises:
-        TypeError: ``group`` is something else.
+        TypeError: ``process_group`` is something else.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        if group is not None and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
-            raise TypeError(
-                f'process_group={group!r}: expected a torch.distributed.ProcessGroup that this '
-                'process is in, or None for all processes'
-            )
-        self.group = group
+    def __init__(self, process_group: ProcessGroupOption = None) -> None:
+        if not (isinstance(process_group, str) or callable(process_group)):
+            _check_group(process_group, process_group)
+        self._option = process_group
 
     def __deepcopy__(self, memo: dict) -> Ranks:
         return self  # a process group is no data: a copied model talks to the same processes
 
     def __getstate__(self) -> dict:
-        return {'group': None}  # nor can it be written down
+        # Nor can it be written down; the name of one can.
+        return {'_option': self._option if isinstance(self._option, str) else None}
+
+    @cached_property
+    def group(self) -> dist.ProcessGroup | None:
+        """What the option stands for.
+
+        Raises:
+            ValueError: its dotted path leads nowhere.
+            TypeError: it stands for no process group that this process is in.
+        """
+        group = self._option
+        if isinstance(group, str):
+            try:
+                group = pkgutil.resolve_name(group)
+            except (ImportError, AttributeError, ValueError) as error:
+                raise ValueError(
+                    f'process_group={self._option!r} cannot be imported ({error}); give the dotted '
+                    "path of a function that returns the group, 'my_package.parallel.data_group', "
+                    'of a module that is on PYTHONPATH'
+                ) from error
+        if callable(group):
+            group = group()
+        _check_group(group, self._option)
+        return group
 
     @property
     def size(self) -> int:
@@ -62,9 +95,24 @@ class Ranks:
     def agree(self, tensor: Tensor) -> Tensor:
         """What the first process has, in every process: their own may differ by rounding."""
         if self.size > 1:
-            first = 0 if self.group is None else dist.get_global_rank(self.group, 0)
-            dist.broadcast(tensor, first, group=self.group)
+            dist.broadcast(tensor, self._first, group=self.group)
         return tensor
+
+    def collect(self, value: Any) -> list:
+        """The picklable value of every process, by rank, in the first one; [] in the others.
+
+        The host waits: not for every iteration.
+        """
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size if self.rank == 0 else None
+        dist.gather_object(value, values, self._first, group=self.group)
+        return values or []
+
+    @property
+    def _first(self) -> int:
+        """Number of the group's first process among all."""
+        return 0 if self.group is None else dist.get_global_rank(self.group, 0)
 
 
 class Gather:
@@ -148,6 +196,16 @@ class Exchange:
             _as_bytes(received), _as_bytes(sent.contiguous()), group=self._ranks.group
         )
         return take_rows(received, self._arriving).to(memory_format=_memory_format(rows))
+
+
+def _check_group(group: object, option: object) -> None:
+    if group is not None and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+        stands_for = '' if group is option else f' stands for {group!r}'
+        raise TypeError(
+            f'process_group={option!r}{stands_for}: expected a torch.distributed.ProcessGroup that '
+            'this process is in, a function that returns one or its dotted path, or None for all '
+            'processes'
+        )
 
 
 def _memory_format(rows: Tensor) -> torch.memory_format:

@@ -12,7 +12,7 @@ from .step_clock import StepClock
 
 # Below this share a busy centroid is just the commonest kind of image.
 _NEARLY_EVERYTHING = 0.9
-# Relative: what float32 features of equal images may differ by.
+# Relative: what float32 scores of equal images may differ by.
 _EQUAL = 1e-5
 # Steps after which a loss of time is no chance any more.
 _ENOUGH_STEPS = 50
@@ -20,6 +20,15 @@ _ENOUGH_STEPS = 50
 _ARRIVES = 0.75
 # Share of the run that must be at stake for that.
 _WORTH_TELLING = 0.03
+# Why a step is not shorter, and what helps, by how far every image goes to be compared.
+_LOST = {
+    'none': 'choosing among so few images takes longer than dropping some saves. Try a larger '
+    'prune_ratio.',
+    'shallow': 'scoring takes longer than dropping images saves. Try score_scale=0.5, an earlier '
+    'block_after or a larger prune_ratio.',
+    'whole': 'scoring, a forward pass of the whole network, takes longer than dropping images '
+    "saves. Try criterion='hard', which needs the shallow part alone, or a larger prune_ratio.",
+}
 
 
 class Health:
@@ -53,6 +62,7 @@ class Health:
         estimator: AdaptiveDensityEstimator | None,
         batch_size: int,
         clock: StepClock,
+        scoring_pass: str = 'shallow',
     ) -> None:
         """Warn of what went wrong since the last call. Waits for the device.
 
@@ -61,6 +71,7 @@ class Health:
             estimator: of their density, if that is what decides.
             batch_size: images per process in the last step.
             clock: what has been saved so far.
+            scoring_pass: of the criterion, see :class:`Criterion`.
         """
         if (
             self._ready_steps
@@ -79,8 +90,9 @@ class Health:
             self._tell(
                 'equal scores',
                 'all images of a batch had the same score, so the choice between them is '
-                'arbitrary: their features at the blocking point are equal. Are the images '
-                "different, and is that stage alive? Try another stage, block_after='backbone...'.",
+                'arbitrary. Are the images different, and labelled where the criterion reads '
+                'labels? Are their features at the blocking point, or is that stage dead? Then try '
+                "another one, block_after='backbone...'.",
             )
         if estimator is not None and estimator.num_centroids > 1:
             counts = estimator.counts
@@ -96,17 +108,16 @@ class Health:
                         'revive_after.',
                     )
         if clock.num_blocked >= _ENOUGH_STEPS:
-            self._check_time(clock)
+            self._check_time(clock, scoring_pass)
         self._begin_interval()
 
-    def _check_time(self, clock: StepClock) -> None:
+    def _check_time(self, clock: StepClock, scoring_pass: str) -> None:
         of_steps, saved = clock.step_time_saved, clock.time_saved
         if of_steps is not None and of_steps < 0:
             self._tell(
                 'time lost',
                 f'PFB has cost {-of_steps:.0%} more time than full steps would have taken: '
-                'scoring takes longer than dropping images saves. Try score_scale=0.5, an earlier '
-                'block_after or a larger prune_ratio.',
+                + _LOST[scoring_pass],
             )
         elif (
             saved is not None and saved < _ARRIVES * of_steps and saved < of_steps - _WORTH_TELLING

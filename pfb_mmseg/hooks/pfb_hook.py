@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import gather_object, get_world_size, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook, LoggerHook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
+from torch import nn
 
 from ..blocking import is_sharded
 from ..core import AdaptiveDensityEstimator, Selection, SelectionStatistics
@@ -45,14 +46,16 @@ class PFBHook(Hook):
     as soon as the centroids are seeded. Each interval one line of the log tells the share kept,
     the time saved and the centroids in use, and the Visualizer's backends get, over the steps since
     the last: ``pfb/kept`` and ``pfb/candidates`` (images), ``pfb/log_density_kept`` and
-    ``pfb/log_density_dropped`` (means), ``pfb/nonfinite`` (images, if there were any),
-    ``pfb/centroids`` (how many received a sample in the last 200 updates), and the shares of time
-    saved since the start, against full steps of this very run: ``pfb/time_saved`` of the wall clock
-    from iteration to iteration, loading included, and ``pfb/step_time_saved`` of the steps alone,
-    see :class:`StepClock`. What looks wrong is warned of once, see :class:`Health`.
+    ``pfb/log_density_dropped`` (means, named after the criterion's score: ``pfb/exit_loss_kept``),
+    ``pfb/nonfinite`` (images, if there were any), ``pfb/centroids`` (how many received a sample in
+    the last 200 updates), and the shares of time saved since the start: ``pfb/time_saved`` of the
+    wall clock from iteration to iteration, loading included, against full iterations of this very
+    run, and ``pfb/step_time_saved`` of the steps alone, against its full steps, see
+    :class:`StepClock`. What looks wrong is warned of once, see :class:`Health`.
 
     With every checkpoint, and in it, :class:`SelectionRecord` is written: what became of each
-    image, merged over all processes. Its file is ``<work_dir>/pfb_record.npz``. In a checkpoint
+    image, merged over all processes of the model's ``process_group``: that of the first process,
+    where there are several groups. Its file is ``<work_dir>/pfb_record.npz``. In a checkpoint
     that is not saved by CheckpointHook, the other processes' last iterations, 49 at most, are
     missing.
 
@@ -104,7 +107,7 @@ class PFBHook(Hook):
 
     def before_train(self, runner) -> None:
         """Resolve the schedule and refuse what cannot work."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = _unwrapped(runner.model)
         self._pfb = find_filter(model)
         hooks = [hook for hook in runner.hooks if isinstance(hook, PFBHook)]
         if len(hooks) > 1:
@@ -117,7 +120,7 @@ class PFBHook(Hook):
         self._classes = _classes(runner.train_dataloader)
         self._num_iters = runner.max_iters
         self._start_afresh()
-        batch_size, num_ranks = runner.train_dataloader.batch_size, get_world_size()
+        batch_size, num_ranks = runner.train_dataloader.batch_size, self._pfb.pruner.ranks.size
         if batch_size is not None:  # the first batch of a run may be a short one
             self._pfb.pruner.full_size = batch_size
         warn_of_what_comes_later(
@@ -182,7 +185,7 @@ class PFBHook(Hook):
         self.clock.pause()
         _publish_live_state(checkpoint)
         checkpoint['pfb'] = {
-            'world_size': get_world_size(),
+            'world_size': self._pfb.pruner.ranks.size,
             'statistics': self._statistics.state_dict(),
             'clock': self.clock.state_dict(),
             'versions': installed_versions(),
@@ -206,16 +209,17 @@ class PFBHook(Hook):
                 logger='current',
             )
             return
-        if state['world_size'] != get_world_size():
+        ranks = find_filter(_unwrapped(runner.model)).pruner.ranks
+        if state['world_size'] != ranks.size:
             print_log(
                 f'The checkpoint was written by {state["world_size"]} process(es), this run has '
-                f'{get_world_size()}: the density estimate, the record and the schedule go on; '
+                f'{ranks.size}: the density estimate, the record and the schedule go on; '
                 'from here on batches are made up differently, so what is kept will differ.',
                 logger='current',
             )
         self._statistics.load_state_dict(state['statistics'])
         self.clock.load_state_dict(state['clock'])
-        if is_main_process():  # once: the processes' records are added up
+        if ranks.rank == 0:  # once: the processes' records are added up
             # MMEngine puts whatever a checkpoint holds on the device; the record lives on the host.
             self.record = SelectionRecord.from_bytes(state['record'].cpu().numpy().tobytes())
 
@@ -232,7 +236,8 @@ class PFBHook(Hook):
         scalars = {f'pfb/{name}': value for name, value in totals.items()}
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
         print_log(_in_words(totals, estimator, self._pfb.pruning), logger='current')
-        self._health.check(self._pfb.quota, estimator, batch_size, self.clock)
+        scoring_pass = self._pfb.pruner.criterion.scoring_pass
+        self._health.check(self._pfb.quota, estimator, batch_size, self.clock, scoring_pass)
 
     def _write_down(self, iteration: int, data_samples: list, selection: Selection) -> None:
         """Note which images were kept, and their scores. Waits for the device."""
@@ -256,13 +261,17 @@ class PFBHook(Hook):
         Some 20 bytes an image travel, to that process alone, and one number to each to know the
         largest part by.
         """
-        parts = gather_object(zlib.compress(pickle.dumps(self._fresh), level=1))
-        for part in parts or ():  # there are none in the other processes
+        mine = zlib.compress(pickle.dumps(self._fresh), level=1)
+        for part in self._pfb.pruner.ranks.collect(mine):
             self.record.merge(pickle.loads(zlib.decompress(part)))
         self._start_afresh()
 
     def _start_afresh(self) -> None:
         self._fresh = SelectionRecord(self._classes, self._num_iters)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
 
 
 def _classes(dataloader: Any) -> list[str]:

@@ -93,17 +93,21 @@ def _numbers(run: RunFiles) -> dict[str, str]:
         numbers['of the images kept while pruning'] = f'{run.record.kept_share:.0%}'
     _, saved = run.column('pfb/time_saved')
     if len(saved):
-        # Version 0.1 logged the steps' time under this name, and nothing under the other.
-        measured = (
-            'wall clock' if len(run.column('pfb/step_time_saved')[1]) else 'time of the steps'
-        )
-        numbers[f'of the {measured} saved'] = f'{saved[-1]:.1%}'
+        numbers[f'of the {_time_base(run)[0]} saved'] = f'{saved[-1]:.1%}'
     if run.record is not None and len(run.record):
         never = int((run.record.kept == 0).sum())
         numbers[f'of {len(run.record):,} images looked at were never kept'] = f'{never:,}'
     if run.val and 'mIoU' in run.val[-1]:
         numbers['mIoU of the last validation'] = f'{run.val[-1]["mIoU"]:.2f}'
     return numbers
+
+
+def _time_base(run: RunFiles) -> tuple[str, str]:
+    """Of what time the logged share is, and what it is measured against."""
+    # Version 0.1 logged the steps' time under this name, and nothing under the other.
+    if len(run.column('pfb/step_time_saved')[1]):
+        return 'wall clock', 'iterations'
+    return 'time of the steps', 'steps'
 
 
 def _figures(run: RunFiles) -> dict[str, tuple[bytes, str, str]]:
@@ -117,7 +121,7 @@ def _figures(run: RunFiles) -> dict[str, tuple[bytes, str, str]]:
             ),
             'Over the run',
             'Share of the images that were trained on in each interval of the log, and time saved '
-            'since the start against as many full steps of this run.',
+            f'since the start against as many full {_time_base(run)[1]} of this run.',
         )
     }
     timeline = None if run.record is None else run.record.timeline
@@ -272,7 +276,7 @@ def _closest(run: RunFiles, images: ImageSet, seconds: float) -> list[str]:
     scanner = Scanner(run.config, run.checkpoint)
     order = np.random.default_rng(0).permutation(len(images.infos))
     paths = np.array(list(images.infos), dtype=object)[order]
-    x = scanner.represent([images.infos[path] for path in paths], seconds=seconds)
+    x = scanner.observe([images.infos[path] for path in paths], seconds=seconds)
     counts = run.estimator['counts']
     busiest = counts.argsort(descending=True, stable=True)[:_CENTROIDS_SHOWN]
     distance = torch.cdist(run.estimator['centroids'][busiest].double(), x.double())

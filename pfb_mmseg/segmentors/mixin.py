@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..blocking import BlockingPoint, StepCost, default_stage, least_trainable, step_cost
 from ..core import AdaptiveDensityEstimator, BatchPruner, Decision, KeepQuota, Selection
 from ..core.checks import check_choice, check_given, check_keys, check_number, check_sizes
+from ..core.ranks import ProcessGroupOption, Ranks
 from ..criteria import Rare
 from .candidates import SCORE_DTYPES, SegmentorCandidates
 from .exits import Exit, build_exit
@@ -50,9 +51,11 @@ class PartialForwardBlocking(nn.Module):
             autocast; None scores in the precision of the training pass.
         input_shape: (C, H, W) of the blank image with which the blocking point is checked before
             training; None finds one, see :class:`BlockingPoint`.
-        **pruner: ``prune_ratio``, ``exploration``, ``exploration_space``, ``seed``,
-            ``selection_scope`` and ``process_group`` of :class:`BatchPruner`; ``'global'`` with
-            two_pass only.
+        process_group: of the processes that have images of their own, where others share them
+            (tensor or sequence parallel); None: all. In a config a function that returns it, or
+            its dotted path, see :class:`Ranks`.
+        **pruner: ``prune_ratio``, ``exploration``, ``exploration_space``, ``seed`` and
+            ``selection_scope`` of :class:`BatchPruner`; ``'global'`` with two_pass only.
 
     Attributes:
         pruning (bool): whether steps are blocked; PFBHook switches it. True without the hook.
@@ -77,6 +80,7 @@ class PartialForwardBlocking(nn.Module):
         score_statistics: str = 'batch',
         score_dtype: str | None = None,
         input_shape: tuple[int, int, int] | None = None,
+        process_group: ProcessGroupOption = None,
         **pruner: Any,
     ) -> None:
         super().__init__()
@@ -107,10 +111,12 @@ class PartialForwardBlocking(nn.Module):
         self.score_statistics = score_statistics
         self.score_dtype = score_dtype
         self.point = BlockingPoint(model, _point_name(model, block_after), input_shape)
+        ranks = Ranks(process_group)
         self.pruner = BatchPruner(
             estimator={} if estimator is None else estimator,
             criterion=criterion,
-            min_keep=least_trainable(model) if min_keep is None else min_keep,
+            min_keep=least_trainable(model, ranks) if min_keep is None else min_keep,
+            process_group=ranks,
             **pruner,
         )
         if strategy == 'single_pass' and self.pruner.criterion.scoring_pass == 'whole':
@@ -183,20 +189,23 @@ class PartialForwardBlocking(nn.Module):
         ratio, criterion = self.quota.prune_ratio, self.pruner.criterion
         sentence = (
             f'PFB blocks {ratio:.0%} of the images behind backbone.{self.point.name} '
-            f'({self.strategy}); {criterion.describe()} stay'
+            f'({self.strategy}) and keeps {criterion.describe()}'
         )
         if self._cost is None:
             return sentence
         sentence += f'. {self._cost.share_behind:.0%} of the forward pass is still to come there'
         if self.strategy == 'single_pass':
             return sentence
-        scoring = self._cost.scoring(criterion.scoring_pass) * self.score_scale**2
+        if criterion.scoring_pass == 'none':
+            return f'{sentence}; no image is scored, so that about {ratio:.0%} of a step is saved'
+        scoring = self._cost.scoring(criterion.scoring_pass, self.score_scale)
         sentence += (
             f'; scoring all images costs {scoring:.1%} of a full step by operations, so that about '
             f'{max(ratio - scoring, 0):.0%} of a step is saved'
         )
-        if scoring > _DEAR:
-            sentence += ', which score_scale=0.5 or an earlier block_after would raise'
+        if criterion.scoring_pass == 'shallow' and scoring > _DEAR:
+            scale = 'score_scale=0.5' if self.score_scale > 0.5 else 'a smaller score_scale'
+            sentence += f', which {scale} or an earlier block_after would raise'
         return sentence
 
     def forget(self) -> None:
