@@ -33,7 +33,8 @@ def test_the_log_names_the_blocking_point_and_the_share_of_the_forward_behind_it
     train(demo_config(tmp_path, max_iters=3, log_level='INFO'))
     (log,) = tmp_path.glob('*/*.log')
     assert re.search(
-        r'50% of the images behind backbone\.layer3 \(two_pass\) and keeps those of lowest density\. '
+        r'50% of the images behind backbone\.layer3 \(two_pass\) '
+        r'and keeps those of lowest density\. '
         r'[6-9]\d% of the forward pass is still to come there; .*, in iterations 0 to 3 of 3',
         log.read_text(),
     )

@@ -29,12 +29,15 @@ class KeepQuota:
         self.min_keep = min_keep
         # 0.3 means three tenths, not the nearest binary number: rounding would add up.
         self._keep_ratio = 1 - Fraction(str(float(prune_ratio)))
+        # Exact arithmetic takes as long as a launch, and is asked for again in every step.
+        self._means: dict[int, Fraction] = {}
 
     def mean(self, batch_size: int) -> Fraction:
         """Exact mean of :meth:`keep` over the iterations."""
-        return min(
-            max(self._keep_ratio * batch_size, Fraction(self.min_keep)), Fraction(batch_size)
-        )
+        if batch_size not in self._means:
+            kept = max(self._keep_ratio * batch_size, Fraction(self.min_keep))
+            self._means[batch_size] = min(kept, Fraction(batch_size))
+        return self._means[batch_size]
 
     def keep(self, iteration: int, batch_size: int) -> int:
         """Number of images that stay, in [1, batch_size].
@@ -45,5 +48,5 @@ class KeepQuota:
         """
         check_integer('iteration', iteration, low=0)
         check_integer('batch_size', batch_size, low=1)
-        quota = self.mean(batch_size)
-        return (iteration + 1) * quota // 1 - iteration * quota // 1
+        whole, parts = self.mean(batch_size).as_integer_ratio()
+        return (iteration + 1) * whole // parts - iteration * whole // parts
