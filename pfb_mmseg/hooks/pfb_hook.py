@@ -18,6 +18,7 @@ from torch import nn
 from ..blocking import is_sharded
 from ..core import AdaptiveDensityEstimator, Selection, SelectionStatistics
 from ..core.checks import check_integer, check_keys
+from ..core.ranks import Ranks
 from ..reporting import RECORD_NAME, SelectionRecord, class_pixels
 from ..reporting.files import write_atomically
 from ..reporting.versions import installed_versions
@@ -95,6 +96,7 @@ class PFBHook(Hook):
         # Of all processes up to the last collection, on the first one; and of this one since then.
         self.record = SelectionRecord()
         self._fresh = SelectionRecord()
+        self._ranks = Ranks()  # the model's, once there is one to be trained
         self._health = Health()
         self._statistics = SelectionStatistics()
         self._classes: list[str] = []
@@ -109,6 +111,7 @@ class PFBHook(Hook):
         """Resolve the schedule and refuse what cannot work."""
         model = _unwrapped(runner.model)
         self._pfb = find_filter(model)
+        self._ranks = self._pfb.pruner.ranks
         hooks = [hook for hook in runner.hooks if isinstance(hook, PFBHook)]
         if len(hooks) > 1:
             raise ValueError(f'custom_hooks has {len(hooks)} of PFBHook: expected one')
@@ -120,7 +123,7 @@ class PFBHook(Hook):
         self._classes = _classes(runner.train_dataloader)
         self._num_iters = runner.max_iters
         self._start_afresh()
-        batch_size, num_ranks = runner.train_dataloader.batch_size, self._pfb.pruner.ranks.size
+        batch_size, num_ranks = runner.train_dataloader.batch_size, self._ranks.size
         if batch_size is not None:  # the first batch of a run may be a short one
             self._pfb.pruner.full_size = batch_size
         warn_of_what_comes_later(
@@ -185,7 +188,7 @@ class PFBHook(Hook):
         self.clock.pause()
         _publish_live_state(checkpoint)
         checkpoint['pfb'] = {
-            'world_size': self._pfb.pruner.ranks.size,
+            'world_size': self._ranks.size,
             'statistics': self._statistics.state_dict(),
             'clock': self.clock.state_dict(),
             'versions': installed_versions(),
@@ -262,7 +265,7 @@ class PFBHook(Hook):
         largest part by.
         """
         mine = zlib.compress(pickle.dumps(self._fresh), level=1)
-        for part in self._pfb.pruner.ranks.collect(mine):
+        for part in self._ranks.collect(mine):
             self.record.merge(pickle.loads(zlib.decompress(part)))
         self._start_afresh()
 
