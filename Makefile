@@ -12,13 +12,14 @@ OPENMMLAB_INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(OPENMMLAB)/python -m pip 
 # caller wants more: threads that outnumber the cores wait for each other.
 PYTEST := -m pytest -rs --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test test-slow test-openmmlab fuzz lint clean
+.PHONY: help demo test test-slow test-openmmlab fuzz gpu-report lint clean
 
 help:
 	@echo 'make demo            train a small model on all images and with PFB, side by side'
 	@echo 'make test            run the tests (make test-slow: those that take minutes)'
 	@echo "make test-openmmlab  the same with OpenMMLab's own packages (builds mmcv first)"
 	@echo 'make fuzz            try random options and inputs for minutes (PFB_FUZZ=1000: longer)'
+	@echo 'make gpu-report      measure on a GPU what wants one; GPU_REPORT="--camvid FOLDER" adds options'
 	@echo 'make lint            check style and format'
 	@echo 'make clean           remove .venv and .venv-openmmlab'
 
@@ -36,6 +37,9 @@ test-openmmlab: .venv-openmmlab/.test
 
 fuzz: .venv/.test
 	@PFB_FUZZ=$${PFB_FUZZ:-50} $(BIN)/python -m pytest tests/test_fuzz.py
+
+gpu-report: .venv/.test
+	@$(BIN)/python tools/gpu_report.py $(GPU_REPORT)
 
 lint: .venv/.test
 	@$(BIN)/ruff check .

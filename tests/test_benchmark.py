@@ -3,7 +3,9 @@
 import importlib
 import json
 import os
+import statistics
 import sys
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -12,7 +14,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from pfb_mmseg.reporting.benchmark import Report, Result, Spread, ideal_saving, time_in_turns
+from pfb_mmseg.reporting.benchmark import (
+    Report,
+    Result,
+    Spread,
+    count_syncs,
+    ideal_saving,
+    time_in_turns,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / 'configs' / 'demo'
@@ -63,6 +72,43 @@ class TestTurns:
         workload = {'step': lambda index: events.append('step')}
         time_in_turns(workload, 2, 0, lambda: events.append('wait'), lambda: None)
         assert events == ['wait', 'step', 'wait'] * 2
+
+    def test_no_round_is_begun_when_the_time_is_over_and_three_are_measured(self):
+        calls = []
+        seconds = time_in_turns(
+            {'step': calls.append}, 9, 1, lambda: None, lambda: None, limit=1e-9
+        )
+        assert calls == [0, 1, 2, 3] and len(seconds['step']) == 3
+
+
+class TestSyncs:
+    def test_every_wait_that_torch_warns_of_is_counted_once(self, monkeypatch):
+        modes = []
+        monkeypatch.setattr(torch.cuda, 'synchronize', lambda: None)
+        monkeypatch.setattr(torch.cuda, 'set_sync_debug_mode', modes.append)
+
+        def step():
+            assert modes == ['warn']
+            for _ in range(3):  # from one place, which is shown once by default
+                warnings.warn('called a synchronizing CUDA operation', stacklevel=1)
+            warnings.warn('something else', stacklevel=1)
+
+        assert count_syncs(step) == 3
+        assert modes == ['warn', 'default']
+
+    def test_torch_is_put_back_when_the_step_fails(self, monkeypatch):
+        modes = []
+        monkeypatch.setattr(torch.cuda, 'synchronize', lambda: None)
+        monkeypatch.setattr(torch.cuda, 'set_sync_debug_mode', modes.append)
+        with pytest.raises(ZeroDivisionError):
+            count_syncs(lambda: 1 / 0)
+        assert modes[-1] == 'default'
+
+    @pytest.mark.cuda
+    def test_on_a_device_it_is_what_waits(self):
+        x = torch.ones(3, device='cuda')
+        assert count_syncs(lambda: x + 1) == 0
+        assert count_syncs(lambda: (x.sum().item(), x.max().item())) == 2
 
 
 class TestReport:
@@ -147,6 +193,32 @@ class TestTool:
         assert report['results'][1]['kept_share'] == 0.5
         assert 'real' in report['setting']['batch'] and 'mixed' in report['setting']['precision']
 
+    @pytest.mark.parametrize('criterion', ['hard', 'loss_topk'])
+    def test_a_decision_that_reads_the_network_is_measured(self, run, criterion):
+        args = ['--ratios', '0.5', '--strategies', 'two_pass', '--no-memory']
+        report = run(PLAIN, *SMALL, *args, *NARROW, f'model.pfb.criterion={criterion}')
+        scoring = report['seconds']['scoring and decision']
+        both = statistics.median(scoring) / report['results'][0]['step']['median']
+        assert report['estimator_share'] == pytest.approx(both - report['shallow_share'])
+        assert report['results'][1]['kept_share'] == 0.5
+        assert report['results'][1]['syncs'] is None  # there is no GPU
+
+    def test_takes_channels_last_and_a_compiler(self, run, tool, monkeypatch):
+        formats, backends = [], []
+
+        def watch(function, backend):
+            model = function.__self__
+            weight = model.backbone.layer1[0].conv1.weight
+            formats.append(weight.is_contiguous(memory_format=torch.channels_last))
+            backends.append(backend)
+            return function
+
+        monkeypatch.setattr(torch, 'compile', watch)
+        args = ['--ratios', '0.5', '--strategies', 'two_pass', '--no-memory', '--channels-last']
+        report = run(PLAIN, *SMALL, *args, '--compile', 'eager', *NARROW)
+        assert formats == [True] and backends == ['eager']
+        assert 'channels_last, torch.compile (eager)' in report['setting']['precision']
+
     def test_ideal_is_that_of_the_images_really_kept(self, run):
         """Of 4 images 30 % cannot be pruned: one or two of them are."""
         args = ['--ratios', '0.3', '--strategies', 'two_pass', '--no-memory']
@@ -192,6 +264,7 @@ class TestTool:
                 '--score-scale',
             ),
             ([PLAIN, '--steps', '0'], '--steps 0'),
+            ([PLAIN, '--seconds', '0'], '--seconds 0'),
             ([PLAIN, '--warmup', '-1'], '--warmup -1'),
             ([PLAIN, '--batch-size', '0'], '--batch-size 0'),
             ([PLAIN, '--batch-size', '1'], '--batch-size'),

@@ -68,7 +68,7 @@ def test_pfb_config_differs_from_its_twin_in_pruning_only(path):
 
 
 def test_every_full_data_config_has_a_pfb_twin():
-    assert len(ALL) == 17
+    assert len(ALL) == 19
     assert {twin(path) for path in PFB} == set(ALL) - set(PFB) - set(RIVALS)
 
 

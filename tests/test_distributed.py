@@ -264,7 +264,7 @@ class TestScope:
         assert torch.equal(*losses)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.cuda
 def test_one_rank_trains_with_synchronised_batchnorm_over_nccl(tmp_path):
     config = demo_config(tmp_path, **{'model.backbone.norm_cfg.type': 'SyncBN'})
     config.dump(tmp_path / 'config.py')

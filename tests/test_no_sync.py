@@ -299,7 +299,7 @@ def test_the_hook_comes_after_mmengine_has_waited_for_the_losses():
     assert syncs(info.after_train_iter, trainer, 0, None, {'loss': loss})
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.cuda
 class TestOnCuda:
     @pytest.fixture(autouse=True)
     def _complain(self):

@@ -204,7 +204,7 @@ class TestMixedPrecision:
         assert isinstance(runner.optim_wrapper, AmpOptimWrapper)
         check_roughly(runner, plain(strategy, torch.float32))
 
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+    @pytest.mark.cuda
     @STRATEGIES
     def test_loss_scaling_drives_a_run(self, tmp_path, plain, strategy):
         optimizer = dict(type='SGD', lr=0.05, momentum=0.9)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
 import shutil
@@ -15,9 +14,9 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-import pfb_mmseg
 from pfb_mmseg.hooks.budget_hook import BUDGET_NAME
 from pfb_mmseg.reporting import read_scalars
+from pfb_mmseg.reporting.versions import this_code
 
 ROOT = Path(__file__).resolve().parent.parent
 REUSE = ('same', 'any')
@@ -141,32 +140,6 @@ def add_reuse_option(parser: argparse.ArgumentParser) -> None:
         help='finished runs of the same command and config that are kept: those that the same code '
         'of pfb_mmseg made, or those that any version made (default: %(default)s)',
     )
-
-
-def this_code() -> dict[str, str]:
-    """What the package that trains is: its version, in a checkout with the commit ('+dirty': with
-    changes since), and a digest of its Python files, which tells whether two are the same code."""
-    package = Path(pfb_mmseg.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob('*.py')):
-        digest.update(f'{path.relative_to(package).as_posix()}\0'.encode() + path.read_bytes())
-    version = f'pfb_mmseg {pfb_mmseg.__version__}'
-    # An installed package may lie inside a checkout of something else.
-    if (package.parent / '.git').exists() and (commit := _git(package, 'rev-parse', 'HEAD')):
-        dirty = '+dirty' if _git(package, 'status', '--porcelain', '--', '.') else ''
-        version += f' (commit {commit[:12]}{dirty})'
-    return {'version': version, 'digest': digest.hexdigest()}
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    """What git answers; nothing where there is no git."""
-    try:
-        answer = subprocess.run(
-            ['git', '-C', str(folder), *arguments], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ''
-    return answer.stdout.strip()
 
 
 def _judge(stamp: str, made_from: dict, code: dict[str, str], reuse: str) -> tuple[bool, str]:

@@ -7,6 +7,7 @@ Any config of a segmentor will do, with PFB or without.
 import argparse
 import gc
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -16,7 +17,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pfb_mmseg import __version__, apply_pfb  # comes first: it says what is missing or does not fit
@@ -40,8 +41,16 @@ from torch import Tensor, nn
 
 from _cli import KeyValueAction, ToolParser, read_config
 from pfb_mmseg.blocking import scoring_mode
-from pfb_mmseg.reporting.benchmark import Report, Result, Spread, ideal_saving, time_in_turns
+from pfb_mmseg.reporting.benchmark import (
+    Report,
+    Result,
+    Spread,
+    count_syncs,
+    ideal_saving,
+    time_in_turns,
+)
 from pfb_mmseg.segmentors import PartialForwardBlocking
+from pfb_mmseg.segmentors.candidates import SegmentorCandidates
 
 FULL = 'full'
 STATUS = Path('/proc/self/status')
@@ -70,6 +79,13 @@ def main() -> None:
         help='two_pass: relative sizes of the images in the scoring pass (default: 1)',
     )
     parser.add_argument('--steps', type=int, default=20, help='measured steps of each kind')
+    parser.add_argument(
+        '--seconds',
+        type=float,
+        default=math.inf,
+        metavar='S',
+        help='measure fewer steps than --steps, at least three, where they take longer than this',
+    )
     parser.add_argument('--warmup', type=int, default=3, help='steps of each kind before these')
     parser.add_argument('--batch-size', type=int, help="images per step (default: the config's)")
     parser.add_argument(
@@ -88,6 +104,16 @@ def main() -> None:
         const='default',
         choices=['default', 'float16', 'bfloat16'],
         help='mixed precision (default: float16 on a GPU, bfloat16 on the CPU)',
+    )
+    parser.add_argument(
+        '--channels-last', action='store_true', help='weights in the memory format channels_last'
+    )
+    parser.add_argument(
+        '--compile',
+        nargs='?',
+        const='inductor',
+        metavar='BACKEND',
+        help="torch.compile, as MMEngine's option of that name (default: inductor)",
     )
     parser.add_argument('--device', choices=['cpu', 'cuda'], help='default: cuda if there is one')
     parser.add_argument('--no-memory', action='store_true', help='leave peak memory out')
@@ -131,6 +157,8 @@ class Job:
     batch_size: int
     crop: tuple[int, int] | None
     num_batches: int
+    channels_last: bool = False
+    compile: str | None = None
 
 
 def prepare(args: argparse.Namespace) -> Job:
@@ -147,6 +175,8 @@ def prepare(args: argparse.Namespace) -> Job:
     ):
         if value is not None and value < low:
             raise ValueError(f'{name} {value}: expected an integer >= {low}')
+    if not args.seconds > 0:
+        raise ValueError(f'--seconds {args.seconds:g}: expected a number > 0')
     for ratio in args.ratios:
         if not 0 < ratio < 1:
             raise ValueError(f'--ratios {ratio:g}: expected numbers in (0, 1)')
@@ -178,7 +208,17 @@ def prepare(args: argparse.Namespace) -> Job:
         for scale in dict.fromkeys(args.score_scale if strategy == 'two_pass' else [1.0])
         for ratio in dict.fromkeys(args.ratios)
     ]
-    return Job(cfg, variants, device, args.amp, batch_size, crop, num_batches)
+    return Job(
+        cfg,
+        variants,
+        device,
+        args.amp,
+        batch_size,
+        crop,
+        num_batches,
+        channels_last=args.channels_last,
+        compile=args.compile,
+    )
 
 
 class Bench:
@@ -194,8 +234,15 @@ class Bench:
         torch.manual_seed(0)
         torch.backends.cudnn.benchmark = job.cfg.get('env_cfg', {}).get('cudnn_benchmark', False)
         self.model = self._build_model().to(job.device).train()
+        if job.channels_last:
+            self.model.to(memory_format=torch.channels_last)
         self.optim_wrapper = build_optim_wrapper(self.model, self._optim_wrapper_cfg())
+        if job.compile:
+            self.model.forward = torch.compile(self.model.forward, backend=job.compile)
         self.blockings = {v: self._build_blocking(v) for v in job.variants}
+        # Scores and decides alone, at full size: what is left of a step without the training.
+        plain = replace(job.variants[0], strategy='two_pass', score_scale=1.0)
+        self.reference = self._build_blocking(plain)
         self.batches = _real_batches(job) if job.crop is None else _synthetic_batches(job)
         self._seed_estimators()
 
@@ -208,24 +255,33 @@ class Bench:
         selection = model.pfb.selection
         return self.job.batch_size if selection is None else len(selection.indices)
 
-    def images(self, index: int) -> Tensor:
-        """(N, C, H, W), as the backbone takes them."""
-        return self.model.data_preprocessor(self._batch(index), True)['inputs']
+    def batch(self, index: int) -> dict:
+        """``inputs`` (N, C, H, W), as the backbone takes them, and ``data_samples``."""
+        return self.model.data_preprocessor(self._batch(index), True)
 
     def score(self, images: Tensor) -> Tensor:
         """The no-grad forward up to the blocking point, in the precision of training."""
-        point = self.blockings[self.job.variants[0]].point
+        point = self.reference.point
         with self.optim_wrapper.optim_context(self.model), scoring_mode(point.encoder):
             return point.score(images)
 
     def features(self, images: Tensor) -> Tensor:
         """What the estimator is fed with, before any pooling where it is one map (N, C, H, W)."""
         maps = []
-        point = self.blockings[self.job.variants[0]].point
+        point = self.reference.point
         handle = point.module.register_forward_hook(lambda module, args, out: maps.append(out))
         vectors = self.score(images)
         handle.remove()
         return maps[0] if isinstance(maps[0], Tensor) and maps[0].ndim == 4 else vectors
+
+    def decide(self, batch: dict, blocking: PartialForwardBlocking | None = None) -> None:
+        """Scores the images and chooses among them; trains nothing but what chooses."""
+        blocking = blocking or self.reference
+        candidates = SegmentorCandidates(
+            self.model, blocking, batch['inputs'], batch['data_samples']
+        )
+        with self.optim_wrapper.optim_context(self.model), blocking.decide(candidates):
+            pass
 
     def _build_model(self) -> nn.Module:
         cfg = self.job.cfg
@@ -275,11 +331,14 @@ class Bench:
         return cfg
 
     def _seed_estimators(self) -> None:
-        vectors = [self.score(self.images(i)) for i in range(len(self.batches))]
-        for blocking in self.blockings.values():
+        vectors = [self.score(self.batch(i)['inputs']) for i in range(len(self.batches))]
+        for blocking in (self.reference, *self.blockings.values()):
             rounds = 0
             while not blocking.pruner.ready:
-                blocking.pruner(vectors[rounds % len(vectors)])
+                if blocking.exit is None:
+                    blocking.pruner(vectors[rounds % len(vectors)])
+                else:
+                    self.decide(self.batch(rounds), blocking)
                 rounds += 1
 
     def _batch(self, index: int) -> dict:
@@ -296,27 +355,41 @@ class CpuAmpOptimWrapper(OptimWrapper):
 
 
 def run(bench: Bench, args: argparse.Namespace, console: Console) -> Report:
-    """Measures time, then memory."""
+    """Measures time, then what makes the host wait, then memory."""
     job = bench.job
     kinds = {FULL: None, **{variant.name: variant for variant in job.variants}}
     kept: dict[str, list[int]] = {name: [] for name in kinds}
-    images = bench.images(0)
+    batch = bench.batch(0)
+    images = batch['inputs']
     features = bench.features(images)
-    pruner = bench.blockings[job.variants[0]].pruner
+    criterion = bench.reference.pruner.criterion
+    by_features = bench.reference.exit is None and criterion.scoring_pass != 'whole'
 
     def step(name: str):
         return lambda index: kept[name].append(bench.step(kinds[name], index))
 
     workloads = {name: step(name) for name in kinds}
     workloads['shallow'] = lambda index: bench.score(images)
-    workloads['estimator'] = lambda index: pruner(features)
+    if by_features:
+        workloads['estimator'] = lambda index: bench.reference.pruner(features)
+    else:  # what decides reads the scoring pass itself: it is timed with it
+        workloads['scoring and decision'] = lambda index: bench.decide(batch)
     synchronize = torch.cuda.synchronize if job.device == 'cuda' else lambda: None
     with Progress(console=console) as progress:
         calls = (args.steps + args.warmup) * len(workloads)
         timing = progress.add_task('timing', total=calls)
         seconds = time_in_turns(
-            workloads, args.steps, args.warmup, synchronize, lambda: progress.advance(timing)
+            workloads,
+            args.steps,
+            args.warmup,
+            synchronize,
+            lambda: progress.advance(timing),
+            args.seconds,
         )
+        syncs = dict.fromkeys(kinds)
+        if job.device == 'cuda':
+            for name, variant in kinds.items():
+                syncs[name] = count_syncs(lambda: bench.step(variant, 1))  # noqa: B023  called here
         memory = dict.fromkeys(kinds)
         if not args.no_memory:
             task = progress.add_task('memory', total=len(kinds))
@@ -337,10 +410,15 @@ def run(bench: Bench, args: argparse.Namespace, console: Console) -> Report:
                 saved=1 - step_time.median / full,
                 ideal=ideal_saving(1 - kept_share, shallow_share),
                 peak_memory=memory[name],
+                syncs=syncs[name],
             )
         )
-    estimator_share = statistics.median(seconds['estimator']) / full
-    return Report(_setting(bench, args), results, shallow_share, estimator_share, seconds)
+    if by_features:
+        estimator_share = statistics.median(seconds['estimator']) / full
+    else:
+        estimator_share = statistics.median(seconds['scoring and decision']) / full - shallow_share
+    setting = _setting(bench, args, len(seconds[FULL]))
+    return Report(setting, results, shallow_share, estimator_share, seconds)
 
 
 def peak_memory(bench: Bench, variant: Variant | None) -> int | None:
@@ -428,7 +506,7 @@ def _real_batches(job: Job) -> list[dict]:
     return [next(loader) for _ in range(job.num_batches)]
 
 
-def _setting(bench: Bench, args: argparse.Namespace) -> dict[str, object]:
+def _setting(bench: Bench, args: argparse.Namespace, steps: int) -> dict[str, object]:
     job = bench.job
     if job.device == 'cuda':
         device = torch.cuda.get_device_name()
@@ -438,12 +516,16 @@ def _setting(bench: Bench, args: argparse.Namespace) -> dict[str, object]:
     return {
         'config': args.config,
         'batch': f'{job.batch_size} images, {size}',
-        'precision': 'float32' if job.amp is None else f'mixed ({job.amp})',
+        'precision': ', '.join(
+            ['float32' if job.amp is None else f'mixed ({job.amp})']
+            + ['channels_last'] * job.channels_last
+            + [f'torch.compile ({job.compile})'] * (job.compile is not None)
+        ),
         'device': device,
         'versions': f'pfb_mmseg {__version__}, torch {torch.__version__}, '
         f'mmengine {mmengine.__version__}, mmcv {mmcv.__version__}, mmseg {mmseg.__version__}, '
         f'Python {platform.python_version()}',
-        'steps': f'{args.steps} of each kind in turns, after {args.warmup}',
+        'steps': f'{steps} of each kind in turns, after {args.warmup}',
         'command': shlex.join(['python', *sys.argv]),
         'notes': ' '.join(bench.notes) or 'none',
     }

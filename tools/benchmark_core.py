@@ -1,20 +1,25 @@
 """Prints what a decision costs: `python tools/benchmark_core.py`.
 
 Times pooling, density, selection and update for a batch, on one CPU core and, where there is one,
-on a GPU; beside it scikit-learn's KernelDensity on the same data, and how time and memory grow when
-the batch, the number of centroids or the length of the representation is doubled. A density comes
-after an update, as in training: until the next one the estimator keeps what it has worked out.
+on a GPU, and counts what that launches there; beside it scikit-learn's KernelDensity on the same
+data, and how time and memory grow when the batch, the number of centroids or the length of the
+representation is doubled. A density comes after an update, as in training: until the next one the
+estimator keeps what it has worked out.
 """
 
+import argparse
 import itertools
+import json
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, pool_features, select_rare
@@ -46,20 +51,38 @@ LARGE = Size(128, 512, 1024)  # large enough for the arithmetic to outweigh the 
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description='Print what a decision costs.')
+    parser.add_argument(
+        '--seconds', type=float, default=1.0, help='measured for each line (default: 1)'
+    )
+    parser.add_argument(
+        '--no-growth', action='store_true', help='leave out how time and memory grow with the sizes'
+    )
+    parser.add_argument('--out', metavar='FILE', help='write everything to this JSON file')
+    args = parser.parse_args()
+    if not args.seconds > 0:
+        parser.error(f'--seconds {args.seconds:g}: expected a number > 0')
     torch.set_num_threads(1)
     # Having freed a large block, malloc keeps smaller ones at hand, as in a process that trains.
     torch.zeros(2**22)
     print(f'torch {torch.__version__}, {platform.machine()}, one CPU core, {PAPER}; ms per call\n')
-    print_costs(CPU)
-    print_growth()
+    found = {
+        'size': str(PAPER),
+        'costs': {'cpu': print_costs(CPU, args.seconds)},
+        'launches': {'cpu': print_launches(CPU)},
+        'growth': None if args.no_growth else print_growth(args.seconds),
+    }
     if torch.cuda.is_available():
         print(f'{torch.cuda.get_device_name()}; ms per call\n')
         check_no_sync()
-        print_costs(torch.device('cuda'))
+        found['costs']['cuda'] = print_costs(torch.device('cuda'), args.seconds)
+        found['launches']['cuda'] = print_launches(torch.device('cuda'))
+    if args.out:
+        Path(args.out).write_text(json.dumps(found, indent=1) + '\n')
 
 
-def print_costs(device: torch.device) -> None:
-    """The parts of a decision, and the whole."""
+def print_costs(device: torch.device, seconds: float) -> dict[str, tuple[float, float]]:
+    """The parts of a decision, and the whole: median and best in ms, by name."""
     features = list(torch.randn(32, PAPER.num, CHANNELS, device=device).abs())
     pruner = ready_pruner(PAPER, features)
     estimator = pruner.estimator
@@ -93,22 +116,30 @@ def print_costs(device: torch.device) -> None:
 
         parts[f'density by scikit-learn {sklearn.__version__}'] = foreign
     print('| | median | best |\n|---|---|---|')
+    costs = {}
     for name, part in parts.items():
-        median, best = timed(part, device)
+        median, best = costs[name] = timed(part, device, seconds)
         print(f'| {name} | {median:.3f} | {best:.3f} |')
     print()
+    return costs
 
 
-def print_growth() -> None:
-    """How time and memory change when each size is doubled."""
+def print_growth(seconds: float) -> dict[str, tuple[float, float]]:
+    """How time and memory change when each size is doubled: best ms and MiB, by size."""
+    growth = {}
     print('| on the CPU | best | memory allocated, MiB |\n|---|---|---|')
     for base in (PAPER, LARGE):
         for size in [base, *(base._replace(**{n: 2 * v}) for n, v in base._asdict().items())]:
             features = list(torch.randn(8, size.num, size.dim).abs())
             pruner = ready_pruner(size, features)
             step = lambda: pruner(features[0])  # noqa: B023, E731  called in this turn of the loop
-            print(f'| {size} | {timed(step)[1]:.3f} | {allocated(step) / 2**20:.2f} |')
+            best, memory = growth[str(size)] = (
+                timed(step, CPU, seconds)[1],
+                allocated(step) / 2**20,
+            )
+            print(f'| {size} | {best:.3f} | {memory:.2f} |')
     print()
+    return growth
 
 
 def check_no_sync() -> None:
@@ -121,6 +152,30 @@ def check_no_sync() -> None:
     print('No call waits for the GPU.\n')
 
 
+def print_launches(device: torch.device, calls: int = 100) -> float:
+    """Kernels, copies and fills that a decision launches on a GPU, from the vectors on; on the CPU
+    the operators that call no other. The mean of as many decisions as it takes for the review of
+    idle centroids to come round."""
+    features = list(torch.randn(8, PAPER.num, CHANNELS, device=device).abs())
+    pruner = ready_pruner(PAPER, features)
+    on_gpu = device.type == 'cuda'
+    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]
+    with profile(activities=activities) as profiled:
+        for _ in range(calls):
+            pruner(features[0])
+        if on_gpu:
+            torch.cuda.synchronize()
+    if on_gpu:
+        counted = [e for e in profiled.events() if e.device_type == DeviceType.CUDA]
+    else:
+        operators = [e for e in profiled.events() if e.name.startswith('aten::')]
+        counted = [e for e in operators if not e.cpu_children]
+    number = len(counted) / calls
+    name = 'Kernels, copies and fills' if on_gpu else 'Operators that call no other'
+    print(f'{name} in a decision: {number:.1f}\n')
+    return number
+
+
 def ready_pruner(size: Size, features: list[Tensor]) -> BatchPruner:
     """A pruner whose centroids are seeded."""
     pruner = BatchPruner(0.5, AdaptiveDensityEstimator(size.num_centroids, size.dim))
@@ -131,8 +186,8 @@ def ready_pruner(size: Size, features: list[Tensor]) -> BatchPruner:
         pruner(batch)
 
 
-def timed(call: Callable[[], Any], device: torch.device = CPU) -> tuple[float, float]:
-    """Median and best time of a call in ms, over a second's worth of blocks of 20 calls.
+def timed(call: Callable[[], Any], device: torch.device, seconds: float) -> tuple[float, float]:
+    """Median and best time of a call in ms, over some seconds' worth of blocks of 20 calls.
 
     On the CPU it is the thread's own time, so that other processes count for little.
     """
@@ -142,7 +197,7 @@ def timed(call: Callable[[], Any], device: torch.device = CPU) -> tuple[float, f
         else (lambda: None, time.thread_time)
     )
     times: list[float] = []
-    while sum(times) < 1 or len(times) < 3:
+    while sum(times) < seconds or len(times) < 3:
         wait()
         start = clock()
         for _ in range(20):

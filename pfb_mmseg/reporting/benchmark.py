@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+_FEWEST = 3  # rounds, however long they take
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Result:
         saved: share of the full step's time that this one saves.
         ideal: :func:`ideal_saving` of what was pruned.
         peak_memory: bytes on top of the model and its optimizer, None where it was not measured.
+        syncs: calls in a step that make the host wait for the GPU; None where there is none.
     """
 
     name: str
@@ -49,6 +55,7 @@ class Result:
     saved: float
     ideal: float
     peak_memory: int | None
+    syncs: int | None = None
 
     @property
     def of_ideal(self) -> float | None:
@@ -64,7 +71,8 @@ class Report:
         setting: how it was measured, for the reader.
         results: the first one is the full step.
         shallow_share: s, time of the no-grad forward up to the blocking point / a full step's.
-        estimator_share: pooling, density, selection and update / a full step's time.
+        estimator_share: what decides / a full step's time: pooling, density, selection and update,
+            or an exit behind the shallow part, and selection.
         seconds: every single measurement.
     """
 
@@ -88,7 +96,7 @@ class Report:
         console.print(self._table())
         console.print(
             f's, the no-grad forward up to the blocking point: {self.shallow_share:.2%} of a full '
-            f'step. ideal = p (1 - s).\nEstimator (pool, density, selection, update): '
+            f'step. ideal = p (1 - s).\nEstimator or exit, selection, update: '
             f'{self.estimator_share:.3%} of a full step. Spread: between the quartiles.',
             highlight=False,
         )
@@ -140,6 +148,7 @@ def time_in_turns(
     warmup: int,
     synchronize: Callable[[], None],
     after_each: Callable[[], None],
+    limit: float = math.inf,
 ) -> dict[str, list[float]]:
     """Time several workloads side by side, so that a change of the machine's speed hits them all.
 
@@ -149,6 +158,7 @@ def time_in_turns(
         warmup: rounds before these, not measured.
         synchronize: waits until the device has done all that was asked of it.
         after_each: called after every call, for a progress bar.
+        limit: seconds after which no other round is begun, once three are measured.
 
     Returns:
         Seconds of each workload in each round.
@@ -157,13 +167,30 @@ def time_in_turns(
     order = list(workloads)
     shuffle = random.Random(0).shuffle
     for index in range(warmup + rounds):
+        if index == warmup:
+            started = time.perf_counter()
+        if index >= warmup + _FEWEST and time.perf_counter() - started > limit:
+            break
         shuffle(order)
         for name in order:
             synchronize()
-            started = time.perf_counter()
+            called = time.perf_counter()
             workloads[name](index)
             synchronize()
             if index >= warmup:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(time.perf_counter() - called)
             after_each()
     return seconds
+
+
+def count_syncs(run: Callable[[], object]) -> int:
+    """Number of calls in ``run()`` that make the host wait for the GPU, as far as torch tells."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode('warn')
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            run()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    return sum('called a synchronizing' in str(warning.message) for warning in caught)

@@ -1,11 +1,16 @@
-"""What a run was made with."""
+"""What a run, or a measurement, was made with."""
 
 from __future__ import annotations
 
+import hashlib
 import platform
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import torch
+
+import pfb_mmseg
 
 from ..compat import find_distributions
 from ..version import __version__
@@ -19,3 +24,29 @@ def installed_versions() -> dict[str, str]:
     found |= {'numpy': np.__version__, 'pfb_mmseg': __version__}
     found['device'] = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
     return {name: str(version) for name, version in found.items()}
+
+
+def this_code() -> dict[str, str]:
+    """What the package that trains is: its version, in a checkout with the commit ('+dirty': with
+    changes since), and a digest of its Python files, which tells whether two are the same code."""
+    package = Path(pfb_mmseg.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob('*.py')):
+        digest.update(f'{path.relative_to(package).as_posix()}\0'.encode() + path.read_bytes())
+    version = f'pfb_mmseg {pfb_mmseg.__version__}'
+    # An installed package may lie inside a checkout of something else.
+    if (package.parent / '.git').exists() and (commit := _git(package, 'rev-parse', 'HEAD')):
+        dirty = '+dirty' if _git(package, 'status', '--porcelain', '--', '.') else ''
+        version += f' (commit {commit[:12]}{dirty})'
+    return {'version': version, 'digest': digest.hexdigest()}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """What git answers; nothing where there is no git."""
+    try:
+        answer = subprocess.run(
+            ['git', '-C', str(folder), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ''
+    return answer.stdout.strip()

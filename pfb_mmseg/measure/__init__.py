@@ -1,0 +1,1 @@
+"""Measurements that are made of many calls of the tools: what is called, and what came of it."""
