@@ -43,7 +43,7 @@ lint: .venv/.test
 	@$(BIN)/ruff format --check .
 
 docs: .venv/.docs
-	@$(BIN)/mkdocs build --strict --quiet
+	@$(BIN)/mkdocs build --strict  # with --quiet it would not count warnings
 
 clean:
 	rm -rf .venv .venv-openmmlab site
