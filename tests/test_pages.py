@@ -34,6 +34,7 @@ NOT_RUN = {
 }
 # Python of these pages is run by tests of their own.
 RUN_ELSEWHERE = {
+    'docs/several-gpus-and-resuming.md': 'test_pages.py',
     'pfb_mmseg/core/README.md': 'core/test_page.py',
     'pfb_mmseg/criteria/README.md': 'criteria/test_page.py',
     'pfb_mmseg/segmentors/README.md': 'test_custom_segmentor.py',
@@ -203,7 +204,7 @@ def test_what_is_not_run_is_shown_somewhere(shell):
 def test_python_of_a_page_is_a_config_that_trains_or_is_run_elsewhere(page):
     if name_of(page) in RUN_ELSEWHERE:
         test = ROOT / 'tests' / RUN_ELSEWHERE[name_of(page)]
-        assert page.parent.name in test.read_text()
+        assert page.name in test.read_text()
         return
     for block in blocks(page, 'python'):
         init_default_scope('mmseg')
@@ -211,6 +212,19 @@ def test_python_of_a_page_is_a_config_that_trains_or_is_run_elsewhere(page):
         cfg.merge_from_dict(Config.fromstring(block, '.py').to_dict())
         assert type(MODELS.build(cfg.model)) is pfb_mmseg.PFBEncoderDecoder
         assert type(HOOKS.build(cfg.custom_hooks[0])) is pfb_mmseg.PFBHook
+
+
+def test_the_function_of_the_page_gives_each_process_the_group_it_is_in(monkeypatch):
+    page = ROOT / 'docs' / 'several-gpus-and-resuming.md'
+    [block] = blocks(page, 'python')
+    names = {}
+    exec(compile(block, str(page), 'exec'), names)
+    groups = []
+    monkeypatch.setattr(names['dist'], 'new_group', lambda ranks: ranks)
+    for rank in range(4):
+        monkeypatch.setattr(names['dist'], 'get_rank', lambda rank=rank: rank)
+        groups.append(names['data_parallel_group']())
+    assert groups == [[0, 2], [1, 3], [0, 2], [1, 3]]
 
 
 @pytest.mark.parametrize('template', TEMPLATES, ids=name_of)
