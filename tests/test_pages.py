@@ -150,7 +150,7 @@ def check(command, parse):
         if argument.startswith(('configs/', 'tools/', 'tests/', 'pfb_mmseg/')):
             assert (ROOT / argument).exists(), argument
     if program == 'make':
-        for target in arguments:
+        for target in [argument for argument in arguments if '=' not in argument]:
             assert re.search(rf'^{target}:', (ROOT / 'Makefile').read_text(), flags=re.M), target
     elif program == 'python' and arguments[0].endswith('.py'):
         parse(ROOT / arguments[0], arguments[1:])
