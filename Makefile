@@ -12,7 +12,7 @@ OPENMMLAB_INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(OPENMMLAB)/python -m pip 
 # caller wants more: threads that outnumber the cores wait for each other.
 PYTEST := -m pytest -rs --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test test-slow test-openmmlab fuzz gpu-report lint clean
+.PHONY: help demo test test-slow test-openmmlab fuzz gpu-report lint docs clean
 
 help:
 	@echo 'make demo            train a small model on all images and with PFB, side by side'
@@ -21,7 +21,8 @@ help:
 	@echo 'make fuzz            try random options and inputs for minutes (PFB_FUZZ=1000: longer)'
 	@echo 'make gpu-report      measure on a GPU what wants one; GPU_REPORT="--camvid FOLDER" adds options'
 	@echo 'make lint            check style and format'
-	@echo 'make clean           remove .venv and .venv-openmmlab'
+	@echo 'make docs            build the pages as a site in site/; a broken link is an error'
+	@echo 'make clean           remove .venv, .venv-openmmlab and site'
 
 demo: .venv/.runtime
 	@$(BIN)/python tools/demo.py
@@ -45,8 +46,11 @@ lint: .venv/.test
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
+docs: .venv/.docs
+	@$(BIN)/mkdocs build --strict  # with --quiet it would not count warnings
+
 clean:
-	rm -rf .venv .venv-openmmlab
+	rm -rf .venv .venv-openmmlab site
 
 .venv/.runtime: requirements/runtime.txt requirements/constraints.txt setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 10) or sys.exit("pfb_mmseg needs Python 3.10 or newer, found %d.%d; name another one: make PYTHON=..." % v[:2])'
@@ -58,6 +62,10 @@ clean:
 
 .venv/.test: .venv/.runtime requirements/test.txt
 	@$(INSTALL) -r requirements/test.txt
+	@touch $@
+
+.venv/.docs: .venv/.runtime requirements/docs.txt
+	@$(INSTALL) -r requirements/docs.txt
 	@touch $@
 
 .venv-openmmlab/.mmcv: requirements/openmmlab.txt

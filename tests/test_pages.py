@@ -1,0 +1,244 @@
+"""What the pages show can be done: links lead somewhere, commands are understood, Python runs."""
+
+import argparse
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from mmengine.config import Config
+from mmengine.registry import HOOKS, init_default_scope
+from mmseg.registry import MODELS
+
+import pfb_mmseg
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    ROOT / name for name in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'configs/README.md')
+]
+PAGES += sorted((ROOT / 'docs').glob('*.md')) + sorted((ROOT / 'pfb_mmseg').glob('*/README.md'))
+TEMPLATES = sorted((ROOT / '.github/ISSUE_TEMPLATE').iterdir())
+
+# Commands that are not checked, with the reason.
+NOT_RUN = {
+    'pip install -e .': 'changes the environment; setup.py is held by test_setup.py',
+    'pip install -e .[mmseg]': 'changes the environment; setup.py is held by test_setup.py',
+    'pip install pre-commit': 'changes the environment',
+    'pre-commit install': 'changes the repository',
+    'ln -s .../camvid data/camvid': 'names a folder of the reader',
+    'python tools/benchmark_core.py': 'takes no arguments, and measures for minutes',
+}
+# Python of these pages is run by tests of their own.
+RUN_ELSEWHERE = {
+    'docs/several-gpus-and-resuming.md': 'test_pages.py',
+    'pfb_mmseg/core/README.md': 'core/test_page.py',
+    'pfb_mmseg/criteria/README.md': 'criteria/test_page.py',
+    'pfb_mmseg/segmentors/README.md': 'test_custom_segmentor.py',
+}
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks(page, language):
+    return re.findall(rf'^```{language}\n(.*?)^```$', page.read_text(), flags=re.M | re.S)
+
+
+def prose(page):
+    """A page without its code, in which nothing is a link or a heading."""
+    return re.sub(r'^```.*?^```$', '', page.read_text(), flags=re.M | re.S)
+
+
+def anchors(page):
+    """Of a page's headings, as GitHub and MkDocs agree on them."""
+    headings = re.findall(r'^#+ +(.+?) *$', prose(page), flags=re.M)
+    return {re.sub(r'[^\w\- ]', '', text.lower()).replace(' ', '-') for text in headings}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=name_of)
+def test_links_lead_to_files_and_headings_that_exist(page):
+    for target in re.findall(r'\]\(([^)\s]+)\)', prose(page)):
+        if target.startswith('https://'):
+            continue
+        file, _, anchor = target.partition('#')
+        path = (page.parent / file).resolve() if file else page
+        assert path.exists() and path.is_relative_to(ROOT), target
+        assert not anchor or anchor in anchors(path), target
+
+
+def test_every_page_can_be_reached_from_the_first_and_stands_in_the_site():
+    links = re.findall(r'\]\(([^)\s#]+)', prose(ROOT / 'README.md'))
+    linked = {(ROOT / target).resolve() for target in links}
+    assert linked >= {*PAGES} - {ROOT / 'README.md'}
+    text = (ROOT / 'mkdocs.yml').read_text()
+    for page in (ROOT / 'docs').glob('*.md'):
+        assert f': {page.name}\n' in text, page.name
+    hook = (ROOT / 'docs/beside_the_code.py').read_text()
+    for page in PAGES:
+        assert page.parent.name == 'docs' or f"'{name_of(page)}'" in hook, page
+
+
+def test_the_first_page_stays_short_and_begins_with_the_two_commands():
+    lines = (ROOT / 'README.md').read_text().splitlines()
+    assert len(lines) <= 180
+    assert not [line for line in lines if len(line) > 120]
+    first_screen = '\n'.join(lines[:25])
+    assert 'make demo' in first_screen and 'make test' in first_screen
+
+
+@pytest.fixture(scope='module')
+def shell(tmp_path_factory):
+    """Runs the lines of a block in bash, where each known command only notes its arguments."""
+    folder = tmp_path_factory.mktemp('shell')
+    (folder / 'bin').mkdir()
+    for name in ('bash', 'ln', 'make', 'pip', 'pre-commit', 'python'):
+        command = folder / 'bin' / name
+        command.write_text(
+            '#!/bin/sh\nprintf "%s\\0" "${0##*/}" "$@" >> "$NOTES"\necho >> "$NOTES"\n'
+        )
+        command.chmod(0o755)
+    bash = shutil.which('bash')
+
+    def run(block):
+        notes = folder / 'notes'
+        notes.write_text('')
+        subprocess.run(
+            [bash, '-euc', block.replace('.venv/bin/', '')],
+            env={'PATH': str(folder / 'bin'), 'NOTES': str(notes)},
+            cwd=folder,
+            check=True,
+        )
+        return [line.split('\0')[:-1] for line in notes.read_text().splitlines()]
+
+    return run
+
+
+class Parsed(Exception):
+    """The arguments were understood; nothing of the tool has run."""
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Lets a tool read its arguments, and no more."""
+
+    def parse_args(parser, args=None, namespace=None):
+        arguments, unknown = parser.parse_known_args(args, namespace)
+        if unknown:
+            parser.error(f'unrecognized arguments: {" ".join(unknown)}')
+        raise Parsed(arguments)
+
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', parse_args)
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+
+    def parse(tool, arguments):
+        monkeypatch.setattr(sys, 'argv', [str(tool), *arguments])
+        with pytest.raises(Parsed):
+            runpy.run_path(str(tool), run_name='__main__')
+
+    return parse
+
+
+def check(command, parse):
+    """Raises where the command cannot work as it stands."""
+    program, *arguments = command
+    for argument in arguments:
+        if argument.startswith(('configs/', 'tools/', 'tests/', 'pfb_mmseg/')):
+            assert (ROOT / argument).exists(), argument
+    if program == 'make':
+        for target in [argument for argument in arguments if '=' not in argument]:
+            assert re.search(rf'^{target}:', (ROOT / 'Makefile').read_text(), flags=re.M), target
+    elif program == 'python' and arguments[0].endswith('.py'):
+        parse(ROOT / arguments[0], arguments[1:])
+    elif program == 'python' and arguments[:2] == ['-m', 'pytest']:
+        assert all((ROOT / path).exists() for path in arguments[2:] if not path.startswith('-'))
+    elif program == 'bash':
+        script = Path(arguments[0])
+        tool = script.stem.removeprefix('dist_').removeprefix('slurm_')
+        # CONFIG GPUS, or PARTITION JOB_NAME CONFIG, then options of the tool
+        given = [one for one in arguments[1:] if one not in ('PARTITION', 'JOB_NAME')]
+        if script.stem.startswith('dist_'):
+            assert given.pop(2 if tool == 'test' else 1).isdecimal()
+        parse(ROOT / 'tools' / f'{tool}.py', given)
+    else:
+        raise AssertionError('no rule says how to check this')
+
+
+@pytest.mark.parametrize('page', PAGES, ids=name_of)
+def test_every_command_is_understood(page, shell, parse):
+    for block in blocks(page, 'bash'):
+        assert block.strip()
+        for command in shell(block):
+            if ' '.join(command) not in NOT_RUN:
+                check(command, parse)
+
+
+def test_a_command_that_no_tool_knows_is_seen(shell, parse, capsys):
+    block = 'LONG=1 python tools/train.py CONFIG --prune-ratoi "0.3 # x"   # said so\nmake dmeo\n'
+    misspelt, no_target = shell(block)
+    assert misspelt == ['python', 'tools/train.py', 'CONFIG', '--prune-ratoi', '0.3 # x']
+    with pytest.raises(SystemExit):
+        check(misspelt, parse)
+    assert 'did you mean --prune-ratio?' in capsys.readouterr().err
+    with pytest.raises(AssertionError, match='dmeo'):
+        check(no_target, parse)
+    with pytest.raises(subprocess.CalledProcessError):
+        shell('no-such-command')
+
+
+def test_what_is_not_run_is_shown_somewhere(shell):
+    shown = {
+        ' '.join(command)
+        for page in PAGES
+        for block in blocks(page, 'bash')
+        for command in shell(block)
+    }
+    assert shown >= NOT_RUN.keys()
+
+
+@pytest.mark.parametrize('page', PAGES, ids=name_of)
+def test_python_of_a_page_is_a_config_that_trains_or_is_run_elsewhere(page):
+    if name_of(page) in RUN_ELSEWHERE:
+        test = ROOT / 'tests' / RUN_ELSEWHERE[name_of(page)]
+        assert page.name in test.read_text()
+        return
+    for block in blocks(page, 'python'):
+        init_default_scope('mmseg')
+        cfg = Config.fromfile(ROOT / 'configs/demo/fcn_r18-d8_1xb16-300i_demo-64x64.py')
+        cfg.merge_from_dict(Config.fromstring(block, '.py').to_dict())
+        assert type(MODELS.build(cfg.model)) is pfb_mmseg.PFBEncoderDecoder
+        assert type(HOOKS.build(cfg.custom_hooks[0])) is pfb_mmseg.PFBHook
+
+
+def test_the_function_of_the_page_gives_each_process_the_group_it_is_in(monkeypatch):
+    page = ROOT / 'docs' / 'several-gpus-and-resuming.md'
+    [block] = blocks(page, 'python')
+    names = {}
+    exec(compile(block, str(page), 'exec'), names)
+    groups = []
+    monkeypatch.setattr(names['dist'], 'new_group', lambda ranks: ranks)
+    for rank in range(4):
+        monkeypatch.setattr(names['dist'], 'get_rank', lambda rank=rank: rank)
+        groups.append(names['data_parallel_group']())
+    assert groups == [[0, 2], [1, 3], [0, 2], [1, 3]]
+
+
+@pytest.mark.parametrize('template', TEMPLATES, ids=name_of)
+def test_issue_templates_ask_for_versions_by_a_command_that_works(template):
+    fields = {field.get('id'): field for field in yaml.safe_load(template.read_text())['body']}
+    code = re.search(r'`python -c "(.+)"`', fields['versions']['attributes']['description'])[1]
+    run = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert f"'pfb_mmseg': '{pfb_mmseg.__version__}'" in run.stdout
+
+
+def test_what_is_said_of_versions_is_the_same_everywhere():
+    assert yaml.safe_load((ROOT / 'CITATION.cff').read_text())['version'] == pfb_mmseg.__version__
+    assert f'## {pfb_mmseg.__version__} ' in (ROOT / 'CHANGELOG.md').read_text()
+    pinned = re.search(r'^ruff==(.+)$', (ROOT / 'requirements/constraints.txt').read_text(), re.M)
+    hooks = yaml.safe_load((ROOT / '.pre-commit-config.yaml').read_text())
+    assert [repo['rev'] for repo in hooks['repos']] == [f'v{pinned[1]}']
