@@ -30,7 +30,6 @@ NOT_RUN = {
     'pip install pre-commit': 'changes the environment',
     'pre-commit install': 'changes the repository',
     'ln -s .../camvid data/camvid': 'names a folder of the reader',
-    'python tools/benchmark_core.py': 'takes no arguments, and measures for minutes',
 }
 # Python of these pages is run by tests of their own.
 RUN_ELSEWHERE = {
