@@ -54,6 +54,7 @@ class Trainer:
     def __init__(self, model):
         self.model, self.iter, self.max_iters, self.hooks = model, 0, 160_000, []
         self.train_dataloader = DataLoader(Images(range(IMAGES)), batch_size=IMAGES)
+        self.train_loop = self  # which knows how long it is, too
 
 
 def batch(rng):

@@ -27,9 +27,17 @@ from torch import Tensor
 
 from _cli import KeyValueAction, ToolParser, add_config_options, named_config, seed_number
 from pfb_mmseg.blocking import scoring_mode, shrink
-from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, Selection, pool_features
-from pfb_mmseg.core.ranks import Gather
+from pfb_mmseg.core import (
+    AdaptiveDensityEstimator,
+    BatchPruner,
+    Candidates,
+    Decision,
+    FeatureCandidates,
+    Selection,
+    pool_features,
+)
 from pfb_mmseg.core.selection import keep_lowest
+from pfb_mmseg.criteria import Rare
 from pfb_mmseg.datasets import PFBDemoDataset
 from pfb_mmseg.segmentors import PartialForwardBlocking
 
@@ -87,21 +95,32 @@ class RanksPruner(BatchPruner):
     With ``'global'`` they keep what one process does.
     """
 
-    def __init__(self, *args: Any, ranks: int, **options: Any) -> None:
+    def __init__(self, *args: Any, processes: int, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.ranks = ranks
+        self.processes = processes
 
-    def select(self, features: Tensor) -> Selection:
+    def select(self, candidates: Candidates) -> Decision:
+        features = candidates.features()
         selections, lessons = [], []
-        for part in features.chunk(self.ranks):
-            selections.append(super().select(part))
-            lessons.append(self._lesson.wait())
-        self._lesson = Gather(torch.cat(lessons))
-        size = len(features) // self.ranks
+        for part in features.chunk(self.processes):
+            decision = super().select(FeatureCandidates(part))
+            self.discard()  # they learn together
+            selections.append(decision.selection)
+            if decision.lesson is not None:
+                lessons.append(decision.lesson.wait())
+        size = len(features) // self.processes
         indices = torch.cat([s.indices + i * size for i, s in enumerate(selections)])
-        densities = [s.log_density for s in selections]
-        log_density = None if densities[0] is None else torch.cat(densities)
-        return Selection(indices, len(features), log_density)
+        scores = [s.score for s in selections]
+        selection = Selection(
+            len(features),
+            len(indices),
+            indices=indices,
+            score=None if scores[0] is None else torch.cat(scores),
+            score_name=selections[0].score_name,
+        )
+        lesson = torch.cat(lessons) if lessons else None
+        self._open = Decision(self, selection, lesson=lesson)
+        return self._open
 
 
 class RecordFeatures(Hook):
@@ -226,7 +245,7 @@ def list_variants(names: list[str], fixed: dict, max_dim: int) -> dict[str, dict
         max_dim: number of channels there are.
     """
     defaults: dict[str, Any] = {'ranks': 1}
-    for owner in (AdaptiveDensityEstimator, BatchPruner, PartialForwardBlocking):
+    for owner in (AdaptiveDensityEstimator, BatchPruner, Rare, PartialForwardBlocking):
         defaults |= {n: p.default for n, p in inspect.signature(owner).parameters.items()}
     variants = {'default': fixed}
     for name in names:
@@ -258,7 +277,7 @@ def replay(stream: Stream, options: dict) -> dict[str, Any]:
     pruner = RanksPruner(
         PRUNE_RATIO,
         estimator,
-        ranks=options.pop('ranks', 1),
+        processes=options.pop('ranks', 1),
         **{name: value for name, value in options.items() if name not in of_estimator},
     )
     begin = round(BEGIN * len(features))

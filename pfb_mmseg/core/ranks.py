@@ -124,9 +124,9 @@ class Gather:
         self._received, self._work = self._sent, None
         if ranks.size > 1:
             self._received = rows.new_empty(ranks.size * len(rows), *rows.shape[1:])
-            self._work = dist.all_gather_into_tensor(
-                self._received, self._sent, group=ranks.group, async_op=True
-            )
+            # Its name in newer versions of torch, where the other one warns.
+            gather = getattr(dist, 'all_gather_single', dist.all_gather_into_tensor)
+            self._work = gather(self._received, self._sent, group=ranks.group, async_op=True)
 
     def wait(self) -> Tensor:
         """(size * K, ...), by rank, the same in every process. Only the device waits."""
