@@ -65,8 +65,8 @@ def in_process(monkeypatch, tmp_path):
 
 @pytest.fixture
 def one_thread():
-    """Several threads end torch 2.13 on a CPU with a segmentation fault, in the backward pass of the
-    toy's narrow network with bfloat16 autocast and channels_last."""
+    """Several threads end torch 2.13 on a CPU with a segmentation fault, in the backward pass of
+    the toy's narrow network with bfloat16 autocast and channels_last."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
