@@ -13,7 +13,7 @@ class Candidates:
 
     What a training loop can tell of them is what it overrides here; everything else is refused by
     name, so a criterion that asks for too much is found in its first step. All methods are called
-    without gradient, and each in at most one order: :meth:`features` before the others.
+    without gradient.
 
     Args:
         num: N, number of images.

@@ -58,7 +58,7 @@ class Criterion(nn.Module, ABC):
     @abstractmethod
     def observe(self, candidates: Candidates) -> Tensor:
         """(N, D) or (N,) floats: what the decision needs to know of the images, NaN where it is
-        unknown. The draws of nobody's random generator are touched."""
+        unknown. No random number is drawn here."""
 
     def score(self, observation: Tensor, generator: Generator) -> Tensor:
         """(N,) float32: the observation as one number, by default itself.
