@@ -9,8 +9,9 @@ OPENMMLAB := .venv-openmmlab/bin
 OPENMMLAB_INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(OPENMMLAB)/python -m pip install -qq
 
 # A file of tests stays in one process, which makes its fixtures once. One thread each, unless the
-# caller wants more: threads that outnumber the cores wait for each other.
+# caller wants more; threads that outnumber the cores sleep, not spin, while they wait for each other.
 PYTEST := -m pytest -rs --numprocesses auto --maxprocesses 4 --dist loadfile
+TEST_THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive}
 
 .PHONY: help demo test test-slow test-openmmlab fuzz gpu-report lint docs clean
 
@@ -28,13 +29,13 @@ demo: .venv/.runtime
 	@$(BIN)/python tools/demo.py
 
 test: .venv/.test
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python $(PYTEST) -m 'not slow'
+	@$(TEST_THREADS) $(BIN)/python $(PYTEST) -m 'not slow'
 
 test-slow: .venv/.test
 	@$(BIN)/python -m pytest -m slow
 
 test-openmmlab: .venv-openmmlab/.test
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(OPENMMLAB)/python $(PYTEST) -m 'not slow'
+	@$(TEST_THREADS) $(OPENMMLAB)/python $(PYTEST) -m 'not slow'
 
 fuzz: .venv/.test
 	@PFB_FUZZ=$${PFB_FUZZ:-50} $(BIN)/python -m pytest tests/test_fuzz.py
