@@ -203,6 +203,7 @@ class TestTool:
         assert report['results'][1]['kept_share'] == 0.5
         assert report['results'][1]['syncs'] is None  # there is no GPU
 
+    @pytest.mark.usefixtures('one_thread')
     def test_takes_channels_last_and_a_compiler(self, run, tool, monkeypatch):
         formats, backends = [], []
 

@@ -7,6 +7,7 @@ import os
 import re
 
 import hypothesis.strategies as st
+import pytest
 import tiny
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -81,6 +82,7 @@ PFB = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.usefixtures('one_thread')
 @examples(60)
 @given(
     pfb=PFB,

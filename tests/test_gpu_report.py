@@ -64,16 +64,6 @@ def in_process(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def one_thread():
-    """Several threads end torch 2.13 on a CPU with a segmentation fault, in the backward pass of
-    the toy's narrow network with bfloat16 autocast and channels_last."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
 def tool(monkeypatch, tmp_path, one_thread):
     """Runs the tool itself; returns its report and its JSON."""
     monkeypatch.syspath_prepend(ROOT / 'tools')
