@@ -8,6 +8,7 @@ from mmengine.hooks import Hook
 from mmseg.registry import DATASETS, HOOKS
 
 from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner
+from pfb_mmseg.core.estimator import pack, unpack
 from pfb_mmseg.datasets.demo import PFBDemoDataset
 from pfb_mmseg.hooks.health import Health
 from pfb_mmseg.hooks.step_clock import StepClock
@@ -173,13 +174,18 @@ class TestHealth:
 
     def test_one_centroid_is_told_of_only_with_enough_images(self, said):
         pruner = BatchPruner(0.5, AdaptiveDensityEstimator(num_centroids=4, dim=2))
-        health, counts = Health(), pruner.estimator.counts
-        counts.copy_(torch.tensor([20, 0, 0, 0]))
+        health, estimator = Health(), pruner.estimator
+
+        def count(*counts):
+            state = unpack(estimator.get_extra_state())
+            estimator.set_extra_state(pack(**{**state, 'counts': torch.tensor(counts)}))
+
+        count(20, 0, 0, 0)
         health.check(pruner.quota, pruner.estimator, 8, StepClock())
-        counts.copy_(torch.tensor([85, 5, 5, 5]))
+        count(85, 5, 5, 5)
         health.check(pruner.quota, pruner.estimator, 8, StepClock())
         assert said == []
-        counts.copy_(torch.tensor([97, 1, 1, 1]))
+        count(97, 1, 1, 1)
         health.check(pruner.quota, pruner.estimator, 8, StepClock())
         assert '97% of the kept images' in said[0]
 

@@ -49,17 +49,26 @@ def bandwidth(centroids: Tensor, rule: str = 'silverman') -> Tensor:
         float32 precision has no spread of its own and takes the mean spread of the others (1 where
         none has any): Eq. 6 would divide by zero there.
     """
-    num, dim = centroids.shape
+    return spread(centroids, rule) * spread_factor(rule, *centroids.shape)
+
+
+def spread_factor(rule: str, num: int, dim: int) -> float:
+    """What the rule multiplies the spread of each channel by; a matter of N_C and D alone."""
+    per_volume = {'silverman': 4 / ((dim + 2) * num), 'scott': 1 / num, 'identity': 1}
+    return per_volume[rule] ** (1 / (dim + 4))
+
+
+def spread(centroids: Tensor, rule: str = 'silverman') -> Tensor:
+    r"""(D,): :func:`bandwidth` before its factor, :math:`\sigma_d` of Eq. 6."""
     wide = widest_float(centroids.device.type)
     if rule == 'identity':
-        return torch.ones(dim, dtype=wide, device=centroids.device)
-    factor = (4 / ((dim + 2) * num)) if rule == 'silverman' else 1 / num
+        return torch.ones(centroids.shape[1], dtype=wide, device=centroids.device)
     sigma, mean = _deviation_and_mean(centroids.to(wide))
     # Where the centroids agree so closely, their mean is as large as the largest of them.
     rounding = 2 * torch.finfo(torch.float32).eps
-    spread = sigma.sub(mean.abs_(), alpha=rounding).gt_(0)  # 1 where there is any, else 0
-    typical = (sigma.dot(spread) / spread.sum()).nan_to_num(nan=1.0)
-    return typical.lerp(sigma, spread).mul_(factor ** (1 / (dim + 4)))
+    varies = sigma.sub(mean.abs_(), alpha=rounding).gt_(0)  # 1 where there is any, else 0
+    typical = (sigma.dot(varies) / varies.sum()).nan_to_num(nan=1.0)
+    return typical.lerp(sigma, varies)
 
 
 def _deviation_and_mean(centroids: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,22 +89,31 @@ class Mixture(NamedTuple):
 
     Attributes:
         origin: (D,), taken from every row; None where nothing has to be.
-        scale: (D,), :math:`\\sqrt{h_d}`, the unit of each channel.
+        scale: (D,), the unit of each channel.
+        precision: one over the variance of the kernels in that unit.
         centroids: (N_C, D) from the origin, in units of ``scale``.
-        log_weight: (N_C,), the logarithm of all that stands before the exponential in Eq. 4 and 5.
+        log_weight: (N_C,), natural logarithm of the weights.
         bias: (N_C,), the same less half the squares of ``centroids``, which a matrix product takes;
             None where distances are worked out from differences.
+        log_volume: (), logarithm of what both equations divide the weights and exponentials by.
     """
 
     origin: Tensor | None
     scale: Tensor
+    precision: float
     centroids: Tensor
     log_weight: Tensor
     bias: Tensor | None
+    log_volume: Tensor
 
     @classmethod
-    def build(cls, centroids: Tensor, log_weights: Tensor, scale: Tensor) -> Mixture:
-        """Of the arguments of :func:`log_density`, with the logarithms of the weights."""
+    def build(
+        cls, centroids: Tensor, log_weights: Tensor, scale: Tensor, factor: float = 1.0
+    ) -> Mixture:
+        r"""Of the arguments of :func:`log_density`, with the logarithms of the weights.
+
+        :math:`\sqrt{h_d}` is ``scale`` times ``factor``, which the host knows.
+        """
         num, dim = centroids.shape
         centroids = centroids.to(scale.dtype)
         # On a CPU a matrix product is many times faster. On a GPU differences are one launch, and
@@ -108,19 +126,23 @@ class Mixture(NamedTuple):
             # without an error in either.
             origin = centroids[0]
             centroids = centroids - origin
-        constant = dim / 2 * math.log(2 * math.pi) + math.log(num)
-        log_weight = log_weights.sub(scale.log().sum()).sub_(constant)
+        constant = dim * math.log(factor * math.sqrt(2 * math.pi)) + math.log(num)
+        log_volume = scale.log().sum().add_(constant)
+        precision = factor**-2
         centroids, bias = centroids / scale, None
         if product:
             norm = torch.linalg.vector_norm(centroids, dim=1)
-            bias = torch.addcmul(log_weight, norm, norm, value=-0.5)
-        return cls(origin, scale, centroids, log_weight, bias)
+            bias = torch.addcmul(log_weights, norm, norm, value=-precision / 2)
+        return cls(origin, scale, precision, centroids, log_weights, bias, log_volume)
 
+    @torch.no_grad()
     def log_density(self, x: Tensor) -> Tensor:
         """See :func:`log_density`."""
         log_f = self._from_differences(x) if self.bias is None else self._from_product(x)
-        limit = torch.finfo(torch.float32).max
-        return log_f.clamp_(-limit, limit).float()
+        result = torch.empty_like(log_f, dtype=torch.float32)
+        limit = torch.finfo(result.dtype).max
+        # What lies beyond float32 is rounded to infinity, and moved back to the edge.
+        return torch.sub(log_f, self.log_volume, out=result).clamp_(-limit, limit)
 
     def _from_differences(self, x: Tensor) -> Tensor:
         # Inf becomes NaN, which stays one through all that follows.
@@ -128,15 +150,16 @@ class Mixture(NamedTuple):
         if self.origin is not None:
             x = x.float() - self.origin
         distance = distances(x / self.scale, self.centroids)
-        return torch.addcmul(self.log_weight, distance, distance, value=-0.5).logsumexp(dim=1)
+        log_kernels = torch.addcmul(self.log_weight, distance, distance, value=-self.precision / 2)
+        return log_kernels.logsumexp(dim=1)
 
     def _from_product(self, x: Tensor) -> Tensor:
         # -|x - c|^2 / 2 = x.c - |c|^2 / 2 - |x|^2 / 2, and the last of them is the same for all c.
         # Inf makes each of the first infinite or NaN, and less the last all of them NaN.
         x = (x - self.origin) / self.scale
         norm = torch.linalg.vector_norm(x, dim=1)
-        log_f = torch.addmm(self.bias, x, self.centroids.T).logsumexp(dim=1)
-        return log_f.addcmul_(norm, norm, value=-0.5)
+        log_kernels = torch.addmm(self.bias, x, self.centroids.T, alpha=self.precision)
+        return log_kernels.logsumexp(dim=1).addcmul_(norm, norm, value=-self.precision / 2)
 
 
 def log_density(x: Tensor, centroids: Tensor, weights: Tensor, scale: Tensor) -> Tensor:
@@ -149,7 +172,7 @@ def log_density(x: Tensor, centroids: Tensor, weights: Tensor, scale: Tensor) ->
         scale: (D,), :math:`\sqrt{h_d}`; all is computed in its type.
 
     Returns:
-        (N,) float32, natural logarithm; finite for finite rows, NaN for rows with a NaN or Inf.
-        Time O(N N_C D), memory O((N + N_C) D + N N_C).
+        (N,) float32, natural logarithm, without gradient; finite for finite rows, NaN for rows with
+        a NaN or Inf. Time O(N N_C D), memory O((N + N_C) D + N N_C).
     """
     return Mixture.build(centroids, weights.to(scale.dtype).log(), scale).log_density(x)

@@ -13,34 +13,30 @@ import warnings
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .checks import check_bool, check_choice, check_dim, check_integer, check_number
-from .density import BANDWIDTHS, Mixture, bandwidth, distances, widest_float
+from .density import BANDWIDTHS, Mixture, distances, spread, spread_factor, widest_float
 
 
-# Each says how far the centroids move, as a numerator (N_C, D) and a denominator (N_C, 1); both are
-# 0 for a cluster that stays.
-def _normalized(
-    old: Tensor, old_n: Tensor, new_sum: Tensor, new_n: Tensor, beta: float
-) -> tuple[Tensor, Tensor]:
+# Each takes the centroids before the update as rows [c, 1] and how many samples each had, (N_C, 1),
+# and what they received as rows [sum of x, number of x]. It says where they go in homogeneous
+# coordinates, (N_C, D + 1): the last column is what the others are to be divided by.
+def _normalized(old: Tensor, old_n: Tensor, received: Tensor, beta: float) -> Tensor:
     """Eq. 8 divided by the sum of its own weights; a cluster that received nothing stays."""
-    numerator = torch.addcmul(new_sum, new_n, old, value=-1)
-    return numerator, torch.add(new_n, old_n, alpha=beta / (1 - beta))
+    return torch.addcmul(received, old_n, old, value=max(beta / (1 - beta), _trace(old.dtype)))
 
 
-def _literal(
-    old: Tensor, old_n: Tensor, new_sum: Tensor, new_n: Tensor, beta: float
-) -> tuple[Tensor, Tensor]:
+def _literal(old: Tensor, old_n: Tensor, received: Tensor, beta: float) -> Tensor:
     """Eq. 8 as printed. Its weights do not sum to one, so the centroids shrink towards zero."""
-    total = old_n + new_n
-    return beta * old_n * old + (1 - beta) * new_sum - total * old, total
+    moved = (1 - beta) * _normalized(old, old_n, received, beta)
+    moved[:, -1:] = old_n + received[:, -1:]
+    return moved
 
 
-def _mean(
-    old: Tensor, old_n: Tensor, new_sum: Tensor, new_n: Tensor, beta: float
-) -> tuple[Tensor, Tensor]:
+def _mean(old: Tensor, old_n: Tensor, received: Tensor, beta: float) -> Tensor:
     """The mean of all samples that a cluster ever received; ``beta`` has no part in it."""
-    return _normalized(old, old_n, new_sum, new_n, 0.5)
+    return _normalized(old, old_n, received, 0.5)
 
 
 _FOREVER = 2**62  # updates; room is left to count on
@@ -74,8 +70,9 @@ class AdaptiveDensityEstimator(nn.Module):
     Attributes:
         dim: D; None until :meth:`resolve_dim` if it was None.
         centroids: (N_C, D) float32; None as long as D is not known.
-        counts: (N_C,) int64, samples assigned so far.
-        idle: (N_C,) int64, updates since the last sample.
+        counts: (N_C,) int64, samples assigned so far; a copy, exact up to 2^53, and up to 2^24 on a
+            device without float64.
+        idle: (N_C,) int64, updates since the last sample; a copy.
 
     Raises:
         TypeError, ValueError: an argument is outside its range.
@@ -111,29 +108,39 @@ class AdaptiveDensityEstimator(nn.Module):
         self._start(torch.empty(0).device)
 
     def _start(self, device: torch.device) -> None:
-        """Empty state. Columns, as Eq. 8 takes them."""
-        num = self.num_centroids
+        """Empty state."""
+        num, wide = self.num_centroids, widest_float(device.type)
         self.centroids: Tensor | None = None
         if self.dim is not None:
             self.centroids = torch.zeros(num, self.dim, dtype=torch.float32, device=device)
-        self._counts = torch.zeros(num, 1, dtype=torch.int64, device=device)
-        self._last = torch.zeros(num, 1, dtype=torch.int64, device=device)  # update with a sample
-        self._numbers = torch.arange(num, device=device)[:, None]
-        self._forget()
+        # (N_C, 1): whole numbers; a trace where there are none, so that one can divide by it.
+        self._counts = torch.full((num, 1), _trace(wide), dtype=wide, device=device)
+        # (N_C + 1,): the last update with a sample, of each place.
+        self._last = torch.zeros(num + 1, dtype=torch.int64, device=device)
+        self._prepare(device)
         # How many are seeded and how many updates there were: only the host counts these.
         self._seeded = 0
         self._updates = 0
 
-    def _forget(self) -> None:
-        """What follows from the state is worked out once, when it is asked for."""
-        self._mixture: Mixture | None = None
-        self._wide: Tensor | None = None
+    def _prepare(self, device: torch.device) -> None:
+        """What updates work on. Place 0 is nowhere, at infinity; the centroids follow.
 
-    def _wide_centroids(self) -> Tensor:
-        """The centroids in the type in which all is computed."""
-        if self._wide is None:
-            self._wide = self.centroids.to(widest_float(self._counts.device.type))
-        return self._wide
+        Points have homogeneous coordinates, D of them and a 1: where points are added up, it counts
+        them.
+        """
+        num, wide = self.num_centroids, widest_float(device.type)
+        self._places = torch.arange(1, num + 1, device=device)[:, None]
+        if self.centroids is not None:
+            dim = self.centroids.shape[1]
+            self._points = torch.ones(num + 1, dim + 1, dtype=wide, device=device)
+            self._points[0] = torch.inf
+            self._rows = self._points.new_ones(0, dim + 1)  # of an update; grows
+            self._settle()
+
+    def _settle(self) -> None:
+        """Let what follows from the centroids follow them."""
+        self._points[1:, :-1] = self.centroids
+        self._mixture: Mixture | None = None  # worked out when it is asked for
 
     def resolve_dim(self, num_channels: int) -> int:
         """Settle D where it was left open. Further calls change nothing.
@@ -158,11 +165,11 @@ class AdaptiveDensityEstimator(nn.Module):
 
     @property
     def counts(self) -> Tensor:
-        return self._counts[:, 0]
+        return self._counts[:, 0].long()
 
     @property
     def idle(self) -> Tensor:
-        return self._updates - self._last[:, 0]
+        return self._updates - self._last[1:]
 
     @property
     def ready(self) -> bool:
@@ -175,8 +182,7 @@ class AdaptiveDensityEstimator(nn.Module):
 
         Of type float64, float32 where the device has no other.
         """
-        wide = widest_float(self._counts.device.type)
-        return self.counts / self._counts.sum(dtype=wide).clamp(min=1)
+        return self.counts / self._counts.sum().clamp(min=1)
 
     @torch.no_grad()
     def log_density(self, x: Tensor) -> Tensor:
@@ -193,15 +199,19 @@ class AdaptiveDensityEstimator(nn.Module):
         """
         self._check(x)
         if self._mixture is None:
-            centroids = self._wide_centroids()
-            log_counts = self.counts.to(centroids.dtype).log_()
+            centroids = self._points[1:, :-1]
+            log_weights = self._counts[:, 0].log()
             if self.weighted:  # Eq. 9; without a sample at all, every cluster has the same share
-                least = torch.finfo(centroids.dtype).min / 2
-                log_weights = log_counts.clamp_(min=least).log_softmax(dim=0)
+                least = torch.finfo(log_weights.dtype).min / 2
+                log_weights = F.threshold_(log_weights, -1, least).log_softmax(dim=0)
             else:
-                log_weights = torch.zeros_like(log_counts)
-            scale = bandwidth(centroids, self.bandwidth)
-            self._mixture = Mixture.build(centroids, log_weights, scale)
+                log_weights.zero_()
+            self._mixture = Mixture.build(
+                centroids,
+                log_weights,
+                spread(centroids, self.bandwidth),
+                spread_factor(self.bandwidth, self.num_centroids, self.dim),
+            )
         return self._mixture.log_density(x)
 
     @torch.inference_mode()  # nothing leaves it, and its many small calls cost less
@@ -220,10 +230,8 @@ class AdaptiveDensityEstimator(nn.Module):
         with self._exact():
             if num_new:
                 self._seed(x[:num_new])
-                self._forget()
             if len(x) > num_new:
                 self._follow(x[num_new:] if num_new else x)
-        self._forget()
 
     def _exact(self) -> contextlib.AbstractContextManager:
         """Autocast leaves float64 alone, and would cast the products of float32."""
@@ -236,33 +244,45 @@ class AdaptiveDensityEstimator(nn.Module):
         first, last = self._seeded, self._seeded + len(x)
         # A non-finite row still uses up its place (the host counts rows, only the device sees
         # values): an empty cluster at the mean of the others, which a later update refills.
-        finite = _finite(x)[:, None]
+        finite = _finite(x)
         x = x.nan_to_num(0, 0, 0)
-        mean = (x * finite).sum(dim=0) / finite.sum().clamp(min=1)
-        self.centroids[first:last] = torch.where(finite, x, mean)
-        self._counts[first:last] = finite
-        self._last[first:last] = torch.where(finite, self._updates, self._updates - _FOREVER)
+        mean = (x * finite[:, None]).sum(dim=0) / finite.sum().clamp(min=1)
+        self.centroids[first:last] = torch.where(finite[:, None], x, mean)
+        self._counts[first:last, 0] = finite
+        self._counts.clamp_(min=_trace(self._counts.dtype))
+        unseen = self._updates - _FOREVER
+        self._last[1 + first : 1 + last] = torch.where(finite, self._updates, unseen)
         self._seeded = last
+        self._settle()
 
     def _follow(self, x: Tensor) -> None:
         if self._updates % _REVIEW == 0:
             self._revive(x)
-            self._forget()
         self._updates += 1
-        centroids = self._wide_centroids()
-        x = x.to(centroids.dtype)
-        distance, nearest = distances(x, centroids).min(dim=1)  # Eq. 7
-        # A row that is not finite is far from all. A product with the one-hot assignment instead of
-        # index_add_: its result does not depend on the order of threads, so every rank holds the
-        # same bits.
-        assigned = (self._numbers == nearest) * distance.lt_(torch.inf)
-        received = assigned.sum(dim=1, keepdim=True)
-        total = assigned @ x.nan_to_num(0, 0, 0)
+        rows = self._homogeneous(x)
+        # A row that is not finite moves so far away that everything is at an infinite distance; of
+        # what is equally near argmin takes the first, which is nowhere.
+        far = torch.finfo(rows.dtype).max
+        nearest = distances(rows.nan_to_num_(far, far, far), self._points).argmin(dim=1)  # Eq. 7
+        # A product with the one-hot assignment instead of index_add_: its result does not depend on
+        # the order of threads, so every rank holds the same bits.
+        assigned = rows.new_empty(self.num_centroids, len(rows))
+        received = torch.eq(self._places, nearest, out=assigned) @ rows
         rule = UPDATE_RULES[self.update_rule]  # Eq. 8
-        step, weight = rule(centroids, self._counts, total, received, self.momentum)
-        self.centroids.addcdiv_(step, weight.clamp_(min=torch.finfo(x.dtype).tiny))
-        self._counts.add_(received.long())  # n_j of Eq. 8, numerator of Eq. 9
-        self._last.masked_fill_(received > 0, self._updates)
+        moved = rule(self._points[1:], self._counts, received, self.momentum)
+        torch.div(moved[:, :-1], moved[:, -1:], out=self.centroids)
+        self._counts.add_(received[:, -1:])  # n_j of Eq. 8, numerator of Eq. 9
+        self._last.index_fill_(0, nearest, self._updates)
+        self._settle()
+
+    def _homogeneous(self, x: Tensor) -> Tensor:
+        """(K, D) -> (K, D + 1) in the type in which all is computed, valid until the next call."""
+        if len(self._rows) < len(x):
+            with torch.inference_mode(False):  # a copy of the model takes it along
+                self._rows = self._rows.new_ones(len(x), self.dim + 1)
+        rows = self._rows[: len(x)]
+        rows[:, :-1] = x
+        return rows
 
     def _revive(self, x: Tensor) -> None:
         """Move empty and long idle centroids to the first rows, at most a few in one update.
@@ -273,17 +293,19 @@ class AdaptiveDensityEstimator(nn.Module):
         turns = math.ceil(_REVIEW * self.num_centroids / patience)
         places = min(len(x), turns, self.num_centroids)
         x = x[:places]
-        last, slots = self._last[:, 0].sort(stable=True)
+        last, slots = self._last[1:].sort(stable=True)
         slots = slots[:places]
         dead = (last[:places] <= self._updates - patience) & _finite(x)
-        old = self.centroids.index_select(0, slots)
-        heirs = distances(old, self.centroids).index_fill_(1, slots, torch.inf).argmin(dim=1)
+        points = self._points[1:, :-1]
+        old = points.index_select(0, slots)
+        heirs = distances(old, points).index_fill_(1, slots, torch.inf).argmin(dim=1)
         dead = dead[:, None]
         inherited = self._counts.index_select(0, slots) * dead
         if self.num_centroids > places:
             self._counts.index_add_(0, heirs, inherited)
             self._counts.index_add_(0, slots, inherited, alpha=-1)
-        self.centroids.index_copy_(0, slots, torch.where(dead, x, old))
+            self._counts.clamp_(min=_trace(self._counts.dtype))
+        points.index_copy_(0, slots, torch.where(dead, x, old))
 
     def _check(self, x: Tensor) -> None:
         if self.dim is None:
@@ -306,7 +328,7 @@ class AdaptiveDensityEstimator(nn.Module):
     def _apply(self, fn, *args, **kwargs) -> AdaptiveDensityEstimator:
         """Go along to another device; stay float32 and int64 whatever the model becomes."""
         super()._apply(fn, *args, **kwargs)
-        self._move(fn(self._counts.new_empty(0)).device)
+        self._move(fn(self._last.new_empty(0)).device)
         return self
 
     @torch.inference_mode(False)  # what is made in there cannot be changed outside
@@ -315,10 +337,11 @@ class AdaptiveDensityEstimator(nn.Module):
             return
         if self._counts.is_meta:  # nothing was ever there
             return self._start(device)
-        for name in ('centroids', '_counts', '_last', '_numbers'):
-            if getattr(self, name) is not None:
-                setattr(self, name, getattr(self, name).to(device))
-        self._forget()
+        wide = widest_float(device.type)
+        self.centroids = None if self.centroids is None else self.centroids.to(device)
+        self._counts = self.counts[:, None].to(device).to(wide).clamp_(min=_trace(wide))
+        self._last = self._last.to(device)
+        self._prepare(device)
 
     def get_extra_state(self) -> Tensor:
         """The state as one integer tensor, which nobody averages or casts; :func:`unpack` reads it.
@@ -338,8 +361,9 @@ class AdaptiveDensityEstimator(nn.Module):
         loaded = unpack(state)
         self._seeded, self._updates = loaded['num_seeded'], loaded['num_updates']
         self.centroids = loaded['centroids'].to(device, copy=True)
-        self._counts.copy_(loaded['counts'][:, None])
-        self._last.copy_(self._updates - loaded['idle'][:, None])
+        self._counts.copy_(loaded['counts'][:, None]).clamp_(min=_trace(self._counts.dtype))
+        self._last[1:] = self._updates - loaded['idle']
+        self._prepare(device)
 
     def _refuse(self, found: tuple[int, int] | None) -> None:
         dim = self.dim if self.dim is not None or found is None else found[1]
@@ -422,6 +446,11 @@ def _take_buffers(state_dict: dict, prefix: str) -> dict[str, Tensor] | None:
     names = ('centroids', 'counts', 'idle', 'num_seeded', 'num_updates')
     found = {name: state_dict.pop(f'{prefix}{name}', None) for name in names}
     return None if any(value is None for value in found.values()) else found
+
+
+def _trace(dtype: torch.dtype) -> float:
+    """What is lost where one is added, and is still no zero where it is squared."""
+    return torch.finfo(dtype).tiny ** 0.5
 
 
 def _finite(x: Tensor) -> Tensor:

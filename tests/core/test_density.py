@@ -8,6 +8,7 @@ from scipy.stats import gaussian_kde, multivariate_normal
 from sklearn.neighbors import KernelDensity
 
 from pfb_mmseg.core import AdaptiveDensityEstimator, density
+from pfb_mmseg.core.estimator import pack, unpack
 
 from . import oracle
 
@@ -24,7 +25,8 @@ def seeded(centroids, counts=None, **options):
     estimator.update(centroids)
     assert estimator.ready
     if counts is not None:
-        estimator.counts.copy_(torch.as_tensor(counts))
+        state = unpack(estimator.get_extra_state())
+        estimator.set_extra_state(pack(**{**state, 'counts': torch.as_tensor(counts)}))
     return estimator
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pfb_mmseg.core import AdaptiveDensityEstimator
+from pfb_mmseg.core.estimator import pack, unpack
 
 from . import oracle
 
@@ -267,7 +268,8 @@ def test_rows_that_require_grad_leave_no_graph_behind():
 def test_counts_stay_exact_beyond_what_float32_can_count():
     estimator = paper_estimator(2, 1)
     estimator.update(torch.tensor([[0.0], [10.0]]))
-    estimator.counts.copy_(torch.tensor([2**24, 2**25]))
+    state = unpack(estimator.get_extra_state())
+    estimator.set_extra_state(pack(**{**state, 'counts': torch.tensor([2**24, 2**25])}))
     estimator.update(torch.tensor([[0.0], [10.0], [0.0]]))
     assert estimator.counts.tolist() == [2**24 + 2, 2**25 + 1]
 
