@@ -53,7 +53,7 @@ def bandwidth(centroids: Tensor, rule: str = 'silverman') -> Tensor:
 
 
 def spread_factor(rule: str, num: int, dim: int) -> float:
-    """What the rule multiplies the spread of each channel by; a matter of N_C and D alone."""
+    """What the rule multiplies the spread of each channel by (Eq. 6); N_C and D decide it alone."""
     per_volume = {'silverman': 4 / ((dim + 2) * num), 'scott': 1 / num, 'identity': 1}
     return per_volume[rule] ** (1 / (dim + 4))
 

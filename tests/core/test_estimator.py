@@ -118,6 +118,30 @@ def test_a_literal_cluster_without_samples_shrinks_by_momentum_and_a_normalized_
         assert estimator.counts.tolist() == [2, 1]
 
 
+@pytest.mark.parametrize('momentum', [0.0, 0.1])
+@pytest.mark.parametrize('rule', ['normalized', 'mean'])
+def test_a_cluster_that_receives_nothing_keeps_every_bit(rule, momentum):
+    seeds = torch.randn(16, 8, generator=torch.manual_seed(0))
+    estimator = paper_estimator(16, 8, update_rule=rule, momentum=momentum)
+    estimator.update(seeds)
+    for _ in range(50):
+        estimator.update(seeds[:3] + 1e-3)
+    assert torch.equal(estimator.centroids[3:], seeds[3:])
+    assert not torch.equal(estimator.centroids[:3], seeds[:3])
+
+
+@pytest.mark.parametrize('momentum', [0.0, 0.1])
+@pytest.mark.parametrize('rule', RULES)
+def test_an_empty_cluster_that_receives_nothing_stays_finite_and_empty(rule, momentum):
+    estimator = paper_estimator(3, 1, update_rule=rule, momentum=momentum)
+    estimator.update(torch.tensor([[1.0], [float('nan')], [5.0]]))
+    for _ in range(9):
+        estimator.update(torch.tensor([[float('nan')], [1.0]]))  # the first row could fill it
+        assert estimator.counts[1].item() == 0
+        assert estimator.centroids.isfinite().all()
+        assert estimator.log_density(torch.tensor([[3.0]])).isfinite().all()
+
+
 def test_a_tie_goes_to_the_lowest_index():
     estimator = paper_estimator(3, 1, update_rule='mean')
     estimator.update(torch.tensor([[1.0], [-1.0], [1.0]]))
