@@ -8,11 +8,11 @@ import torch
 from mmengine.dist import all_gather, get_rank, get_world_size
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
 
 from ..core.checks import check_integer, check_keys, check_number
+from ..hooks.model import unwrapped
 from .infobatch_sampler import InfoBatchSampler
 from .infobatch_segmentor import InfoBatchMixin
 
@@ -61,7 +61,7 @@ class InfoBatchHook(Hook):
 
     def before_train(self, runner) -> None:
         """Refuse what cannot work; say how many epochs are pruned."""
-        self._model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._model = unwrapped(runner.model)
         self._sampler = runner.train_dataloader.sampler
         for found, wanted, place in (
             (self._model, InfoBatchMixin, "model = dict(type='InfoBatchEncoderDecoder', ...)"),

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.structures import BaseDataElement, PixelData
 from mmseg.models import SegDataPreProcessor
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.checks import check_number
+from ..hooks.model import unwrapped
 
 
 @MODELS.register_module()
@@ -65,7 +65,7 @@ class ProgressiveResizeHook(Hook):
         self.until = until
 
     def before_train(self, runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         self._preprocessor = model.data_preprocessor
         if not isinstance(self._preprocessor, ResizingSegDataPreProcessor):
             raise ValueError(

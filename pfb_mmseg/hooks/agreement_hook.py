@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.checks import check_integer
 from ..segmentors.candidates import SegmentorCandidates
-from .preflight import find_filter
+from .model import find_filter
 
 AGREEMENT_NAME = 'agreement.json'
 

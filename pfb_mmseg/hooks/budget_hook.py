@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
 
 from ..blocking.devices import forget_peak_memory, peak_memory
+from .model import unwrapped
 
 BUDGET_NAME = 'budget.json'
 
@@ -55,7 +55,7 @@ class BudgetHook(Hook):
         self._training_step = False
 
     def before_train(self, runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         head = getattr(model, 'decode_head', None)
         head = head[-1] if isinstance(head, nn.ModuleList) else head
         classifier = getattr(head, 'conv_seg', None)

@@ -11,9 +11,7 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook, LoggerHook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from torch import nn
 
 from ..blocking import is_sharded
 from ..core import AdaptiveDensityEstimator, Selection, SelectionStatistics
@@ -23,11 +21,11 @@ from ..reporting import RECORD_NAME, SelectionRecord, class_pixels
 from ..reporting.files import write_atomically
 from ..reporting.versions import installed_versions
 from .health import Health
+from .model import find_filter, unwrapped
 from .preflight import (
     check_can_resume,
     check_loader,
     describe_quota,
-    find_filter,
     warn_of_strategy,
     warn_of_what_comes_later,
 )
@@ -109,15 +107,14 @@ class PFBHook(Hook):
 
     def before_train(self, runner) -> None:
         """Resolve the schedule and refuse what cannot work."""
-        model = _unwrapped(runner.model)
-        self._pfb = find_filter(model)
+        self._pfb = find_filter(runner.model)
         self._ranks = self._pfb.pruner.ranks
         hooks = [hook for hook in runner.hooks if isinstance(hook, PFBHook)]
         if len(hooks) > 1:
             raise ValueError(f'custom_hooks has {len(hooks)} of PFBHook: expected one')
         check_loader(runner.train_dataloader, self._pfb.quota)
         self._begin, self._end = self._schedule.resolve(runner.train_loop)
-        if not is_sharded(runner.model, model):
+        if not is_sharded(runner.model, unwrapped(runner.model)):
             self._pfb.prepare()
         warn_of_strategy(getattr(runner, 'strategy', None))
         self._classes = _classes(runner.train_dataloader)
@@ -212,7 +209,7 @@ class PFBHook(Hook):
                 logger='current',
             )
             return
-        ranks = find_filter(_unwrapped(runner.model)).pruner.ranks
+        ranks = find_filter(runner.model).pruner.ranks
         if state['world_size'] != ranks.size:
             print_log(
                 f'The checkpoint was written by {state["world_size"]} process(es), this run has '
@@ -271,10 +268,6 @@ class PFBHook(Hook):
 
     def _start_afresh(self) -> None:
         self._fresh = SelectionRecord(self._classes, self._num_iters)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
 
 
 def _classes(dataloader: Any) -> list[str]:

@@ -12,27 +12,10 @@ import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.logging import print_log
 from mmengine.runner import find_latest_checkpoint
-from torch import nn
 from torch.utils.data import DataLoader
 
 from ..compat import find_distributions, why_no_resume
 from ..core import AdaptiveDensityEstimator, KeepQuota
-from ..segmentors import PartialForwardBlocking
-
-
-def find_filter(model: nn.Module) -> PartialForwardBlocking:
-    """The model's PFB.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for module in model.children():
-        if isinstance(module, PartialForwardBlocking):
-            return module
-    raise ValueError(
-        f'PFBHook needs a model with PFBMixin, got {type(model).__name__}; use '
-        "type='PFBEncoderDecoder' with pfb=dict(prune_ratio=...), or remove the hook"
-    )
 
 
 def check_can_resume(work_dir: str | os.PathLike, load_from: str | None) -> None:
