@@ -15,8 +15,8 @@ from torch import distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from pfb_mmseg import PFBHook
 from pfb_mmseg.core import Selection
+from pfb_mmseg.hooks import PFBRecordHook
 
 IMAGES, CLASSES, ITERATIONS = 16, 150, 100
 
@@ -49,12 +49,11 @@ class Images(list):
 
 
 class Trainer:
-    """What PFBHook needs of a runner."""
+    """What PFBRecordHook needs of a runner."""
 
     def __init__(self, model):
         self.model, self.iter, self.max_iters, self.hooks = model, 0, 160_000, []
         self.train_dataloader = DataLoader(Images(range(IMAGES)), batch_size=IMAGES)
-        self.train_loop = self  # which knows how long it is, too
 
 
 def batch(rng):
@@ -72,11 +71,10 @@ def main(folder):
     dist.init_process_group('gloo')
     rng = np.random.default_rng(dist.get_rank())
     model = tiny.build()
-    trainer, hook = Trainer(model), PFBHook(begin=0, interval=1000)
+    trainer, hook = Trainer(model), PFBRecordHook()
     hook.before_train(trainer)
     with WatchCollectives() as watch:
         for trainer.iter in range(ITERATIONS):
-            hook.before_train_iter(trainer, trainer.iter)
             kept = torch.from_numpy(np.sort(rng.permutation(IMAGES)[: IMAGES // 2]))
             scores = torch.from_numpy(rng.normal(20, 15, IMAGES).astype('float32'))
             model.pfb.selection = Selection(

@@ -55,7 +55,7 @@ def test_a_batch_too_small_to_prune_is_told_of_where_the_data_loader_did_not_tel
 def test_a_run_as_it_should_be_warns_of_nothing(tmp_path):
     train(demo_config(tmp_path, max_iters=20, custom_hooks=HOOK, log_level='INFO'))
     assert [line for line in warnings_of(tmp_path) if 'more time' not in line] == []
-    assert 'PFB: kept 50% of 4 images, time saved so far' in log_of(tmp_path)
+    assert 'pfb/kept: 2  pfb/candidates: 4  ' in log_of(tmp_path)
 
 
 def clock_of(blocked, full_wait=0.0, wait=0.0, num_blocked=60):
@@ -106,11 +106,11 @@ def test_time_saved_counts_the_loading_and_a_loader_that_eats_it_is_told_of(tmp_
     options |= {'model.pfb.criterion': 'random', 'model.pfb.prune_ratio': 0.75}
     options |= {'default_hooks.checkpoint.interval': 20, 'log_level': 'INFO'}
     train(demo_config(tmp_path, max_iters=60, custom_hooks=hooks, **options))
-    (entry,) = [entry for entry in read_scalars(tmp_path)[0] if 'pfb/time_saved' in entry]
+    entry = read_scalars(tmp_path)[0][-1]
     # 56 of 60 iterations take 1 + 0.25 seconds, where full ones take 1 + 1.
     assert entry['pfb/step_time_saved'] == pytest.approx(56 * 0.75 / 60)
     assert entry['pfb/time_saved'] == pytest.approx(56 * 0.75 / (60 * 2))
-    assert 'time saved so far 35.0% (of the steps alone 70.0%)' in log_of(tmp_path)
+    assert 'PFB: time saved 35.0% (of the steps alone 70.0%)' in log_of(tmp_path)
     (told,) = warnings_of(tmp_path)
     assert 'only 35% shorter: 80% of the time' in told and 'num_workers' in told
 

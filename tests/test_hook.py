@@ -106,6 +106,24 @@ def test_two_processes_leave_one_record_and_a_single_one_goes_on_with_it(tmp_pat
     check_against_diaries(record, tmp_path)
 
 
+@pytest.mark.parametrize('first', [True, False])
+def test_bookkeeping_that_custom_hooks_lists_is_not_registered_a_second_time(tmp_path, first):
+    listed = [dict(type='PFBLogHook', interval=5), dict(type='PFBRecordHook')]
+    hooks = [dict(type='DiaryHook'), dict(type='PFBHook', begin=2, end=1.0, interval=1)]
+    options = {'default_hooks.logger.interval': 1000, 'train_dataloader.dataset.length': 6000}
+    hooks = [*listed, *hooks] if first else [*hooks, *listed]
+    train(demo_config(tmp_path, custom_hooks=hooks, **options))
+    assert [entry['step'] for entry in read_scalars(tmp_path)[0]] == [5, 10, 12]
+    check_against_diaries(SelectionRecord.load(tmp_path / 'pfb_record.npz'), tmp_path)
+
+
+def test_the_record_alone_needs_neither_schedule_nor_log(tmp_path):
+    hooks = [dict(type='DiaryHook'), dict(type='PFBRecordHook')]
+    train(demo_config(tmp_path, custom_hooks=hooks))
+    check_against_diaries(SelectionRecord.load(tmp_path / 'pfb_record.npz'), tmp_path)
+    assert not any('pfb/kept' in entry for entry in read_scalars(tmp_path)[0])
+
+
 def test_validating_without_training_needs_nothing_of_a_training_run(tmp_path):
     config = demo_config(tmp_path)
     config.experiment_name = config.visualizer.name = 'test-val-only'
@@ -196,6 +214,9 @@ def test_a_wrong_schedule_is_refused(options, complaint):
         ({'custom_hooks': [dict(type='PFBHook', begin=11, end=0.5)]}, 'iteration 11.*iteration 6'),
         ({'model.pfb.min_keep': 4}, r'4 image\(s\) per process.*nothing can ever be pruned'),
         ({'train_dataloader.batch_size': 1}, r'1 image\(s\).*raise train_dataloader.batch_size'),
+        ({'custom_hooks': [dict(type='PFBHook')] * 2}, 'has 2 of PFBHook: expected one'),
+        ({'custom_hooks': [dict(type='PFBLogHook')] * 2}, 'has 2 of PFBLogHook'),
+        ({'custom_hooks': [dict(type='PFBHook', priority='LOW')]}, "priority='LOW'.*leave its pri"),
     ],
 )
 def test_what_cannot_work_ends_before_the_first_iteration(tmp_path, options, complaint):

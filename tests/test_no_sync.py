@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from pfb_mmseg import PFBHook
 from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, Candidates
+from pfb_mmseg.hooks import PFBHook, PFBLogHook, PFBRecordHook
 from pfb_mmseg.segmentors import samples as samples_module
 from pfb_mmseg.segmentors.samples import select_samples
 
@@ -257,12 +257,19 @@ class Images(list):
 
 
 class Trainer:
-    """What PFBHook needs of a runner between two entries in the log."""
+    """What PFBHook and its bookkeeping need of a runner between two entries in the log."""
 
     def __init__(self, model):
         self.model, self.iter, self.max_iters, self.hooks = model, 0, 1000, []
         self.train_dataloader = DataLoader(Images(range(8)), batch_size=8)
         self.train_loop = self  # with its length
+        self.record_hook = PFBRecordHook()
+        self.hooks += [PFBHook(begin=0), PFBLogHook(interval=100), self.record_hook]
+        self.call('before_train')
+
+    def call(self, method, *args):
+        for hook in self.hooks:
+            getattr(hook, method)(self, *args)
 
 
 @pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])
@@ -271,27 +278,28 @@ class TestHook:
         self, strategy, no_accuracy
     ):
         model = tiny.build({'strategy': strategy})
-        hook, trainer = PFBHook(begin=0, interval=100), Trainer(model)
-        hook.before_train(trainer)
+        trainer = Trainer(model)
         images, samples = tiny.images(), tiny.samples()
         batch = dict(inputs=images, data_samples=samples)
 
         def step():
-            hook.before_train_iter(trainer, trainer.iter, batch)
+            trainer.call('before_train_iter', trainer.iter, batch)
             model.loss(images, samples)
 
         for trainer.iter in range(4):
             assert syncs(step) == []
-            hook.after_train_iter(trainer, trainer.iter, batch)
-        assert hook._fresh.candidates.tolist() == [4] * 8
-        assert hook._fresh.kept.sum() == 4 * 4
-        assert hook._fresh.timeline.pixels.sum() == 4 * 8 * 64 * 64
+            trainer.call('after_train_iter', trainer.iter, batch)
+        seen = trainer.record_hook._fresh
+        assert seen.candidates.tolist() == [4] * 8
+        assert seen.kept.sum() == 4 * 4
+        assert seen.timeline.pixels.sum() == 4 * 8 * 64 * 64
 
 
-def test_the_hook_comes_after_mmengine_has_waited_for_the_losses():
+def test_the_bookkeeping_comes_after_mmengine_has_waited_for_the_losses():
     """So it costs no wait that was not there to read what has become of the step."""
     info = RuntimeInfoHook()
-    assert get_priority(info.priority) < get_priority(PFBHook.priority)
+    for hook in (PFBLogHook, PFBRecordHook):
+        assert get_priority(info.priority) < get_priority(hook.priority)
     trainer = SimpleNamespace(
         message_hub=MessageHub('test-no-sync'), optim_wrapper=SimpleNamespace(get_lr=dict)
     )
@@ -309,8 +317,7 @@ class TestOnCuda:
     @pytest.mark.parametrize('pfb', STEPS.values(), ids=STEPS)
     def test_whole_step_never_waits(self, pfb, no_accuracy):
         model = tiny.build(pfb).cuda()
-        hook, trainer = PFBHook(begin=0, interval=100), Trainer(model)
-        hook.before_train(trainer)
+        trainer = Trainer(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, foreach=True)
         images = tiny.images().cuda()
         samples = [sample.to('cuda') for sample in tiny.samples()]
@@ -319,12 +326,12 @@ class TestOnCuda:
             if trainer.iter >= 3:  # libraries and caches are set up by now
                 torch.cuda.synchronize()
                 torch.cuda.set_sync_debug_mode('error')
-            hook.before_train_iter(trainer, trainer.iter, batch)
+            trainer.call('before_train_iter', trainer.iter, batch)
             tiny.total(model.loss(images, samples)).backward()
             optimizer.step()
             optimizer.zero_grad()
             torch.cuda.set_sync_debug_mode('default')
-            hook.after_train_iter(trainer, trainer.iter, batch)
+            trainer.call('after_train_iter', trainer.iter, batch)
         assert len(model.pfb.selection.indices) == 4
 
     def test_is_caught_where_the_pruner_waits(self, no_accuracy):

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_gather, get_rank, get_world_size
-from mmengine.hooks import Hook, LoggerHook
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
 
 from ..core.checks import check_integer, check_keys, check_number
+from ..hooks.log_entries import LogEntries
 from ..hooks.model import unwrapped
 from .infobatch_sampler import InfoBatchSampler
 from .infobatch_segmentor import InfoBatchMixin
@@ -21,7 +22,7 @@ from .infobatch_segmentor import InfoBatchMixin
 class InfoBatchHook(Hook):
     """Runs InfoBatch for a model with InfoBatchMixin whose loader has an InfoBatchSampler.
 
-    Each interval the log gets ``infobatch/kept`` (images trained on) and ``infobatch/candidates``
+    Each entry of the log gets ``infobatch/kept`` (images trained on) and ``infobatch/candidates``
     (these and the pruned ones), since the last entry and over all processes. The scores and the
     position in the data go into the checkpoints.
 
@@ -32,7 +33,8 @@ class InfoBatchHook(Hook):
             pruned takes fewer iterations, so ``max_iters`` and the learning-rate schedule have to
             be shortened, see :func:`shortened_iters`; ``delta`` counts in the epochs of the long
             run. None: ``max_iters``.
-        interval: iterations between two entries in the log; None is LoggerHook's.
+        interval: iterations between two entries in the log, beside LoggerHook's, see
+            :class:`LogEntries`.
 
     Raises:
         TypeError, ValueError: an argument is outside its range; or, before the first iteration,
@@ -55,7 +57,7 @@ class InfoBatchHook(Hook):
                 check_integer(name, value, low=1)
         self.delta = delta
         self.full_iters = full_iters
-        self.interval = interval
+        self._entries = LogEntries('infobatch/', interval)
         self._kept = 0
         self._candidates = 0.0
 
@@ -77,11 +79,6 @@ class InfoBatchHook(Hook):
         images = runner.train_dataloader.batch_size * get_world_size()
         epochs = full_iters * images / len(self._sampler)
         self._sampler.num_pruned_epochs = self.delta * epochs
-        if self.interval is None:
-            loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
-            self._interval = loggers[0].interval if loggers else 50
-        else:
-            self._interval = self.interval
         threshold = self._sampler.percentile
         print_log(
             f'InfoBatch: {self._sampler.prune_ratio:.0%} of the samples with a loss below '
@@ -104,9 +101,9 @@ class InfoBatchHook(Hook):
         self._model.weigh_images(None)
         losses = torch.stack(all_gather(self._model.image_losses), dim=1)
         self._sampler.update(self._indices.flatten(), losses.flatten())
-        if self.every_n_train_iters(runner, self._interval) or self.is_last_train_iter(runner):
+        if self._entries.due(runner, batch_idx):
             counts = {'infobatch/kept': self._kept, 'infobatch/candidates': self._candidates}
-            runner.visualizer.add_scalars(counts, step=runner.iter + 1)
+            self._entries.add(runner, batch_idx, counts)
             self._kept = 0
             self._candidates = 0.0
 

@@ -1,7 +1,9 @@
-"""The schedule, the log and the checks before training. Never touches features."""
+"""The schedule, the log, the record and the checks before training. Never touches features."""
 
 from .agreement_hook import AgreementHook
 from .budget_hook import BudgetHook
 from .pfb_hook import PFBHook
+from .pfb_log_hook import PFBLogHook
+from .pfb_record_hook import PFBRecordHook
 
-__all__ = ['AgreementHook', 'BudgetHook', 'PFBHook']
+__all__ = ['AgreementHook', 'BudgetHook', 'PFBHook', 'PFBLogHook', 'PFBRecordHook']

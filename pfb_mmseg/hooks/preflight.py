@@ -5,17 +5,30 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from pathlib import Path
 
 import torch
 from mmengine.dataset import DefaultSampler
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import find_latest_checkpoint
 from torch.utils.data import DataLoader
 
 from ..compat import find_distributions, why_no_resume
 from ..core import AdaptiveDensityEstimator, KeepQuota
+
+
+def check_only_one(hooks: Sequence[Hook], hook: Hook) -> None:
+    """Refuse a second hook of one kind, which would count everything twice.
+
+    Raises:
+        ValueError: there is one.
+    """
+    same = [other for other in hooks if isinstance(other, type(hook))]
+    if len(same) > 1:
+        name = type(hook).__name__
+        raise ValueError(f'custom_hooks has {len(same)} of {name}: expected one')
 
 
 def check_can_resume(work_dir: str | os.PathLike, load_from: str | None) -> None:
