@@ -106,6 +106,16 @@ def test_two_processes_leave_one_record_and_a_single_one_goes_on_with_it(tmp_pat
     check_against_diaries(record, tmp_path)
 
 
+def test_the_checkpoint_behind_the_last_iteration_holds_the_record_of_all_processes(tmp_path):
+    """CheckpointHook saves it off its interval, too."""
+    started = processes.start(diary_rank.run, tmp_path, 'fail_at=-1', num_ranks=2)
+    codes, outputs = processes.finish(started)
+    assert not any(codes), outputs
+    checkpoint = torch.load(tmp_path / 'iter_12.pth', weights_only=False)
+    record = SelectionRecord.from_bytes(checkpoint['pfb']['record'].numpy().tobytes())
+    check_against_diaries(record, tmp_path)
+
+
 @pytest.mark.parametrize('first', [True, False])
 def test_bookkeeping_that_custom_hooks_lists_is_not_registered_a_second_time(tmp_path, first):
     listed = [dict(type='PFBLogHook', interval=5), dict(type='PFBRecordHook')]

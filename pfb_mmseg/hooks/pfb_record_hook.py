@@ -147,6 +147,9 @@ def _checkpoint_due(runner) -> bool:
     return any(
         isinstance(hook, CheckpointHook)
         and not hook.by_epoch
-        and hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
+        and (
+            hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
+            or (hook.save_last and hook.is_last_train_iter(runner))
+        )
         for hook in runner.hooks
     )
