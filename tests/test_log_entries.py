@@ -5,7 +5,8 @@ import re
 
 import pytest
 import torch
-from demo_runs import demo_config, train
+from demo_runs import ROOT, demo_config, train
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmseg.registry import HOOKS
 from test_schedule import epochs
@@ -73,6 +74,36 @@ def test_hooks_the_line_of_the_log_and_the_backends_get_the_same_numbers_once(tm
         }
     assert {'pfb/kept', 'pfb/log_density_dropped', 'pfb/time_saved'} <= told.keys()
     assert sum(entry['pfb/candidates'] for entry in entries) == 12 * 4
+
+
+@HOOKS.register_module(force=True)
+class AsOnThePage(Hook):
+    """Runs a line of Python in each iteration."""
+
+    priority = 55
+
+    def __init__(self, line):
+        self.line, self.kept = line, []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        names = {'runner': runner}
+        exec(self.line, names)
+        self.kept.append(names['kept'])
+
+
+def test_the_hook_and_the_log_processor_of_the_page_see_them(tmp_path):
+    page = ROOT / 'docs/see-what-was-skipped.md'
+    line, config = re.findall(r'^```python\n(.*?)^```$', page.read_text(), flags=re.M | re.S)
+    hook = dict(type='AsOnThePage', line=line)
+    options = Config.fromstring(config, '.py').to_dict()
+    runner, *_ = run(tmp_path, [hook, HOOK], 24, **options)
+    entries, _ = read_scalars(tmp_path)
+    kept = [4] * 4 + [2] * 5 + [4] * 15  # of iterations 3 to 9 the first two seed
+    assert [entry['pfb/kept'] for entry in entries] == kept
+    [hook] = [hook for hook in runner.hooks if isinstance(hook, AsOnThePage)]
+    assert hook.kept == kept
+    for i in range(9, 24):
+        assert entries[i]['kept_of_10'] == pytest.approx(sum(kept[i - 9 : i + 1]) / 10)
 
 
 def test_a_loss_and_the_time_saved_are_not_averaged_a_second_time(tmp_path):

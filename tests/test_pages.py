@@ -33,6 +33,7 @@ NOT_RUN = {
 }
 # Python of these pages is run by tests of their own.
 RUN_ELSEWHERE = {
+    'docs/see-what-was-skipped.md': 'test_log_entries.py',
     'docs/several-gpus-and-resuming.md': 'test_pages.py',
     'pfb_mmseg/core/README.md': 'core/test_page.py',
     'pfb_mmseg/criteria/README.md': 'criteria/test_page.py',
