@@ -24,6 +24,8 @@ setup(
     description='Partial Forward Blocking for MMSegmentation: train on the rare images of a batch',
     license='Apache-2.0',
     packages=find_packages(include=['pfb_mmseg', 'pfb_mmseg.*']),
+    py_modules=['pfb_cli'],
+    entry_points={'console_scripts': ['pfb = pfb_cli:main']},
     python_requires='>=3.10',
     install_requires=['torch>=2.1', 'numpy'],
     extras_require={'mmseg': MMSEG, 'examples': EXAMPLES, 'test': TEST, 'dev': [*TEST, 'ruff']},

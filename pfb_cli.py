@@ -1,0 +1,21 @@
+"""The command `pfb`, which answers before it imports torch and MMSegmentation.
+
+To import any module of pfb_mmseg is to run ``pfb_mmseg/__init__.py`` first, which registers
+everything that a config can name and takes seconds. Help, mistakes, completion and ``--version``
+need nothing of it, and the latter has to answer where it fails: here the package is there from the
+start, but it is run only once the command line has been understood.
+"""
+
+import sys
+from importlib.util import find_spec, module_from_spec
+
+
+def main() -> None:
+    """Does what the command line asks for."""
+    spec = find_spec('pfb_mmseg')
+    package = sys.modules['pfb_mmseg'] = module_from_spec(spec)
+    from pfb_mmseg.commands.main import read
+
+    run = read()
+    spec.loader.exec_module(package)
+    run()
