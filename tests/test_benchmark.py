@@ -1,6 +1,5 @@
 """The arithmetic and the table of tools/benchmark.py, and the tool on a small model."""
 
-import importlib
 import json
 import os
 import statistics
@@ -14,7 +13,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from pfb_mmseg.reporting.benchmark import (
+from pfb_mmseg.commands import benchmark
+from pfb_mmseg.commands.main import call
+from pfb_mmseg.measure.benchmark import (
     Report,
     Result,
     Spread,
@@ -138,21 +139,14 @@ class TestReport:
 
 
 @pytest.fixture
-def tool(monkeypatch):
-    # Processes that measure memory import it too; they are told of this path.
-    monkeypatch.syspath_prepend(ROOT / 'tools')
-    return importlib.import_module('benchmark')
-
-
-@pytest.fixture
-def run(tool, monkeypatch, tmp_path):
+def run(monkeypatch, tmp_path):
     """Runs the tool with arguments, on the CPU unless told otherwise; returns its JSON."""
 
     def run_tool(*args, device='cpu'):
         out = tmp_path / 'out.json'
         command = ['benchmark.py', *map(str, args), '--device', device, '--out', str(out)]
         monkeypatch.setattr(sys, 'argv', command)
-        tool.main()
+        call(benchmark)
         return json.loads(out.read_text())
 
     return run_tool
@@ -204,7 +198,7 @@ class TestTool:
         assert report['results'][1]['syncs'] is None  # there is no GPU
 
     @pytest.mark.usefixtures('one_thread')
-    def test_takes_channels_last_and_a_compiler(self, run, tool, monkeypatch):
+    def test_takes_channels_last_and_a_compiler(self, run, monkeypatch):
         formats, backends = [], []
 
         def watch(function, backend):

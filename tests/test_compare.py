@@ -2,7 +2,6 @@
 
 import copy
 import csv
-import importlib
 import io
 import json
 import os
@@ -20,7 +19,9 @@ from test_tools import CONFIG, write_data
 
 import pfb_mmseg
 from pfb_mmseg.baselines.methods import apply_method
-from pfb_mmseg.reporting.comparison import Outcome, iters_in, markdown, plot, summarise
+from pfb_mmseg.measure import runs
+from pfb_mmseg.measure.comparison import Outcome, iters_in, markdown, plot, summarise
+from pfb_mmseg.record.versions import this_code
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / 'tools/compare.py'
@@ -149,29 +150,26 @@ folder.mkdir(parents=True)
 
 
 class TestReuse:
-    """What becomes of a finished run; a stub takes the place of tools/train.py."""
+    """What becomes of a finished run; a stub takes the place of `pfb train`."""
 
-    @pytest.fixture
-    def runs(self, tmp_path, monkeypatch):
-        monkeypatch.syspath_prepend(ROOT / 'tools')
-        runs = importlib.import_module('_runs')
-        (tmp_path / 'tools').mkdir()
-        (tmp_path / 'tools/train.py').write_text(STUB)
+    @pytest.fixture(autouse=True)
+    def code(self, tmp_path, monkeypatch):
+        """A checkout, whose package takes the place of this one."""
+        (tmp_path / 'stub.py').write_text(STUB)
         (tmp_path / 'config.py').write_text('lr = 1')
         package = tmp_path / 'checkout/pfb_mmseg'
         package.mkdir(parents=True)
         (package / '__init__.py').write_text('a = 1')
         self.commit(tmp_path)
-        monkeypatch.setattr(runs, 'ROOT', tmp_path)
+        monkeypatch.setattr(runs, 'TRAIN', (str(tmp_path / 'stub.py'),))
         monkeypatch.setattr(pfb_mmseg, '__file__', str(package / '__init__.py'))
-        return runs
 
     def commit(self, tmp_path):
         git = ['git', '-C', str(tmp_path / 'checkout'), '-c', 'user.name=a', '-c', 'user.email=b']
         for command in (['init', '-q'], ['add', '.'], ['commit', '-q', '-m', 'x']):
             subprocess.run([*git, *command], check=True)
 
-    def train(self, runs, tmp_path, reuse='same'):
+    def train(self, tmp_path, reuse='same'):
         """What was printed."""
         console = Console(width=500, file=io.StringIO())
         with runs.progress_bar(console) as progress:
@@ -181,44 +179,57 @@ class TestReuse:
         assert run.miou == 50
         return console.file.getvalue()
 
-    def test_a_run_of_the_same_code_is_reused_whatever_else_was_committed(self, runs, tmp_path):
-        assert 'one: mIoU 50.00' in self.train(runs, tmp_path)
-        first = runs.this_code()['version']
+    def test_a_run_of_the_same_code_is_reused_whatever_else_was_committed(self, tmp_path):
+        assert 'one: mIoU 50.00' in self.train(tmp_path)
+        first = this_code()['version']
         (tmp_path / 'checkout/README.md').write_text('words')
         self.commit(tmp_path)
-        assert runs.this_code()['version'] != first
-        assert f'one: reused, finished before by {first}' in self.train(runs, tmp_path)
+        assert this_code()['version'] != first
+        assert f'one: reused, finished before by {first}' in self.train(tmp_path)
 
     @pytest.mark.parametrize('committed', [True, False])
-    def test_a_run_of_other_code_is_made_again_or_reused_on_request(
-        self, runs, tmp_path, committed
-    ):
-        self.train(runs, tmp_path)
-        first = runs.this_code()['version']
+    def test_a_run_of_other_code_is_made_again_or_reused_on_request(self, tmp_path, committed):
+        self.train(tmp_path)
+        first = this_code()['version']
         (tmp_path / 'checkout/pfb_mmseg/__init__.py').write_text('a = 2')
         if committed:
             self.commit(tmp_path)
-        assert runs.this_code()['version'].endswith('+dirty)') == (not committed)
-        told = self.train(runs, tmp_path, 'any')
+        assert this_code()['version'].endswith('+dirty)') == (not committed)
+        told = self.train(tmp_path, 'any')
         assert f'reused as --reuse any says, finished before by {first}' in told
-        told = self.train(runs, tmp_path)
+        told = self.train(tmp_path)
         assert f'run again: finished before by {first}, whose code is not that of' in told
         assert 'one: mIoU 50.00' in told
-        assert 'one: reused' in self.train(runs, tmp_path)
+        assert 'one: reused' in self.train(tmp_path)
 
-    def test_another_config_is_another_run(self, runs, tmp_path):
-        self.train(runs, tmp_path)
+    def test_another_config_is_another_run(self, tmp_path):
+        self.train(tmp_path)
         (tmp_path / 'config.py').write_text('lr = 2')
-        told = self.train(runs, tmp_path, 'any')
+        told = self.train(tmp_path, 'any')
         assert 'had another command or config' in told and 'one: mIoU 50.00' in told
 
-    def test_a_stamp_of_0_1_does_not_say_what_code_made_it(self, runs, tmp_path):
-        self.train(runs, tmp_path)
+    def test_a_stamp_of_0_1_does_not_say_what_code_made_it(self, tmp_path):
+        self.train(tmp_path)
         stamp = tmp_path / 'run/finished'
         made = json.loads(stamp.read_text())
         stamp.write_text('\n'.join(made['command']) + '\n\n' + made['config'])
-        assert 'reused as --reuse any says' in self.train(runs, tmp_path, 'any')
-        assert 'by pfb_mmseg 0.1 (commit not noted), whose code' in self.train(runs, tmp_path)
+        assert 'reused as --reuse any says' in self.train(tmp_path, 'any')
+        assert 'by pfb_mmseg 0.1 (commit not noted), whose code' in self.train(tmp_path)
+
+    @pytest.mark.parametrize(
+        'other', [[], ['-m', 'torch.distributed.run', '--nproc_per_node', '2']]
+    )
+    def test_a_run_that_a_file_in_tools_made_is_the_same_but_for_its_processes(
+        self, tmp_path, other
+    ):
+        self.train(tmp_path)
+        stamp = tmp_path / 'run/finished'
+        made = json.loads(stamp.read_text())
+        assert made['command'][1] == str(tmp_path / 'stub.py')
+        made['command'][1:2] = [*other, '/somewhere/else/tools/train.py']
+        stamp.write_text(json.dumps({**made, 'code': {'version': 'pfb_mmseg 0.1', 'digest': ''}}))
+        told = self.train(tmp_path, 'any')
+        assert ('had another command' if other else 'reused as --reuse any says') in told
 
 
 @pytest.mark.parametrize(
@@ -252,7 +263,6 @@ class TestReuse:
 )
 def test_a_mistake_is_told_before_anything_runs(folder, monkeypatch, capsys, arguments, sentence):
     monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(ROOT / 'tools')
     monkeypatch.setattr('sys.argv', ['compare.py', 'small.py', *arguments, '--work-dir', 'none'])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(TOOL), run_name='__main__')

@@ -19,7 +19,8 @@ from PIL import Image
 
 from pfb_mmseg.baselines.methods import set_iters
 from pfb_mmseg.compat import find_distributions, why_no_resume
-from pfb_mmseg.reporting import SelectionRecord, read_scalars
+from pfb_mmseg.record import SelectionRecord
+from pfb_mmseg.reporting import read_scalars
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 ALL = sorted(path for path in CONFIGS.glob('*/*.py') if path.parent.name != '_base_')

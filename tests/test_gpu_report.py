@@ -12,7 +12,10 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from pfb_mmseg.measure import gpu_page, gpu_report, jobs
+from pfb_mmseg.commands import compare as compare_command
+from pfb_mmseg.commands import gpu_report as gpu_report_command
+from pfb_mmseg.commands.main import call
+from pfb_mmseg.measure import compare, decision, gpu_page, gpu_report, jobs
 from pfb_mmseg.measure.jobs import Done, Job, Jobs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +27,6 @@ MADE_BY = {'device': 'a GPU'}
 @pytest.fixture
 def in_process(monkeypatch, tmp_path):
     """Runs a tool here, where everything is imported already; returns the calls that were made."""
-    monkeypatch.syspath_prepend(ROOT / 'tools')
     monkeypatch.chdir(ROOT)
     calls = []
 
@@ -39,13 +41,13 @@ def in_process(monkeypatch, tmp_path):
             arguments = arguments[start:launcher] + arguments[launcher + 2 :]
             # MMEngine keeps one visualizer of a name, with the folder of the first.
             arguments += ['--cfg-options', f'visualizer.name=toy-{log.parent.name}']
-        tool = importlib.import_module(Path(arguments[0]).stem)
+        command = importlib.import_module(f'pfb_mmseg.commands.{Path(arguments[0]).stem}')
         monkeypatch.setattr(sys, 'argv', [*arguments])
         threads = torch.get_num_threads()
         output, status = io.StringIO(), 0  # MMEngine's loggers hold on to it
         with redirect_stdout(output):
             try:
-                tool.main()
+                call(command)
             except SystemExit as stop:
                 status = int(stop.code or 0)
             finally:
@@ -57,24 +59,21 @@ def in_process(monkeypatch, tmp_path):
     # What it makes is tested in test_training_features.py; here it would take most of the time.
     monkeypatch.setattr(torch, 'compile', lambda function, backend: function)
     monkeypatch.setenv('LOCAL_RANK', '0')
-    # benchmark_core counts a hundred decisions, which takes the profiler seconds.
-    core = importlib.import_module('benchmark_core')
-    monkeypatch.setattr(core.print_launches, '__defaults__', (2,))
+    # It counts a hundred decisions, which takes the profiler seconds.
+    monkeypatch.setattr(decision.print_launches, '__defaults__', (2,))
     return calls
 
 
 @pytest.fixture
 def tool(monkeypatch, tmp_path, one_thread):
     """Runs the tool itself; returns its report and its JSON."""
-    monkeypatch.syspath_prepend(ROOT / 'tools')
-    module = importlib.import_module('gpu_report')
 
     def run(*arguments):
         command = ['gpu_report.py', *map(str, arguments), '--work-dir', str(tmp_path / 'out')]
         with monkeypatch.context() as patch:
             patch.setattr(sys, 'argv', command)
             patch.setenv('CUDA_VISIBLE_DEVICES', '')
-            module.main()
+            call(gpu_report_command)
         page = (tmp_path / 'out/gpu_report.md').read_text()
         return page, json.loads((tmp_path / 'out/gpu_report.json').read_text())
 
@@ -274,9 +273,7 @@ class TestCommands:
         assert '| a table |' in page
 
     def test_compare_takes_what_camvid_asks_for(self, tmp_path, monkeypatch):
-        monkeypatch.syspath_prepend(ROOT / 'tools')
         monkeypatch.chdir(ROOT)
-        compare = importlib.import_module('compare')
         planned = []
         monkeypatch.setattr(compare, 'run_all', lambda rows, *args: planned.extend(rows))
         monkeypatch.setattr(compare, 'report', lambda *args: None)
@@ -285,7 +282,7 @@ class TestCommands:
         methods = gpu_report.CAMVID_METHODS
         job = gpu_report._compare(setting, started, 'methods', methods, 100, [0, 1])
         monkeypatch.setattr(sys, 'argv', [*job.arguments])
-        compare.main()
+        call(compare_command)
         assert len(planned) == gpu_report._CAMVID_RUNS
         assert {row.method for row in planned} == {*methods, 'long-hard'} - {'long'}
         for row in planned:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from demo_runs import demo_config, read_diaries, train
 
-from pfb_mmseg.reporting import SelectionRecord
+from pfb_mmseg.record import SelectionRecord
 from pfb_mmseg.reporting.images import ImageSet
 from pfb_mmseg.reporting.label_noise import kept_rates
 from pfb_mmseg.reporting.run import RunFiles

@@ -12,7 +12,8 @@ import torch
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-from pfb_mmseg.reporting import SelectionRecord, class_pixels, read_scalars
+from pfb_mmseg.record import SelectionRecord, class_pixels
+from pfb_mmseg.reporting import read_scalars
 
 CLASSES = ['road', 'sky']
 

@@ -18,9 +18,9 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from PIL import Image
 
-from pfb_mmseg.reporting import SelectionRecord
+from pfb_mmseg.datasets.check import check_config
+from pfb_mmseg.record import SelectionRecord
 from pfb_mmseg.reporting.browse import write_ranking
-from pfb_mmseg.reporting.dataset_check import check_config
 from pfb_mmseg.reporting.images import ImageSet
 from pfb_mmseg.reporting.report import group_of, groups_by_kept_rate, write_report
 from pfb_mmseg.reporting.run import RunFiles, load_checkpoint

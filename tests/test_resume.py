@@ -17,7 +17,7 @@ from interruptible import ITERATIONS
 from mmengine.config import Config
 
 from pfb_mmseg.core import Selection, SelectionStatistics
-from pfb_mmseg.reporting import SelectionRecord
+from pfb_mmseg.record import SelectionRecord
 
 # How long something took is no decision.
 TIMES = ('time', 'data_time', 'memory', 'pfb/time_saved', 'pfb/step_time_saved')

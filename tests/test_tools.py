@@ -15,7 +15,7 @@ from mmengine.config import Config
 
 from pfb_mmseg import PFBMixin, apply_pfb
 from pfb_mmseg.compat import find_distributions, why_no_resume
-from pfb_mmseg.reporting import SelectionRecord
+from pfb_mmseg.record import SelectionRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """

@@ -15,7 +15,7 @@ from mmengine.runner._flexible_runner import FlexibleRunner
 from torch.testing import assert_close
 from wrapped_rank import FLEXIBLE, SAVED, STRATEGIES, WRAPPERS
 
-from pfb_mmseg.reporting import SelectionRecord
+from pfb_mmseg.record import SelectionRecord
 
 RANKS = 2
 

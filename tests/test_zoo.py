@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from pfb_mmseg.reporting import coverage
+from pfb_mmseg.measure import coverage, zoo
 
 # Where each family is blocked, its channels there, and whether it is a chain of stages.
 EXPECTED = {
@@ -41,9 +41,9 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize('path', coverage.QUICK)
+@pytest.mark.parametrize('path', zoo.QUICK)
 def test_a_model_of_each_family_trains_on_the_kept_images(path):
-    combination = coverage.read_combination(coverage.zoo_root() / path, coverage.QUICK[path])
+    combination = zoo.read_combination(zoo.zoo_root() / path, zoo.QUICK[path])
     result = coverage.cover(combination)
     gc.collect()
     assert result.plain and result.pfb, result.reason
@@ -57,14 +57,14 @@ def test_a_model_of_each_family_trains_on_the_kept_images(path):
 
 
 def test_the_quick_subset_has_every_family_of_backbones():
-    combinations = coverage.quick_combinations(coverage.zoo_root())
+    combinations = zoo.quick_combinations(zoo.zoo_root())
     assert {combination.backbone for combination in combinations} == set(EXPECTED)
-    assert {combination.segmentor for combination in combinations} == set(coverage.SEGMENTORS)
+    assert {combination.segmentor for combination in combinations} == set(zoo.SEGMENTORS)
 
 
 def test_configs_are_listed_without_their_parts_and_small_models_first():
-    root = coverage.zoo_root()
-    paths = [path.relative_to(root) for path in coverage.list_configs(root)]
+    root = zoo.zoo_root()
+    paths = [path.relative_to(root) for path in zoo.list_configs(root)]
     assert not any('_base_' in path.parts for path in paths)
     first = [path.name.split('_4xb')[0] for path in paths if path.parent == Path('fcn')]
     assert first.index('fcn_r18-d8') < first.index('fcn_r50-d8') < first.index('fcn_r101-d8')
@@ -76,7 +76,7 @@ def test_a_combination_that_cannot_run_here_says_why(tmp_path):
         "model = dict(type='EncoderDecoder', backbone=dict(type='NoSuchNet'), "
         "decode_head=[dict(type='FCNHead'), dict(type='OCRHead')])"
     )
-    result = coverage.cover(coverage.read_combination(config))
+    result = coverage.cover(zoo.read_combination(config))
     assert not result.plain and not result.pfb
     assert 'NoSuchNet' in result.reason
     assert coverage.to_line(result).startswith(

@@ -11,7 +11,7 @@ from mmengine.runner import get_priority
 
 from ..blocking import is_sharded
 from ..core.checks import check_integer, check_keys
-from ..reporting.versions import installed_versions
+from ..record.versions import installed_versions
 from .model import find_filter, unwrapped
 from .pfb_log_hook import PFBLogHook
 from .pfb_record_hook import PFBRecordHook

@@ -14,8 +14,8 @@ from mmengine.registry import HOOKS
 
 from ..core import Selection
 from ..core.ranks import Ranks
-from ..reporting import RECORD_NAME, SelectionRecord, class_pixels
-from ..reporting.files import write_atomically
+from ..record import RECORD_NAME, SelectionRecord, class_pixels
+from ..record.files import write_atomically
 from .model import find_filter
 from .preflight import check_only_one
 

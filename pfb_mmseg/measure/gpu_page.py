@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from ..record.files import write_atomically
 from .gpu_report import CRITERIA, PARTS, RECIPES, Setting
 from .jobs import Done
 
@@ -83,6 +86,26 @@ def aims(parts: Mapping[str, Sequence[Done]]) -> list[Aim]:
         ),
         _at_most('kernels of a decision', LAUNCHES, [('', number) for number in launches], '.1f'),
     ]
+
+
+def write(
+    folder: Path,
+    setting: Setting,
+    about: Mapping[str, str],
+    absent: Mapping[str, Sequence[str]],
+    parts: Mapping[str, Sequence[Done]],
+) -> None:
+    """Write ``gpu_report.md``, see :func:`markdown`, and everything in ``gpu_report.json``."""
+    everything = {
+        'about': about,
+        'missing': absent,
+        'aims': [asdict(aim) for aim in aims(parts)],
+        'parts': {name: [asdict(one) for one in done] for name, done in parts.items()},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    page = markdown(setting, about, absent, parts)
+    write_atomically(folder / 'gpu_report.md', page.encode())
+    write_atomically(folder / 'gpu_report.json', (json.dumps(everything, indent=1) + '\n').encode())
 
 
 def markdown(

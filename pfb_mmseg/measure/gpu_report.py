@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..reporting.files import write_atomically
+from ..record.files import write_atomically
 from .jobs import ROOT, Done, Job, Jobs
 
 SIZES = ('full', 'moderate', 'toy')
@@ -502,7 +502,7 @@ def _last_line(folder: Path) -> dict[str, str]:
 
 
 def _zoo() -> Path | None:
-    from ..reporting.coverage import zoo_root
+    from .zoo import zoo_root
 
     try:
         return zoo_root()

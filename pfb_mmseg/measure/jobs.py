@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..reporting.files import write_atomically
+from ..record.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]  # the checkout: tools, tests and configs lie there
 Execute = Callable[[list[str], Path, float], int]

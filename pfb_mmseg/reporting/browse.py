@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 from pathlib import Path, PurePosixPath
 
@@ -11,8 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from ..core.selection import LOG_DENSITY
+from ..progress import Tell, tell_nobody
+from ..record.files import write_atomically
 from . import page
-from .files import write_atomically
 from .images import ImageSet
 from .page import Picture
 from .scores import words_for
@@ -24,6 +26,7 @@ def write_ranking(
     out_dir: str | os.PathLike,
     num_images: int = 24,
     score_name: str = LOG_DENSITY,
+    tell: Tell = tell_nobody,
 ) -> tuple[Path, Path]:
     """Write ``ranking.csv`` (rank, path, score) and ``index.html``.
 
@@ -35,6 +38,7 @@ def write_ranking(
         out_dir: made if need be.
         num_images: in each of the two galleries, of the first and of the last ones.
         score_name: what ``score`` is; heads its column.
+        tell: is told how many pictures are drawn.
 
     Returns:
         Paths of the two files.
@@ -50,25 +54,25 @@ def write_ranking(
     writer.writerows((rank, paths[i], f'{values[i]:.4f}') for rank, i in enumerate(order, start=1))
     write_atomically(out_dir / 'ranking.csv', text.getvalue().encode(errors='surrogateescape'))
 
-    def show(chosen: np.ndarray) -> str:
-        return page.gallery(
-            [
-                Picture(
-                    images.picture(paths[i]),
-                    PurePosixPath(paths[i].replace('\\', '/')).stem,
-                    f'{words.label} {values[i]:.3g}',
-                )
-                for i in chosen
-            ]
-        )
-
     scored = order[np.isfinite(values[order])]
+    first, last = scored[:num_images], scored[::-1][:num_images]
+    drawn = itertools.count(1)
+
+    def show(chosen: np.ndarray) -> str:
+        pictures = []
+        for i in chosen:
+            name = PurePosixPath(paths[i].replace('\\', '/')).stem
+            remark = f'{words.label} {values[i]:.3g}'
+            pictures.append(Picture(images.picture(paths[i]), name, remark))
+            tell('Drawing images', next(drawn), len(first) + len(last))
+        return page.gallery(pictures)
+
     content = page.page(
         words.heading,
         f'{len(paths):,} images by their {words.label} under the model, the ground truth drawn '
         'over them',
-        page.section(words.first.capitalize(), words.about_sought, show(scored[:num_images])),
-        page.section(words.last.capitalize(), words.about_others, show(scored[::-1][:num_images])),
+        page.section(words.first.capitalize(), words.about_sought, show(first)),
+        page.section(words.last.capitalize(), words.about_others, show(last)),
     )
     write_atomically(out_dir / 'index.html', content.encode())
     return out_dir / 'ranking.csv', out_dir / 'index.html'

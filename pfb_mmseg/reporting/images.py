@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import cv2
 import numpy as np
@@ -11,7 +10,8 @@ from mmcv.transforms import Compose
 from mmengine import fileio
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmseg.registry import DATASETS
+
+from ..datasets.leaves import build_lazily, leaf_configs
 
 _SHADE = 0.5  # of the labels over the image
 
@@ -93,19 +93,6 @@ class ImageSet:
         if not done:
             raise OSError(f'{path} cannot be encoded as JPEG')
         return data.tobytes()
-
-
-def leaf_configs(dataset: dict) -> list[dict]:
-    """The data sets inside ConcatDataset, RepeatDataset and the like, or the one there is."""
-    inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else [])
-    if not inner:
-        return [dataset]
-    return [leaf for part in inner for leaf in leaf_configs(part)]
-
-
-def build_lazily(leaf: dict, pipeline: list | None = None) -> Any:
-    """A data set that has not looked for its files yet, with another pipeline (none)."""
-    return DATASETS.build({**leaf, 'pipeline': pipeline or [], 'lazy_init': True})
 
 
 def without_annotations(pipeline: list) -> list:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .record import SelectionRecord
+from ..record import SelectionRecord
 
 
 class KeptRates(NamedTuple):

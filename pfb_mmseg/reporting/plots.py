@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from .record import Timeline
+from ..record.counts import Timeline
 from .scores import ScoreWords
 
 ACCENT, GREY, INK = '#2563eb', '#b6bcc6', '#374151'

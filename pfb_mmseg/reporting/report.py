@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 
+from ..progress import Tell, tell_nobody
+from ..record import SelectionRecord
+from ..record.files import write_atomically
 from . import page, plots
-from .files import write_atomically
 from .images import ImageSet
 from .page import Picture
-from .record import SelectionRecord
 from .run import RunFiles
 from .scores import words_for
 
@@ -26,7 +28,7 @@ def write_report(
     out_dir: str | os.PathLike | None = None,
     num_images: int = 12,
     scan_seconds: float = 20,
-    say: Callable[[str], None] = lambda sentence: None,
+    tell: Tell = tell_nobody,
 ) -> Path:
     """Write ``index.html``, which needs no other file, and its plots as PNG.
 
@@ -36,7 +38,7 @@ def write_report(
         num_images: in each gallery.
         scan_seconds: how long to look for the images closest to the busiest centroids; 0 leaves
             them out. A large data set is looked at in part.
-        say: told what is being done.
+        tell: is told what is being done, and how far it is.
 
     Returns:
         Path of the page.
@@ -45,6 +47,7 @@ def write_report(
         FileNotFoundError: nothing was logged in ``work_dir``.
         ValueError: the run had no PFBHook.
     """
+    tell('Reading the run', 0, None)
     run = RunFiles(work_dir)
     if not any('pfb/kept' in entry for entry in run.train) and run.record is None:
         raise ValueError(f'the run in {work_dir} logged nothing of PFB: was PFBHook in its config?')
@@ -61,7 +64,7 @@ def write_report(
     galleries = []
     if run.record is not None and len(run.record):
         sections[2:2] = _groups(run.record)  # where the two columns come out even
-        galleries = _galleries(run, num_images, scan_seconds, say)
+        galleries = _galleries(run, num_images, scan_seconds, tell)
     content = page.page(
         f'What was skipped: {run.name}',
         _status(run),
@@ -200,25 +203,21 @@ def _groups(record: SelectionRecord) -> list[str]:
     ]
 
 
-def _galleries(
-    run: RunFiles, num_images: int, scan_seconds: float, say: Callable[[str], None]
-) -> list[str]:
+def _galleries(run: RunFiles, num_images: int, scan_seconds: float, tell: Tell) -> list[str]:
     record = run.record
-    kept, dropped = record.kept, record.candidates - record.kept
+    paths, kept, dropped = record.paths, record.kept, record.candidates - record.kept
     score, words = record.mean_score, words_for(record.score_name or '')
-    say('Looking for the images')
+    tell('Listing the images of the data set', 0, None)
     images = _image_set(run)
+    drawn = itertools.count(1)
 
     def show(order: np.ndarray) -> str:
-        pictures = [
-            _picture(
-                images,
-                record.paths[i],
-                f'kept {record.kept[i]} of {record.candidates[i]}'
-                + (f'; {words.label} {score[i]:.3g}' if np.isfinite(score[i]) else ''),
-            )
-            for i in order[:num_images]
-        ]
+        pictures = []
+        for i in order[:num_images]:
+            remark = f'kept {record.kept[i]} of {record.candidates[i]}'
+            remark += f'; {words.label} {score[i]:.3g}' if np.isfinite(score[i]) else ''
+            pictures.append(_picture(images, paths[i], remark))
+            tell('Drawing images', next(drawn), 2 * min(num_images, len(order)))
         return page.gallery(pictures)
 
     # Between images of equal counts: those that the criterion seeks first, or last.
@@ -237,9 +236,8 @@ def _galleries(
         ),
     ]
     if images is not None and run.estimator and scan_seconds > 0:
-        say(f'Looking for the images closest to the centroids, {scan_seconds:g} s at most')
         try:
-            parts += _closest(run, images, scan_seconds)
+            parts += _closest(run, images, scan_seconds, tell)
         except (OSError, ValueError) as error:
             run.notes.append(f'The images closest to the centroids could not be found: {error}')
     return parts
@@ -269,14 +267,18 @@ def _picture(images: ImageSet | None, path: str, remark: str) -> Picture:
         return Picture(None, path, f'{remark}; its file is not there any more')
 
 
-def _closest(run: RunFiles, images: ImageSet, seconds: float) -> list[str]:
+def _closest(run: RunFiles, images: ImageSet, seconds: float, tell: Tell) -> list[str]:
     """A gallery of the images next to the centroids that stand for most (Eq. 7)."""
     from .scan import Scanner
 
     scanner = Scanner(run.config, run.checkpoint)
     order = np.random.default_rng(0).permutation(len(images.infos))
     paths = np.array(list(images.infos), dtype=object)[order]
-    x = scanner.observe([images.infos[path] for path in paths], seconds=seconds)
+    x = scanner.observe(
+        [images.infos[path] for path in paths],
+        seconds=seconds,
+        progress=lambda done: tell(f'Running the model, {seconds:g} s at most', done, len(paths)),
+    )
     counts = run.estimator['counts']
     busiest = counts.argsort(descending=True, stable=True)[:_CENTROIDS_SHOWN]
     distance = torch.cdist(run.estimator['centroids'][busiest].double(), x.double())

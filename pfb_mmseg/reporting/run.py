@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
 from ..core.estimator import read_estimate
-from .record import RECORD_NAME, SelectionRecord
+from ..record import RECORD_NAME, SelectionRecord
 from .scalars import read_scalars
 
 # The second one is version 0.1's.

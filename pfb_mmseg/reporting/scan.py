@@ -20,10 +20,11 @@ from torch.nn import functional as F
 from ..core import AdaptiveDensityEstimator
 from ..core.criterion import CRITERIA
 from ..core.draws import generator_of
+from ..datasets.leaves import leaf_configs
 from ..segmentors.apply import apply_pfb
 from ..segmentors.candidates import SegmentorCandidates
 from ..segmentors.heads import label_maps, nearest
-from .images import leaf_configs, without_annotations
+from .images import without_annotations
 from .run import load_checkpoint
 
 _IGNORE = 255

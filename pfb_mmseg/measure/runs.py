@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pfb_mmseg.hooks.budget_hook import BUDGET_NAME
-from pfb_mmseg.reporting import read_scalars
-from pfb_mmseg.reporting.versions import this_code
+from ..hooks.budget_hook import BUDGET_NAME
+from ..record.versions import this_code
+from ..reporting import read_scalars
 
-ROOT = Path(__file__).resolve().parent.parent
-REUSE = ('same', 'any')
+# What a Python is asked for to train; works from a checkout and from an installed wheel.
+TRAIN = ('-m', 'pfb_mmseg.commands', 'train')
+_PACKAGES = Path(__file__).resolve().parents[2]  # the folder that this package lies in
 
 
 class Run:
@@ -57,7 +60,8 @@ class Run:
         return np.array([entry.get(key, np.nan) for entry in self.train])
 
 
-def progress_bar(console) -> Progress:
+def progress_bar(console: Console) -> Progress:
+    """For :func:`train`, of one run or several at a time."""
     return Progress(
         TextColumn('{task.description}'),
         BarColumn(),
@@ -76,7 +80,7 @@ def train(
     num_processes: int = 1,
     reuse: str = 'same',
 ) -> Run:
-    """Run tools/train.py from scratch in ``work_dir`` and follow its log.
+    """Run the command `pfb train` from scratch in ``work_dir`` and follow its log.
 
     A work dir that holds a finished run of the very same command and config is taken as it is, if
     the same code of this package made it. What is decided, and why, is printed.
@@ -95,7 +99,7 @@ def train(
     if num_processes > 1:
         command += ['-m', 'torch.distributed.run', '--standalone']
         command += ['--nproc_per_node', str(num_processes)]
-    command += [str(ROOT / 'tools/train.py'), str(config), '--work-dir', str(work_dir)]
+    command += [*TRAIN, str(config), '--work-dir', str(work_dir)]
     if num_processes > 1:
         command += ['--launcher', 'pytorch']
     if options:
@@ -115,7 +119,11 @@ def train(
     with (
         open(work_dir / 'console.log', 'w') as log,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            env=_with_this_package(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         ) as process,
     ):
         for line in process.stdout:
@@ -132,16 +140,6 @@ def train(
     return run
 
 
-def add_reuse_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--reuse',
-        choices=REUSE,
-        default='same',
-        help='finished runs of the same command and config that are kept: those that the same code '
-        'of pfb_mmseg made, or those that any version made (default: %(default)s)',
-    )
-
-
 def _judge(stamp: str, made_from: dict, code: dict[str, str], reuse: str) -> tuple[bool, str]:
     """Whether a finished run is taken as it is, and the reason in words."""
     try:
@@ -152,7 +150,7 @@ def _judge(stamp: str, made_from: dict, code: dict[str, str], reuse: str) -> tup
         found = {'command': command.split('\n'), 'config': config}
         maker = {'version': 'pfb_mmseg 0.1 (commit not noted)', 'digest': ''}
     by = f'by {maker["version"]}'
-    if found != made_from:
+    if _asked_for(found) != _asked_for(made_from):
         return False, f'run again: the one finished {by} had another command or config'
     if maker['digest'] == code['digest']:
         return True, f'reused, finished before {by}'
@@ -162,3 +160,28 @@ def _judge(stamp: str, made_from: dict, code: dict[str, str], reuse: str) -> tup
         f'run again: finished before {by}, whose code is not that of {code["version"]} '
         '(--reuse any keeps such runs)'
     )
+
+
+def _asked_for(made_from: dict) -> dict:
+    """What a run is made from, whichever way training was called: it once was a file in tools/."""
+    command = made_from.get('command', [])
+    return {**made_from, 'command': _without(command, TRAIN) or _without_tool(command)}
+
+
+def _without(command: Sequence[str], part: Sequence[str]) -> list[str] | None:
+    """A command less some successive words of it; None where these are not in it."""
+    for start in range(len(command)):
+        if tuple(command[start : start + len(part)]) == tuple(part):
+            return [*command[:start], *command[start + len(part) :]]
+    return None
+
+
+def _without_tool(command: Sequence[str]) -> list[str]:
+    return [word for word in command if Path(word).parts[-2:] != ('tools', 'train.py')]
+
+
+def _with_this_package() -> dict[str, str]:
+    """The environment of a process that is to import this package, whatever folder it is called in
+    and whichever version is installed."""
+    path = os.pathsep.join(filter(None, [str(_PACKAGES), os.environ.get('PYTHONPATH')]))
+    return {**os.environ, 'PYTHONPATH': path, 'PYTHONSAFEPATH': '1'}

@@ -16,7 +16,7 @@ from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 from PIL import Image, UnidentifiedImageError
 
-from .images import build_lazily, leaf_configs
+from .leaves import build_lazily, leaf_configs
 
 PARTS = ('train', 'val', 'test')
 

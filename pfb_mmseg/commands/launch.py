@@ -1,9 +1,8 @@
-"""What the tools have in common: how arguments and configs are read, and a run is prepared."""
+"""What the commands do with a config before a run: read it, and prepare the launch."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
 from collections.abc import Iterator
@@ -11,98 +10,40 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NoReturn
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
+from mmengine.device import get_device
 
-from pfb_mmseg.compat import find_distributions, why_no_resume
-
-
-class ToolParser(argparse.ArgumentParser):
-    """An argument parser that names the option which a misspelt one is likely to mean."""
-
-    def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix('unrecognized arguments: ').split('=')[0].split()
-        known = [*self._option_string_actions]
-        near = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []
-        hint = f' (did you mean {near[0]}?)' if message.startswith('unrecognized') and near else ''
-        super().error(f'{message}{hint}')
+from ..compat import find_distributions, why_no_resume
+from ..shipped import find_config
 
 
-class KeyValueAction(DictAction):
-    """Reads KEY=VALUE pairs, and says so where it gets something else."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        for value in values:
-            if not value.partition('=')[0] or '=' not in value:
-                raise argparse.ArgumentError(self, f'{value!r}: expected KEY=VALUE')
-        super().__call__(parser, namespace, values, option_string)
-
-
-def seed_number(text: str) -> int:
-    """The type of an argument that is a seed."""
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f'{text!r}: expected an integer in [0, 2**32)')
-    return int(text)
-
-
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that both tools have, named as mmseg users know them."""
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
-    add_config_options(parser)
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes of a distributed run were started',
-    )
-    parser.add_argument(
-        '--local_rank', '--local-rank', type=int, default=0, help='set by a launcher'
-    )
-
-
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Adds --cfg-options."""
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=KeyValueAction,
-        metavar='KEY=VALUE',
-        help='settings that override the config, e.g. model.pfb.prune_ratio=0.5 '
-        'optim_wrapper.optimizer.lr=0.02; lists as key="[a,b]" without spaces',
-    )
-
-
-def read_config(path: str, options: dict | None, needs: str = 'model') -> Config:
+def read_config(name: str, options: dict | None, needs: str = 'model') -> Config:
     """Reads the config of a segmentor, with the options of --cfg-options merged in.
 
     Args:
-        path: config file.
+        name: config file, or the name of one that comes with this package.
         options: of --cfg-options.
         needs: name of a dict that the config must have.
+
+    Returns:
+        The config; its ``filename`` is the file's.
 
     Raises:
         ValueError: There is no such file, it cannot be read, or lacks what is needed.
     """
-    if not Path(path).is_file():
-        raise ValueError(f'config {path!r} is not a file')
+    path = find_config(name)
     try:
         cfg = Config.fromfile(path)
     except (OSError, SyntaxError) as error:
-        raise ValueError(f'config {path!r} cannot be read: {error}') from error
+        raise ValueError(f'config {name!r} cannot be read: {error}') from error
     try:
         cfg.merge_from_dict(options or {})
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f'--cfg-options do not fit the config: {error}') from error
     if not isinstance(cfg.get(needs), dict):
-        raise ValueError(f'config {path!r} has no {needs}: expected the config of a segmentor')
+        raise ValueError(f'config {name!r} has no {needs}: expected the config of a segmentor')
     return cfg
 
 
@@ -122,7 +63,7 @@ def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Co
     The work dir is, in this order: --work-dir, the config's, ./work_dirs/<name of the config>.
     """
     cfg = named_config(parser, args)
-    default = str(Path('work_dirs', Path(args.config).stem))
+    default = str(Path('work_dirs', Path(cfg.filename).stem))
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or default
     cfg.launcher = args.launcher
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -143,6 +84,55 @@ def prepare_cpu_launch(cfg: Config) -> None:
             device_ids=None,
         )
     say('No GPU: the processes talk over gloo, and the model is wrapped for the CPU.')
+
+
+def turn_on_amp(cfg: Config) -> None:
+    """Makes the optimizer wrapper one with mixed precision and dynamic loss scaling."""
+    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    name = wrapper if isinstance(wrapper, str) else wrapper.__name__
+    if name == 'AmpOptimWrapper':
+        say('--amp: the config trains with mixed precision already')
+        return
+    if name != 'OptimWrapper':
+        raise ValueError(
+            f'--amp: optim_wrapper.type={name!r} has no counterpart with mixed precision; use '
+            "'OptimWrapper' or set the wrapper in the config"
+        )
+    if get_device() == 'cpu':
+        raise ValueError('--amp: mixed precision needs a GPU, and none was found; leave --amp out')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.loss_scale = 'dynamic'
+
+
+def turn_on_drawing(cfg: Config, args: argparse.Namespace) -> None:
+    """Lets the visualization hook draw, to the screen, to a folder, or both."""
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None or cfg.get('visualizer') is None:
+        raise ValueError(
+            '--show and --show-dir need a visualizer and a hook that draws, but the config lacks '
+            "them; add visualizer=dict(type='SegLocalVisualizer', vis_backends=[dict("
+            "type='LocalVisBackend')], name='visualizer') and "
+            "default_hooks=dict(visualization=dict(type='SegVisualizationHook'))"
+        )
+    hook.draw = True
+    hook.interval = 1  # every image, as the fork draws them; OpenMMLab's hook would every 50th
+    if args.show:
+        hook.show = True
+        hook.wait_time = args.wait_time
+    if args.show_dir:
+        cfg.visualizer.save_dir = args.show_dir
+
+
+def turn_on_tta(cfg: Config) -> None:
+    """Wraps the model and swaps the test pipeline, as the config's ``tta_*`` entries say."""
+    for name in ('tta_model', 'tta_pipeline'):
+        if name not in cfg:
+            raise ValueError(
+                f'--tta needs {name} in the config, which lacks it; the configs in this repository '
+                'show how it looks'
+            )
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    cfg.model = {**cfg.tta_model, 'module': cfg.model}
 
 
 @contextmanager

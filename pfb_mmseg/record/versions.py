@@ -1,10 +1,11 @@
-"""What a run, or a measurement, was made with."""
+"""What a run, or a measurement, was made with, and what a bug report needs."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 import pfb_mmseg
 
-from ..compat import find_distributions
+from ..compat import find_conflict, find_distributions
 from ..version import __version__
 
 
@@ -33,12 +34,32 @@ def this_code() -> dict[str, str]:
     digest = hashlib.sha256()
     for path in sorted(package.rglob('*.py')):
         digest.update(f'{path.relative_to(package).as_posix()}\0'.encode() + path.read_bytes())
-    version = f'pfb_mmseg {pfb_mmseg.__version__}'
+    version = f'pfb_mmseg {__version__}'
     # An installed package may lie inside a checkout of something else.
     if (package.parent / '.git').exists() and (commit := _git(package, 'rev-parse', 'HEAD')):
         dirty = '+dirty' if _git(package, 'status', '--porcelain', '--', '.') else ''
         version += f' (commit {commit[:12]}{dirty})'
     return {'version': version, 'digest': digest.hexdigest()}
+
+
+def for_a_bug_report() -> str:
+    """A line for each thing that matters: the code, what it runs on, and what it runs with."""
+    found = installed_versions()
+    lines = {
+        'pfb_mmseg': this_code()['version'].removeprefix('pfb_mmseg '),
+        'Python': f'{found.pop("Python")} ({platform.python_implementation()})',
+        'platform': platform.platform(),
+        'torch': found.pop('torch'),
+        'CUDA': torch.version.cuda or 'not in this torch',
+        'device': found.pop('device'),
+    }
+    lines |= {name: version for name, version in found.items() if name != 'pfb_mmseg'}
+    for module, distributions in find_distributions().items():
+        if not distributions:
+            lines[module] = 'version unknown' if find_spec(module) else 'not installed'
+    if conflict := find_conflict(find_distributions()):
+        lines['conflict'] = conflict
+    return '\n'.join(f'{name}: {value}' for name, value in lines.items())
 
 
 def _git(folder: Path, *arguments: str) -> str:

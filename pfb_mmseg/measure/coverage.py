@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gc
-import re
+import logging
+import os
+import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
+from multiprocessing import get_context
 from typing import Any
 from unittest import mock
 
-import mmseg
 import torch
 from mmengine.config import Config
 from mmengine.structures import PixelData
@@ -22,63 +24,11 @@ from mmseg.utils import register_all_modules
 from torch import Tensor, nn
 
 from ..blocking import step_cost
+from ..progress import Tell
 from ..segmentors import PartialForwardBlocking
 from ..segmentors.apply import apply_pfb
-
-SEGMENTORS = ('CascadeEncoderDecoder', 'EncoderDecoder')
-
-# A plain ViT of an eighth of its weights, with UPerHead behind it.
-_SMALL_VIT = {
-    'backbone.embed_dims': 192,
-    'backbone.num_heads': 3,
-    'neck.embed_dim': 192,
-    'decode_head.in_channels': [192] * 4,
-    'decode_head.channels': 32,
-    'auxiliary_head.in_channels': 192,
-}
-
-# One small model for each family of backbones, and what makes it smaller still.
-QUICK: dict[str, dict] = {
-    'ocrnet/ocrnet_hr18s_4xb2-40k_cityscapes-512x1024.py': {},
-    'beit/beit-base_upernet_8xb2-160k_ade20k-640x640.py': _SMALL_VIT,
-    'bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024.py': {},
-    'bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024.py': {},
-    'cgnet/cgnet_fcn_4xb4-60k_cityscapes-680x680.py': {},
-    'ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py': {},
-    'erfnet/erfnet_fcn_4xb4-160k_cityscapes-512x1024.py': {},
-    'fastscnn/fast_scnn_8xb4-160k_cityscapes-512x1024.py': {},
-    'hrnet/fcn_hr18s_4xb2-40k_cityscapes-512x1024.py': {},
-    'icnet/icnet_r18-d8_4xb2-80k_cityscapes-832x832.py': {},
-    'mae/mae-base_upernet_8xb2-amp-160k_ade20k-512x512.py': _SMALL_VIT,
-    'segnext/segnext_mscan-t_1xb16-adamw-160k_ade20k-512x512.py': {},
-    'segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py': {},
-    'mobilenet_v2/mobilenet-v2-d8_fcn_4xb2-80k_cityscapes-512x1024.py': {
-        'decode_head.channels': 32
-    },
-    'mobilenet_v3/mobilenet-v3-d8-s_lraspp_4xb4-320k_cityscapes-512x1024.py': {},
-    'twins/twins_pcpvt-s_fpn_fpnhead_8xb4-80k_ade20k-512x512.py': {},
-    'pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py': {},
-    'resnest/resnest_s101-d8_fcn_4xb2-80k_cityscapes-512x1024.py': {
-        'backbone.depth': 50,
-        'backbone.stem_channels': 32,
-        'backbone.base_channels': 16,
-        'decode_head.in_channels': 512,
-        'auxiliary_head.in_channels': 256,
-    },
-    'fcn/fcn_r18b-d8_4xb2-80k_cityscapes-512x1024.py': {},
-    'deeplabv3/deeplabv3_r18-d8_4xb2-80k_cityscapes-512x1024.py': {'decode_head.channels': 32},
-    'stdc/stdc1_4xb12-80k_cityscapes-512x1024.py': {},
-    'twins/twins_svt-s_fpn_fpnhead_8xb4-80k_ade20k-512x512.py': {},
-    'swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py': {
-        'decode_head.channels': 32
-    },
-    'unet/unet-s5-d16_fcn_4xb4-40k_chase-db1-128x128.py': {
-        'backbone.base_channels': 16,
-        'decode_head.in_channels': 16,
-        'auxiliary_head.in_channels': 32,
-    },
-    'segmenter/segmenter_vit-s_fcn_8xb1-160k_ade20k-512x512.py': {},
-}
+from . import zoo
+from .zoo import Combination, type_name
 
 _PRUNE_RATIO = 0.5
 _NUM_CANDIDATES = 4
@@ -87,20 +37,6 @@ _IMAGE_SIZE = 128
 # LRASPPHead pools over 49x49 of a map that is an eighth of the image or less.
 _IMAGE_SIZES = {'MobileNetV3': 512}
 _PACKAGES = {'MaskFormerHead': 'mmdet', 'Mask2FormerHead': 'mmdet'}
-
-
-@dataclass(frozen=True, order=True)
-class Combination:
-    """A segmentor with a backbone and decode heads, and the config that stands for it."""
-
-    segmentor: str
-    backbone: str
-    head: str
-    config: Path = field(compare=False)
-    overrides: dict = field(default_factory=dict, compare=False)
-
-    def __str__(self) -> str:
-        return f'{self.segmentor}, {self.backbone}, {self.head}'
 
 
 @dataclass
@@ -130,48 +66,31 @@ class Coverage:
     reason: str = ''
 
 
-def zoo_root() -> Path:
-    """Where the installed mmseg keeps its configs.
-
-    Raises:
-        FileNotFoundError: it came without them.
-    """
-    package = Path(mmseg.__path__[0])
-    for root in (package / '.mim' / 'configs', package.parent / 'configs'):
-        if root.is_dir():
-            return root
-    raise FileNotFoundError(f'the mmseg in {package} came without its model zoo (.mim/configs)')
+def several_processes(jobs: int) -> ProcessPoolExecutor:
+    """Quiet processes that share the cores between them."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    return ProcessPoolExecutor(jobs, get_context('spawn'), _quieten, (threads,))
 
 
-def list_configs(root: Path) -> list[Path]:
-    """The zoo's configs, without the parts that they inherit; r18 before r101."""
-
-    def key(path: Path) -> list[str | int]:
-        pieces = re.split(r'(\d+)', f'{path.parent.name}/{path.stem}')
-        return [int(piece) if piece.isdigit() else piece for piece in pieces]
-
-    return sorted((p for p in root.rglob('*.py') if '_base_' not in p.parts), key=key)
-
-
-def quick_combinations(root: Path) -> list[Combination]:
-    """One combination for each family of backbones, see ``QUICK``."""
-    return [read_combination(root / path, overrides) for path, overrides in QUICK.items()]
+def find_all(pool: ProcessPoolExecutor, tell: Tell) -> tuple[list[Combination], dict[str, int]]:
+    """Every combination of the zoo that PFB is for, and how many configs are left out why."""
+    paths = zoo.list_configs(zoo.zoo_root())
+    answers = []
+    for answer in pool.map(zoo.try_to_read, paths, chunksize=8):
+        answers.append(answer)
+        tell('Reading configs', len(answers), len(paths))
+    return zoo.find_combinations(answers)
 
 
-def read_combination(path: Path, overrides: dict | None = None) -> Combination:
-    """What a config combines.
-
-    Args:
-        overrides: dotted keys inside the config's ``model``, with other values.
-
-    Raises:
-        ImportError: the config imports a package that is not installed.
-    """
-    model = Config.fromfile(path).model
-    heads = model.get('decode_head')
-    heads = heads if isinstance(heads, (list, tuple)) else [heads]
-    names = [_type_of(model), _type_of(model.get('backbone')), ' + '.join(map(_type_of, heads))]
-    return Combination(*names, path, overrides or {})
+def cover_all(
+    pool: ProcessPoolExecutor, combinations: Sequence[Combination], tell: Tell
+) -> Iterator[Coverage]:
+    """Try each, as :func:`cover` does; in the order in which they get done."""
+    futures = [pool.submit(cover, combination) for combination in combinations]
+    tell('Trying models', 0, len(futures))
+    for done, future in enumerate(as_completed(futures), start=1):
+        tell('Trying models', done, len(futures))
+        yield future.result()
 
 
 def cover(combination: Combination) -> Coverage:
@@ -316,7 +235,7 @@ def _shrink(cfg: Config, overrides: dict) -> int:
     cfg.merge_from_dict({f'model.{key}': value for key, value in overrides.items()})
     cfg.model = _without_checkpoints(cfg.model)
     backbone = cfg.model.backbone
-    size = _IMAGE_SIZES.get(_type_of(backbone), _IMAGE_SIZE)
+    size = _IMAGE_SIZES.get(type_name(backbone), _IMAGE_SIZE)
     if 'img_size' in backbone:
         backbone.img_size = (size, size)
     return size
@@ -328,13 +247,13 @@ def _without_checkpoints(node: Any) -> Any:
         return type(node)(map(_without_checkpoints, node))
     if not isinstance(node, dict):
         return node
-    if _type_of(node) == 'SyncBN':
+    if type_name(node) == 'SyncBN':
         node = {**node, 'type': 'BN'}
     return {
         key: _without_checkpoints(value)
         for key, value in node.items()
         if key != 'pretrained'
-        and not (key == 'init_cfg' and isinstance(value, dict) and _type_of(value) == 'Pretrained')
+        and not (key == 'init_cfg' and isinstance(value, dict) and type_name(value) == 'Pretrained')
     }
 
 
@@ -382,11 +301,6 @@ def _require(holds: bool, complaint: str) -> None:
         raise AssertionError(complaint)
 
 
-def _type_of(cfg: dict | None) -> str:
-    kind = (cfg or {}).get('type', '-')
-    return kind if isinstance(kind, str) else kind.__name__
-
-
 def _in_a_line(error: Exception) -> str:
     text = ' '.join(f'{type(error).__name__}: {error}'.split())
     return text if len(text) <= 160 else f'{text[:157]}...'
@@ -398,3 +312,9 @@ def _yes(value: bool) -> str:
 
 def _percent(share: float | None) -> str:
     return 'unknown' if share is None else f'{share:.0%}'
+
+
+def _quieten(threads: int) -> None:
+    torch.set_num_threads(threads)
+    warnings.simplefilter('ignore')
+    logging.disable(logging.WARNING)

@@ -1,0 +1,42 @@
+"""Say what is wrong with the data sets of a config: folders, pairs of images and labels, sizes,
+label values. The exit status is 1 if anything is."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from .arguments import ToolParser, add_config, add_config_options
+
+
+def add_arguments(parser: ToolParser) -> None:
+    add_config(parser)
+    parser.add_argument(
+        '--read',
+        type=int,
+        default=200,
+        metavar='N',
+        help='pairs to open of each data set, evenly spread; 0: all (default: 200)',
+    )
+    add_config_options(parser)
+
+
+def run(parser: ToolParser, args: argparse.Namespace) -> None:
+    if args.read < 0:
+        parser.error(f'--read {args.read}: expected 0 or more')
+    from ..datasets.check import check_config
+    from .launch import named_config
+    from .progress import shown
+
+    config = named_config(parser, args, needs='train_dataloader')
+    with shown() as tell:
+        good, bad, advice = check_config(
+            config, args.read or None, lambda done: tell('Opening pairs', done, None)
+        )
+    for sentence in good:
+        print(f'ok       {sentence}')
+    for sentence in bad:
+        print(f'problem  {sentence}')
+    for sentence in advice:
+        print(f'remedy   {sentence}')
+    sys.exit(1 if bad else 0)

@@ -1,0 +1,99 @@
+"""Train one config with several methods, ratios and seeds; set accuracy and cost side by side.
+
+Each is a run of `pfb train`. Finished runs are kept: after an interruption, start it again.
+
+Three rows are set beside the methods at equal wall time, with the same seed: `short` is full data
+in the time of a pruned run, `long` is a pruned run in full data's time, and `small` is full data in
+batches of the size that is kept, with as many iterations as fit into full data's time. Their
+lengths follow from times that were measured: those of the row's own full-length run, less what its
+first iteration took longer than the others; for `small`, of which there is none, those of a run of
+a tenth of full data's iterations (at least 20) that is made and kept like the others but stands in
+no table. The whole schedule is stretched with them (learning rate, validation, begin and end of
+pruning). The learning rate itself stays as it is, also in smaller batches, unless the config turns
+MMEngine's auto_scale_lr on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .arguments import (
+    ToolParser,
+    add_config,
+    add_config_options,
+    add_reuse_option,
+    seed_number,
+)
+
+
+def add_arguments(parser: ToolParser) -> None:
+    from ..baselines.methods import PRUNING_METHODS
+    from ..measure.rows import ROWS
+
+    parser.epilog = 'methods:\n' + '\n'.join(f'  {name:<15} {text}' for name, text in ROWS.items())
+    add_config(parser)
+    parser.add_argument('--methods', nargs='+', choices=ROWS, default=[], metavar='METHOD')
+    parser.add_argument(
+        '--long',
+        nargs='+',
+        choices=PRUNING_METHODS,
+        default=[],
+        metavar='METHOD',
+        help="which of --methods get a row `long`, in full data's time (default, with `--methods "
+        'long`: hard if it is there, else pfb, else the first that prunes)',
+    )
+    parser.add_argument(
+        '--ratios',
+        nargs='+',
+        type=float,
+        default=[0.3, 0.5, 0.7],
+        metavar='P',
+        help='shares that each of the pruning methods leaves out (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--variants',
+        nargs='+',
+        default=[],
+        metavar='NAME[:KEY=VALUE,...]',
+        help='further rows, the config with options: single:model.pfb.strategy=single_pass',
+    )
+    parser.add_argument('--seeds', nargs='+', type=seed_number, default=[0, 1, 2])
+    parser.add_argument(
+        '--iters', type=int, help="of full data; shortens the config's whole schedule to it"
+    )
+    parser.add_argument(
+        '--jobs', type=int, default=1, help='runs at a time; times then disturb each other'
+    )
+    parser.add_argument('--gpus', type=int, default=1, help='processes of each run')
+    add_reuse_option(parser)
+    add_config_options(parser)
+    parser.add_argument('--work-dir', default='work_dirs/compare')
+
+
+def run(parser: ToolParser, args: argparse.Namespace) -> None:
+    for name, value in (('--jobs', args.jobs), ('--gpus', args.gpus)):
+        if value < 1:
+            parser.error(f'{name} {value}: expected an integer >= 1')
+    if len(set(args.seeds)) < len(args.seeds):
+        parser.error(f'--seeds {" ".join(map(str, args.seeds))}: a seed stands there twice')
+    from rich.console import Console
+
+    from ..measure import compare, rows
+    from ..measure.runs import progress_bar
+    from .launch import named_config
+
+    config = named_config(parser, args)
+    root = Path(args.work_dir) / Path(config.filename).stem
+    try:
+        planned = rows.plan(
+            config, args.methods, args.ratios, args.variants, args.long, args.iters, args.gpus
+        )
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+    console = Console()
+    with progress_bar(console) as progress:
+        outcomes = compare.run_all(
+            planned, args.seeds, root, progress, args.jobs, args.gpus, args.reuse
+        )
+    compare.report(outcomes, planned[0].name, root, console)
