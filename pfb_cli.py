@@ -16,6 +16,10 @@ def main() -> None:
     package = sys.modules['pfb_mmseg'] = module_from_spec(spec)
     from pfb_mmseg.commands.main import read
 
-    run = read()
+    try:
+        run = read()
+    except Exception:  # a command had to import something that is missing or does not fit
+        spec.loader.exec_module(package)
+        raise
     spec.loader.exec_module(package)
     run()

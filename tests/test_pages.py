@@ -15,6 +15,7 @@ from mmengine.registry import HOOKS, init_default_scope
 from mmseg.registry import MODELS
 
 import pfb_mmseg
+from pfb_mmseg.commands.main import read
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -29,6 +30,8 @@ NOT_RUN = {
     'pip install -e .[mmseg]': 'changes the environment; setup.py is held by test_setup.py',
     'pip install pre-commit': 'changes the environment',
     'pre-commit install': 'changes the repository',
+    'pip install argcomplete': 'changes the environment',
+    'register-python-argcomplete pfb': 'a tool of argcomplete; test_commands.py completes a line',
     'ln -s .../camvid data/camvid': 'names a folder of the reader',
 }
 # Python of these pages is run by tests of their own.
@@ -96,7 +99,8 @@ def shell(tmp_path_factory):
     """Runs the lines of a block in bash, where each known command only notes its arguments."""
     folder = tmp_path_factory.mktemp('shell')
     (folder / 'bin').mkdir()
-    for name in ('bash', 'ln', 'make', 'pip', 'pre-commit', 'python'):
+    names = ('bash', 'ln', 'make', 'pfb', 'pip', 'pre-commit', 'python')
+    for name in (*names, 'register-python-argcomplete'):
         command = folder / 'bin' / name
         command.write_text(
             '#!/bin/sh\nprintf "%s\\0" "${0##*/}" "$@" >> "$NOTES"\necho >> "$NOTES"\n'
@@ -133,11 +137,12 @@ def parse(monkeypatch):
         raise Parsed(arguments)
 
     monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', parse_args)
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
 
     def parse(tool, arguments):
         monkeypatch.setattr(sys, 'argv', [str(tool), *arguments])
         with pytest.raises(Parsed):
+            if tool == 'pfb':
+                return read()
             runpy.run_path(str(tool), run_name='__main__')
 
     return parse
@@ -154,6 +159,9 @@ def check(command, parse):
             assert re.search(rf'^{target}:', (ROOT / 'Makefile').read_text(), flags=re.M), target
     elif program == 'python' and arguments[0].endswith('.py'):
         parse(ROOT / arguments[0], arguments[1:])
+    elif program == 'pfb':
+        if arguments[0] not in ('--help', '--version'):
+            parse('pfb', arguments)
     elif program == 'python' and arguments[:2] == ['-m', 'pytest']:
         assert all((ROOT / path).exists() for path in arguments[2:] if not path.startswith('-'))
     elif program == 'bash':
@@ -230,10 +238,12 @@ def test_the_function_of_the_page_gives_each_process_the_group_it_is_in(monkeypa
 @pytest.mark.parametrize('template', TEMPLATES, ids=name_of)
 def test_issue_templates_ask_for_versions_by_a_command_that_works(template):
     fields = {field.get('id'): field for field in yaml.safe_load(template.read_text())['body']}
-    code = re.search(r'`python -c "(.+)"`', fields['versions']['attributes']['description'])[1]
-    run = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    asked = fields['versions']['attributes']['description']
+    assert '`pfb --version`' in asked
+    command = re.search(r'`python (.+)`', asked)[1].split()
+    run = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert f"'pfb_mmseg': '{pfb_mmseg.__version__}'" in run.stdout
+    assert f'pfb_mmseg: {pfb_mmseg.__version__}' in run.stdout
 
 
 def test_what_is_said_of_versions_is_the_same_everywhere():

@@ -42,7 +42,6 @@ def run(tmp_path_factory):
 
 def tool(name, monkeypatch, *arguments):
     """Run tools/<name> in this process; returns its exit status."""
-    monkeypatch.syspath_prepend(ROOT / 'tools')
     monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
     try:
         runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')

@@ -179,7 +179,6 @@ def test_a_mistake_in_the_arguments_is_told_in_a_sentence(
     (folder / 'bare.py').write_text("model = dict(type='EncoderDecoder')\n")
     (folder / 'empty.pth').touch()
     monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(ROOT / 'tools')
     monkeypatch.setattr('sys.argv', [tool, *arguments])
     monkeypatch.setattr('mmengine.device.get_device', lambda: 'cpu')
     monkeypatch.setenv('LOCAL_RANK', '0')

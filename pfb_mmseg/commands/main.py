@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -28,7 +29,8 @@ COMMANDS = {
 
 
 def read(argv: Sequence[str] | None = None) -> Callable[[], None]:
-    """What a command line asks for, to be called; help and mistakes end here."""
+    """What a command line (of this process by default) asks for, to be called; help, mistakes and
+    questions of a shell end here."""
     parser = ToolParser(
         prog='pfb',
         description='Partial Forward Blocking for MMSegmentation: train on the images of each '
@@ -44,9 +46,13 @@ def read(argv: Sequence[str] | None = None) -> Callable[[], None]:
     )
     for name, about in COMMANDS.items():
         commands.add_parser(name, help=about).name = name
-    _complete(parser)
-    args = parser.parse_args(argv)
-    return args.run
+    # A shell asks how the line goes on.
+    if '_ARGCOMPLETE' in os.environ and find_spec('argcomplete'):
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    argv = sys.argv[1:] if argv is None else argv
+    return parser.parse_args(argv or ['--help']).run
 
 
 def main() -> None:
@@ -55,11 +61,7 @@ def main() -> None:
 
 
 def call(module: ModuleType) -> None:
-    """Does what the command line of a file in ``tools/`` asks for.
-
-    Args:
-        module: a command, see :mod:`pfb_mmseg.commands`.
-    """
+    """Does what the command line of a file in ``tools/`` asks for, which is one command alone."""
     parser = ToolParser()
     _fill(parser, module)
     module.run(parser, parser.parse_args())
@@ -96,11 +98,3 @@ class _Versions(argparse.Action):
 
         print(for_a_bug_report())
         sys.exit()
-
-
-def _complete(parser: ToolParser) -> None:
-    """Answers a shell that asks how a line goes on, where argcomplete is installed."""
-    if '_ARGCOMPLETE' in os.environ:
-        import argcomplete
-
-        argcomplete.autocomplete(parser)

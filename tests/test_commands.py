@@ -1,0 +1,206 @@
+"""The command `pfb`: what it says of itself, how quickly it answers, and where it works."""
+
+import ast
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import pfb_mmseg
+from pfb_mmseg import shipped
+from pfb_mmseg.commands.main import COMMANDS, read
+from pfb_mmseg.measure import runs
+
+ROOT = Path(__file__).resolve().parents[1]
+NAME = 'fcn_r18-d8_pfb-p50_1xb16-300i_demo-64x64'
+PFB = 'import sys; from pfb_cli import main; sys.argv[0] = "pfb"; main()'
+COMMAND_FILES = sorted((ROOT / 'pfb_mmseg/commands').glob('*.py'))
+ALL = [
+    path.stem
+    for path in COMMAND_FILES
+    if path.stem not in ('__init__', '__main__', 'arguments', 'launch', 'main', 'progress')
+]
+
+
+def pfb(*arguments, code=PFB, folder=None, path=(), **environment):
+    """A process of its own, as the installed command starts one."""
+    path = os.pathsep.join(map(str, [*path, ROOT, os.environ.get('PYTHONPATH', '')]))
+    return subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code, *arguments],
+        cwd=folder,
+        env={**os.environ, 'PYTHONPATH': path, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+class TestHelp:
+    def test_explains_all_commands_in_one_screen(self, capsys, monkeypatch):
+        monkeypatch.setenv('COLUMNS', '80')
+        for arguments in (['--help'], []):
+            with pytest.raises(SystemExit):
+                read(arguments)
+            text = capsys.readouterr().out
+            assert len(text.splitlines()) <= 35
+            assert all(f'    {name} ' in f'{text} ' or name in text for name in COMMANDS)
+
+    @pytest.mark.parametrize('name', COMMANDS)
+    def test_explains_each_command(self, name, capsys, monkeypatch):
+        monkeypatch.setenv('COLUMNS', '120')
+        with pytest.raises(SystemExit) as stop:
+            read([name, '--help'])
+        text = capsys.readouterr().out
+        assert stop.value.code == 0 and f'usage: pfb {name} ' in text
+        assert import_module(f'pfb_mmseg.commands.{name}').__doc__.splitlines()[0] in text
+
+    @pytest.mark.parametrize(
+        ('arguments', 'sentence'),
+        [
+            (['trian'], r'did you mean train?'),
+            (['test', 'a', 'b', '--show-dri', 'x'], 'pfb test: error: unrecognized arguments'),
+            (['test', 'a', 'b', '--show-dri', 'x'], 'did you mean --show-dir?'),
+            (['compare', 'a', '--methods', 'hrad'], 'did you mean hard?'),
+            (['check', 'a', '--cfg-options', 'b'], "'b': expected KEY=VALUE"),
+        ],
+    )
+    def test_tells_what_was_meant(self, arguments, sentence, capsys):
+        with pytest.raises(SystemExit) as stop:
+            read(arguments)
+        assert stop.value.code == 2
+        assert sentence in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        'arguments', [['--help'], ['trian'], ['train', '--help'], ['report', '.', '--imges', '3']]
+    )
+    def test_needs_neither_torch_nor_mmseg(self, arguments, tmp_path):
+        for name in ('torch', 'mmengine', 'mmseg'):
+            (tmp_path / f'{name}.py').write_text('print("imported", __name__)')
+        told = pfb(*arguments, path=[tmp_path])
+        assert 'usage: pfb' in told.stdout + told.stderr
+        assert 'imported' not in told.stdout and 'Traceback' not in told.stderr
+
+
+class TestCompletion:
+    def complete(self, line, tmp_path):
+        answer = tmp_path / 'answer'
+        variables = dict(_ARGCOMPLETE='1', _ARGCOMPLETE_SHELL='bash', COMP_TYPE='9', IFS='\n')
+        variables |= dict(COMP_LINE=line, COMP_POINT=str(len(line)))
+        told = pfb(_ARGCOMPLETE_STDOUT_FILENAME=str(answer), **variables)
+        assert told.returncode == 0, told.stderr
+        return [word.strip() for word in answer.read_text().split('\n')]
+
+    def test_of_commands_and_of_their_options(self, tmp_path):
+        pytest.importorskip('argcomplete')  # optional: the extra `completion`
+        assert self.complete('pfb co', tmp_path) == ['compare', 'coverage']
+        assert self.complete('pfb train --pr', tmp_path) == ['--prune-ratio']
+
+
+class TestVersion:
+    def test_is_all_that_a_bug_report_needs(self):
+        told = pfb('--version')
+        assert told.returncode == 0, told.stderr
+        lines = dict(line.split(': ', 1) for line in told.stdout.splitlines())
+        assert lines['pfb_mmseg'].startswith(f'{pfb_mmseg.__version__}')
+        assert {'Python', 'platform', 'torch', 'CUDA', 'device', 'numpy'} < {*lines}
+        for module in ('mmengine', 'mmcv', 'mmseg'):
+            assert any(module in name for name in lines), module
+
+    def test_is_told_where_the_packages_do_not_work(self, tmp_path):
+        (tmp_path / 'mmseg').mkdir()
+        (tmp_path / 'mmseg/__init__.py').write_text('assert False')
+        for name in ('mmengine-0.10.7', 'mmcv-1.7.0'):
+            (tmp_path / f'{name}.dist-info').mkdir()
+            project, version = name.split('-')
+            text = f'Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n'
+            (tmp_path / f'{name}.dist-info/METADATA').write_text(text)
+        told = pfb('--version', path=[tmp_path])
+        assert told.returncode == 0, told.stderr
+        assert 'mmcv: 1.7.0' in told.stdout
+        assert '\nconflict: ' in told.stdout
+
+    def test_what_does_not_fit_is_said_before_a_command_runs(self, tmp_path):
+        (tmp_path / 'mmseg').mkdir()
+        (tmp_path / 'mmseg/__init__.py').write_text('assert False')
+        for arguments in (['train', NAME], ['compare', '--help']):
+            told = pfb(*arguments, path=[tmp_path])
+            assert told.returncode == 1
+            assert 'ImportError: pfb_mmseg cannot use MMSegmentation' in told.stderr
+
+
+class TestEveryCommand:
+    @pytest.mark.parametrize('name', ALL)
+    def test_imports_nothing_heavy_before_it_runs(self, name):
+        tree = ast.parse((ROOT / f'pfb_mmseg/commands/{name}.py').read_text())
+        for node in tree.body:
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert (node.level, node.module) == (1, 'arguments')
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+                modules += [alias.name for alias in node.names] if not modules else []
+                assert all(m.partition('.')[0] in sys.stdlib_module_names for m in modules)
+
+    @pytest.mark.parametrize('name', ALL)
+    def test_is_called_by_one_file_of_tools_at_least_or_by_pfb(self, name):
+        calls = [path.read_text() for path in (ROOT / 'tools').glob('*.py')]
+        assert name in COMMANDS or any(f'\n    call({name})\n' in text for text in calls)
+
+    def test_says_what_can_be_asked_for_and_no_more(self):
+        for name in ALL:
+            lines = (ROOT / f'pfb_mmseg/commands/{name}.py').read_text().splitlines()
+            assert len(lines) <= 100, name
+        for path in (ROOT / 'tools').glob('*.py'):
+            assert len(path.read_text().splitlines()) <= 100, path
+
+
+class TestConfigs:
+    def test_go_by_their_names_and_by_their_paths(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        expected = ROOT / f'configs/demo/{NAME}.py'
+        assert shipped.find_config(NAME) == shipped.find_config(f'{NAME}.py') == expected
+        (tmp_path / f'{NAME}.py').write_text('mine = True')
+        assert shipped.find_config(f'{NAME}.py') == Path(f'{NAME}.py')
+
+    def test_a_near_miss_is_told(self):
+        with pytest.raises(ValueError, match=rf"config '{NAME[:-1]}5'.*did you mean {NAME}\?"):
+            shipped.find_config(f'{NAME[:-1]}5')
+
+    def test_parts_that_others_inherit_are_none(self):
+        assert 'default_runtime' not in shipped.list_configs()
+        assert NAME in shipped.list_configs()
+
+    def test_of_an_installed_package_lie_inside_of_it(self, tmp_path):
+        """As MIM lays them out."""
+        package = tmp_path / 'pfb_mmseg'
+        configs = package / '.mim/configs/demo'
+        configs.mkdir(parents=True)
+        (configs / 'a.py').touch()
+        (package / '__init__.py').touch()
+        (package / 'shipped.py').write_text((ROOT / 'pfb_mmseg/shipped.py').read_text())
+        code = "from pfb_mmseg.shipped import find_config; print(find_config('a'))"
+        command = [sys.executable, '-c', code]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert run.stdout.strip() == str(configs / 'a.py'), run.stderr
+
+
+def test_a_command_works_outside_of_the_repository(tmp_path):
+    told = pfb('check', NAME, folder=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert 'made by code (PFBDemoDataset)' in told.stdout
+
+
+def test_a_training_imports_the_package_that_started_it(tmp_path, monkeypatch):
+    other = tmp_path / 'pfb_mmseg'
+    other.mkdir()
+    (other / '__init__.py').write_text('raise RuntimeError("another version")')
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    told = subprocess.run(
+        [sys.executable, *runs.TRAIN, '--help'],
+        env=runs._with_this_package(),
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 0, told.stderr
+    assert 'usage: pfb train' in told.stdout
