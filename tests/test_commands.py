@@ -86,7 +86,7 @@ class TestHelp:
 class TestCompletion:
     def complete(self, line, tmp_path):
         answer = tmp_path / 'answer'
-        variables = dict(_ARGCOMPLETE='1', _ARGCOMPLETE_SHELL='bash', COMP_TYPE='9', IFS='\n')
+        variables = dict(_ARGCOMPLETE='1', _ARGCOMPLETE_SHELL='bash', _ARGCOMPLETE_IFS='\n')
         variables |= dict(COMP_LINE=line, COMP_POINT=str(len(line)))
         told = pfb(_ARGCOMPLETE_STDOUT_FILENAME=str(answer), **variables)
         assert told.returncode == 0, told.stderr

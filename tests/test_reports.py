@@ -73,7 +73,8 @@ class _Page(HTMLParser):
 
 class TestReport:
     def test_is_one_page_that_needs_no_other_file_and_plots(self, run, tmp_path):
-        file = write_report(run, tmp_path, num_images=3, scan_seconds=20)
+        told = []
+        file = write_report(run, tmp_path, 3, 20, lambda *step: told.append(step))
         text = file.read_text()
         page = _Page(text)
         words = ' '.join(page.words)
@@ -92,6 +93,8 @@ class TestReport:
         plots = {'over_the_run', 'scores', 'class_share', 'centroids'}
         assert {p.stem for p in tmp_path.glob('*.png')} == plots
         assert all(Image.open(p).format == 'PNG' for p in tmp_path.glob('*.png'))
+        assert [step for step in told if step[0] == 'Drawing images'][-1][1:] == (6, 6)
+        assert told[0][0] == 'Reading the run' and told[-1][1:] == (24, 24)  # images scanned
 
     def test_the_share_kept_is_that_of_the_steps_in_which_images_were_dropped(self, run, tmp_path):
         """Half of each batch; the first and last intervals of the log are mixed."""
@@ -262,7 +265,9 @@ class TestBrowse:
         images = ImageSet(Config.fromfile(config))
         losses = torch.rand(len(images.infos))
         losses[3] = torch.nan
-        write_ranking(images, losses, tmp_path, num_images=2, score_name='exit_loss')
+        told = []
+        write_ranking(images, losses, tmp_path, 2, 'exit_loss', lambda *step: told.append(step))
+        assert told == [('Drawing images', done, 4) for done in range(1, 5)]
         head, *rows = (tmp_path / 'ranking.csv').read_text().splitlines()
         assert head == 'rank,path,exit_loss'
         values = [float(row.split(',')[2]) for row in rows]

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,20 @@ def test_a_combination_that_cannot_run_here_says_why(tmp_path):
     header, rule, row = coverage.to_markdown([result]).splitlines()
     assert header.count('|') == rule.count('|') == row.count('|')
     assert coverage.summary([result]).startswith('Combinations: 1. Plain step: 0, PFB step: 0')
+
+
+def test_what_takes_long_tells_how_far_it_is(monkeypatch):
+    monkeypatch.setattr(coverage, 'cover', str)
+    monkeypatch.setattr(zoo, 'list_configs', lambda root: [root / path for path in zoo.QUICK][:2])
+    told = []
+    with ThreadPoolExecutor(1) as pool:
+        found, left_out = coverage.find_all(pool, lambda *step: told.append(step))
+        tried = [*coverage.cover_all(pool, found, lambda *step: told.append(step))]
+    assert not left_out and sorted(tried) == sorted(map(str, found))
+    assert told == [
+        *[('Reading configs', done, 2) for done in (1, 2)],
+        *[('Trying models', done, 2) for done in (0, 1, 2)],
+    ]
 
 
 def test_a_head_that_sees_other_images_than_the_kept_ones_is_noticed():

@@ -1,1 +1,1 @@
-"""Measurements that are made of many calls of the tools: what is called, and what came of it."""
+"""What is behind a figure: steps and decisions timed, runs compared, models and options tried."""
