@@ -129,6 +129,13 @@ class TestVersion:
             assert told.returncode == 1
             assert 'ImportError: pfb_mmseg cannot use MMSegmentation' in told.stderr
 
+    def test_what_is_missing_is_said_before_a_command_runs(self):
+        hide = "import sys; sys.modules.update(dict.fromkeys(['mmengine', 'mmcv', 'mmseg']));"
+        told = pfb('report', 'absent', code=f'{hide} {PFB}')
+        assert told.returncode == 1
+        assert 'ImportError: pfb_mmseg cannot use MMSegmentation: mmengine' in told.stderr
+        assert pfb('--version', code=f'{hide} {PFB}').returncode == 0
+
 
 class TestEveryCommand:
     @pytest.mark.parametrize('name', ALL)

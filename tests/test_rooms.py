@@ -30,7 +30,7 @@ def imported_rooms(path):
 def test_an_import_only_leads_to_a_more_basic_folder(room):
     allowed = {*ROOMS[: ROOMS.index(room)], *FILES}
     if room == 'commands':
-        allowed.add('apply_pfb')  # of the package itself: says what is missing or does not fit
+        allowed.add('apply_pfb')  # of the package itself, which refuses where it cannot work
     for path in (PACKAGE / room).glob('*.py'):
         assert {*imported_rooms(path)} <= allowed, path
 

@@ -26,8 +26,8 @@ def add_arguments(parser: ToolParser) -> None:
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
     from rich.console import Console
 
+    from .. import apply_pfb
     from ..measure import agreement
-    from ..segmentors.apply import apply_pfb
     from .launch import named_config
 
     cfg = named_config(parser, args)

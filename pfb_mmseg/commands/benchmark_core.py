@@ -14,6 +14,8 @@ from pathlib import Path
 
 from .arguments import ToolParser
 
+NEEDS_MMSEG = False
+
 
 def add_arguments(parser: ToolParser) -> None:
     parser.add_argument(

@@ -34,6 +34,7 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     from ..measure import demo
     from ..measure.runs import progress_bar
     from ..reporting.report import write_report
+    from .progress import shown
 
     work_dir = Path(args.work_dir)
     console = Console()
@@ -44,6 +45,7 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     console.print(demo.comparison(runs))
     console.print(demo.kind_table(kinds))
     demo.plot(runs, kinds, work_dir / 'demo.png')
-    report = write_report(runs['PFB, hard'].work_dir, work_dir / 'report')
+    with shown() as tell:
+        report = write_report(runs['PFB, hard'].work_dir, work_dir / 'report', tell=tell)
     console.print(f'Plots: {work_dir / "demo.png"}   logs and checkpoints: {work_dir}/')
     console.print(f'What was skipped, to open in a browser: {report}')

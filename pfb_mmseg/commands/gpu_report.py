@@ -16,6 +16,8 @@ from pathlib import Path
 
 from .arguments import ToolParser
 
+NEEDS_MMSEG = False
+
 
 def add_arguments(parser: ToolParser) -> None:
     from ..measure.gpu_report import PARTS

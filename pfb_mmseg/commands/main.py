@@ -64,13 +64,19 @@ def call(module: ModuleType) -> None:
     """Does what the command line of a file in ``tools/`` asks for, which is one command alone."""
     parser = ToolParser()
     _fill(parser, module)
-    module.run(parser, parser.parse_args())
+    _do(module, parser, parser.parse_args())
 
 
 def _fill(parser: ToolParser, module: ModuleType) -> None:
     parser.description = module.__doc__
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     module.add_arguments(parser)
+
+
+def _do(module: ModuleType, parser: ToolParser, args: argparse.Namespace) -> None:
+    if getattr(module, 'NEEDS_MMSEG', True):
+        from .. import apply_pfb  # noqa: F401  says what is missing or does not fit
+    module.run(parser, args)
 
 
 class _Command(ToolParser):
@@ -85,7 +91,7 @@ class _Command(ToolParser):
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:  # the parser above would not know what they might mean
             self.error(f'unrecognized arguments: {" ".join(unknown)}')
-        found.run = partial(module.run, self, found)
+        found.run = partial(_do, module, self, found)
         return found, []
 
 

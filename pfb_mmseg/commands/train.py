@@ -26,12 +26,10 @@ def add_arguments(parser: ToolParser) -> None:
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
-    from .. import apply_pfb  # comes first: it says what is missing or does not fit
-
-    # isort: split
     from mmengine.runner import Runner
     from mmseg.registry import RUNNERS
 
+    from .. import apply_pfb
     from . import launch
 
     cfg = launch.load_config(parser, args)
