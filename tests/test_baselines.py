@@ -17,7 +17,8 @@ from mmseg.registry import MODELS
 from torch.utils.data import DataLoader
 
 from pfb_mmseg.baselines import InfoBatchHook, InfoBatchSampler
-from pfb_mmseg.baselines.infobatch import prune_epoch, shortened_iters
+from pfb_mmseg.baselines.infobatch import expected_share, prune_epoch
+from pfb_mmseg.baselines.lengths import shortened_iters
 from pfb_mmseg.baselines.methods import METHODS, apply_method, set_iters
 from pfb_mmseg.datasets.demo import PFBDemoDataset
 from pfb_mmseg.reporting import read_scalars
@@ -87,27 +88,24 @@ class TestShortenedIters:
     def test_counts_epoch_by_epoch(self):
         # 10 epochs of 100: the first and those from 8.75 on are full, 1 to 8 lose 0.5 * 0.95.
         kept = 100 + 8 * 52.5 + 100
-        assert shortened_iters(100, 10, 100, 0.5, 0.95) == round(kept / 10)
+        assert shortened_iters(100, 10, 100, expected_share(0.5, 0.95)) == round(kept / 10)
 
     def test_an_epoch_that_does_not_end_counts_in_part(self):
-        assert shortened_iters(15, 10, 100, 0.5, 1.0, delta=1.0) == 12.5 // 1
+        assert shortened_iters(15, 10, 100, expected_share(0.5, 1.0, delta=1.0)) == 12.5 // 1
 
     def test_a_run_of_less_than_an_epoch_is_not_shortened(self):
-        assert shortened_iters(9, 10, 100, 0.7, 0.95) == 9
+        assert shortened_iters(9, 10, 100, expected_share(0.7, 0.95)) == 9
 
     def test_foretells_the_candidates_of_a_run(self):
         sampler = InfoBatchSampler(range(120), 0.5, 95, seed=0)
-        iters = shortened_iters(150, 8, 120, 0.5, 0.95)
+        iters = shortened_iters(150, 8, 120, expected_share(0.5, 0.95))
         sampler.num_pruned_epochs = 0.875 * 150 * 8 / 120
         rng = np.random.default_rng(0)
-        candidates = 0
         for _ in range(iters):
-            rows = sampler.take(8).flatten(0, 1)
             losses = torch.from_numpy(rng.random(8))
-            sampler.update(rows[:, 0].long(), losses)
-            candidates += rows[:, 2].sum().item()
+            sampler.update(sampler.take(8).indices.flatten(), losses)
         assert iters < 100
-        assert candidates == pytest.approx(150 * 8, rel=0.02)
+        assert sampler.candidates == pytest.approx(150 * 8, rel=0.02)
 
 
 class TestSampler:
@@ -115,7 +113,7 @@ class TestSampler:
         samplers = []
         for rank in range(world_size):
             monkeypatch.setattr(
-                'pfb_mmseg.baselines.infobatch_sampler.get_dist_info',
+                'pfb_mmseg.sampling.sampler.get_dist_info',
                 lambda rank=rank: (rank, world_size),
             )
             samplers.append(InfoBatchSampler(range(size), seed=3, **options))
@@ -127,9 +125,9 @@ class TestSampler:
         asked = [next(stream) for _ in range(12)]  # the loader is three batches of four ahead
         named = []
         for _ in range(10):
-            rows = sampler.take(4)[:, 0]
-            named += rows[:, 0].long().tolist()
-            sampler.update(rows[:, 0].long(), rows[:, 0].float())
+            indices = sampler.take(4).indices[:, 0]
+            named += indices.tolist()
+            sampler.update(indices, indices.float())
             asked += [next(stream) for _ in range(4)]
         assert named == asked[: len(named)]
         assert set(named[:7]) == set(range(7))
@@ -139,21 +137,21 @@ class TestSampler:
         streams = [iter(sampler) for sampler in samplers]
         for step in range(30):
             drawn = [[next(stream) for _ in range(3)] for stream in streams]
-            rows = [sampler.take(3) for sampler in samplers]
-            assert torch.equal(rows[0], rows[1])
+            taken = [sampler.take(3) for sampler in samplers]
+            assert all(map(torch.equal, *taken))
             for rank in range(2):
-                assert rows[0][:, rank, 0].long().tolist() == drawn[rank]
+                assert taken[0].indices[:, rank].tolist() == drawn[rank]
             for sampler in samplers:  # as after a gather: every sample of the step, on every rank
-                indices = rows[0][..., 0].long().flatten()
+                indices = taken[0].indices.flatten()
                 sampler.update(indices, (indices + step) % 7 + 1.0)
         assert torch.equal(samplers[0].scores, samplers[1].scores)
 
     def test_scores_of_pruned_samples_are_carried_over(self):
         sampler = InfoBatchSampler(range(20), 0.5, 95, seed=0)
-        first = sampler.take(20)[..., 0].long().flatten()
+        first = sampler.take(20).indices.flatten()
         sampler.update(first, first + 1.0)
-        second = sampler.take(11)  # 20 - 0.5 * 19, up or down
-        trained = second[..., 0].long().flatten()[:10]
+        second = sampler.take(11).indices  # 20 - 0.5 * 19, up or down
+        trained = second.flatten()[:10]
         sampler.update(trained, torch.full((10,), 0.5))
         pruned = sorted(set(range(20)) - set(trained.tolist()))
         assert torch.equal(sampler.scores[pruned], torch.tensor(pruned) + 1.0)
@@ -171,10 +169,10 @@ class TestSampler:
             for _ in range(number):
                 while len(asked) < 4 * (1 + ahead):
                     asked.append(next(stream))
-                rows = sampler.take(4)[:, 0]
-                assert rows[:, 0].long().tolist() == [asked.pop(0) for _ in range(4)]
-                sampler.update(rows[:, 0].long(), rows[:, 0].float() % 5)
-                yield rows[:, :2].tolist()
+                indices, weights = (column[:, 0] for column in sampler.take(4))
+                assert indices.tolist() == [asked.pop(0) for _ in range(4)]
+                sampler.update(indices, indices.float() % 5)
+                yield indices.tolist(), weights.tolist()
 
         sampler = InfoBatchSampler(range(13), 0.6, seed=5)
         source, asked = iter(sampler), []
@@ -213,8 +211,7 @@ class TestSampler:
         batches = iter(DataLoader(range(10), 4, sampler=sampler, num_workers=2))
         for _ in range(8):
             batch = next(batches)
-            rows = sampler.take(4)[:, 0]
-            assert torch.equal(batch, rows[:, 0].long())
+            assert torch.equal(batch, sampler.take(4).indices[:, 0])
             sampler.update(batch, batch.float())
 
 
@@ -279,6 +276,8 @@ def method_config(tmp_path, method, ratio=0.5, max_iters=18, **options):
     config.param_scheduler[0].end = max_iters
     config.model.pfb.estimator.num_centroids = 4
     apply_method(config, method, ratio)
+    if method == 'rcs':
+        config.train_dataloader.sampler.counts = str(tmp_path / 'counts.npz')
     config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type='BudgetHook')]
     return config
 
@@ -309,7 +308,7 @@ class TestRuns:
         images = budget['shallow'], budget['deep'], budget['backward']
         blocked = round(0.9 * 18)
         kept = blocked * 2 + (18 - blocked) * 4
-        if method == 'full':
+        if method in ('full', 'rcs', 'ohem'):
             assert images == (72, 72, 72)
         elif method == 'small':
             assert images == (36, 36, 36)
@@ -324,14 +323,19 @@ class TestRuns:
         else:
             assert iterations == runner.max_iters < 18
             assert images == (4 * iterations,) * 3
-            candidates = sum(entry.get('infobatch/candidates', 0) for entry in entries)
-            # Of the mean threshold only half the samples were expected to lie below it.
-            assert candidates == pytest.approx(72, abs=4 if method == 'infobatch' else 16)
-            assert sum(entry.get('infobatch/kept', 0) for entry in entries) == 4 * iterations
-            assert runner.train_dataloader.sampler.scores.isfinite().all()
+            name = 'infobatch' if method.startswith('infobatch') else 'sampling'
+            candidates = sum(entry.get(f'{name}/candidates', 0) for entry in entries)
+            assert round(candidates) == budget['candidates']
+            # Of the mean threshold only half the samples were expected to lie below it, of SeTa's
+            # groups all to be of one size; OrderDP's length is whole iterations of 2.4 * 4.
+            near = {'infobatch': 4, 'infobatch_mean': 16, 'orderdp': 5, 'seta': 40}[method]
+            assert candidates == pytest.approx(72, abs=near)
+            assert sum(entry.get(f'{name}/kept', 0) for entry in entries) == 4 * iterations
             assert runner.model.decode_head.sampler.weights is None
-        if method not in ('infobatch', 'infobatch_mean'):
-            assert iterations == 18
+            seen = runner.train_dataloader.sampler.scores.isfinite()
+            assert seen.all() if name == 'infobatch' else seen.sum() >= 6
+        if method not in ('infobatch', 'infobatch_mean', 'orderdp', 'seta'):
+            assert iterations == 18 and budget['candidates'] == budget['loaded']
         assert budget['loaded'] == (2 if method == 'small' else 4) * iterations
         assert budget['seconds'] > 0 and budget['peak_memory_mib'] > 1
 
@@ -395,7 +399,7 @@ class TestRuns:
     @pytest.mark.parametrize(
         ('options', 'complaint'),
         [
-            ({'model.type': 'EncoderDecoder'}, 'needs InfoBatchMixin, got EncoderDecoder'),
+            ({'model.type': 'EncoderDecoder'}, 'needs ImageLossMixin, got EncoderDecoder'),
             (
                 {'train_dataloader.sampler': dict(type='InfiniteSampler')},
                 'needs InfoBatchSampler, got InfiniteSampler',
@@ -426,8 +430,8 @@ for method in {methods!r}:
     state = runner.model.module.state_dict()
     rank = torch.distributed.get_rank()
     seen = dict(weight=state['backbone.stem.0.weight'])
-    if method.startswith('infobatch'):
-        seen['scores'] = runner.train_dataloader.sampler.scores
+    if method.startswith('infobatch') or method in ('orderdp', 'seta'):
+        seen['scores'] = runner.train_dataloader.sampler.scores.nan_to_num(-1)
     torch.save(seen, work_dir / f'{{method}}_{{rank}}.pt')
 """
 
@@ -453,8 +457,8 @@ def test_two_ranks_train_with_every_method(tmp_path):
         first, second = (torch.load(tmp_path / f'{method}_{rank}.pt') for rank in range(2))
         for key, value in first.items():
             assert torch.equal(value, second[key]), (method, key)
-        if 'scores' in first:
-            assert first['scores'].isfinite().all()  # of all samples, whichever rank had them
+        if method.startswith('infobatch'):
+            assert (first['scores'] >= 0).all()  # of all samples, whichever rank had them
         assert budget_of(tmp_path / method)['backward'] % 2 == 0
 
 
@@ -480,9 +484,11 @@ class TestMethods:
                 one.train_dataloader.pop('batch_size')
             if method.startswith('resize'):
                 one.model.data_preprocessor.pop('type')
-            if method.startswith('infobatch'):
+            if method.startswith('infobatch') or method in ('orderdp', 'seta', 'rcs'):
                 one.train_dataloader.pop('sampler')
                 set_iters(one, 300)
+            if method == 'ohem':
+                one.model.decode_head.pop('sampler', None)
         assert config.to_dict() == plain.to_dict()
 
     def test_pfb_options_and_schedule_of_the_config_are_kept(self):

@@ -13,7 +13,7 @@ PACKAGE = Path(pfb_mmseg.__file__).parent
 # Each leads to those before it, never to one behind it. What lies in no folder leads nowhere.
 ROOMS = (
     *('core', 'criteria', 'blocking', 'backbones', 'segmentors', 'datasets', 'record', 'hooks'),
-    *('baselines', 'reporting', 'measure', 'commands'),
+    *('sampling', 'baselines', 'reporting', 'measure', 'commands'),
 )
 FILES = {path.stem for path in PACKAGE.glob('*.py')}
 

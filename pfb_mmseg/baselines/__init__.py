@@ -1,13 +1,16 @@
 """What PFB is compared with and trains otherwise than by choosing within a batch."""
 
-from .infobatch_hook import InfoBatchHook
-from .infobatch_sampler import InfoBatchSampler
-from .infobatch_segmentor import (
+from ..sampling import ImageLossMixin as InfoBatchMixin  # its name in version 0.1
+from .infobatch import (
     InfoBatchCascadeEncoderDecoder,
     InfoBatchEncoderDecoder,
-    InfoBatchMixin,
+    InfoBatchHook,
+    InfoBatchSampler,
 )
+from .orderdp import OrderDPSampler
+from .rare_class import RareClassSampler
 from .resize import ProgressiveResizeHook, ResizingSegDataPreProcessor
+from .seta import SeTaSampler
 
 __all__ = [
     'InfoBatchCascadeEncoderDecoder',
@@ -15,6 +18,9 @@ __all__ = [
     'InfoBatchHook',
     'InfoBatchMixin',
     'InfoBatchSampler',
+    'OrderDPSampler',
     'ProgressiveResizeHook',
+    'RareClassSampler',
     'ResizingSegDataPreProcessor',
+    'SeTaSampler',
 ]

@@ -1,9 +1,23 @@
-"""InfoBatch's arithmetic (Qin et al., ICLR 2024): who is pruned, and how long a run is."""
+"""InfoBatch (Qin et al., ICLR 2024): leaves out images of low loss, and counts the others more."""
 
 from __future__ import annotations
 
+from collections.abc import Sized
+from typing import Any
+
 import torch
+from mmengine.registry import DATA_SAMPLERS, HOOKS
+from mmseg.registry import MODELS
 from torch import Tensor
+
+from ..core.checks import check_keys, check_number
+from ..sampling import (
+    ImageLossCascadeEncoderDecoder,
+    ImageLossEncoderDecoder,
+    ScoreSampler,
+    ScoreSamplerHook,
+)
+from .lengths import Share
 
 
 def prune_epoch(
@@ -43,32 +57,116 @@ def prune_epoch(
     return indices, weights[indices]
 
 
-def shortened_iters(
-    full_iters: int,
-    images_per_iter: int,
-    dataset_size: int,
-    prune_ratio: float,
-    below: float,
-    delta: float = 0.875,
-) -> int:
-    """Iterations in which InfoBatch gets through the candidates of a run on full data.
+def expected_share(prune_ratio: float, below: float, delta: float = 0.875) -> Share:
+    """Share of the data set that an epoch is expected to train on.
 
     The first epoch has no scores yet and prunes nothing; nor do those from ``delta`` on.
 
     Args:
-        full_iters: iterations of the run on full data.
-        images_per_iter: images of an iteration, over all processes.
-        dataset_size: samples of an epoch.
         prune_ratio: r, in [0, 1).
         below: expected share of the samples below the threshold: 0.95 for the 95th percentile;
             for the mean it depends on the losses, and a half is what a symmetric distribution has.
         delta: share of the epochs in which samples may be pruned.
     """
-    candidates = full_iters * images_per_iter
-    trained, epoch = 0.0, 0
-    while (begin := epoch * dataset_size) < candidates:
-        size = min(dataset_size, candidates - begin)
-        pruned = 0 < epoch < delta * candidates / dataset_size
-        trained += size * (1 - prune_ratio * below) if pruned else size
-        epoch += 1
-    return max(1, round(trained / images_per_iter))
+
+    def share(epoch: int, num_epochs: float) -> float:
+        return 1 - prune_ratio * below if 0 < epoch < delta * num_epochs else 1.0
+
+    return share
+
+
+@DATA_SAMPLERS.register_module()
+class InfoBatchSampler(ScoreSampler):
+    """A ScoreSampler whose epochs :func:`prune_epoch` draws.
+
+    Without the hook no score is ever known, and nothing is pruned.
+
+    Args:
+        dataset: anything with a length.
+        prune_ratio: r, in [0, 1), share of the samples below the threshold that is left out.
+        percentile: the threshold; None is the mean of the scores (InfoBatch*), 95 makes nearly all
+            samples candidates, so that r is the actual pruning ratio (InfoBatch†).
+        seed, by_epoch: see ScoreSampler.
+
+    Attributes:
+        num_pruned_epochs (float): epochs from this one on are not pruned.
+
+    Raises:
+        TypeError, ValueError: an argument is outside its range.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        prune_ratio: float = 0.5,
+        percentile: float | None = None,
+        seed: int | None = None,
+        by_epoch: bool = False,
+        **unknown: Any,
+    ) -> None:
+        allowed = ('prune_ratio', 'percentile', 'seed', 'by_epoch')
+        check_keys('InfoBatchSampler', unknown, allowed)
+        check_number('prune_ratio', prune_ratio, 0, 1, open_high=True)
+        if percentile is not None:
+            check_number('percentile', percentile, 0, 100)
+        super().__init__(dataset, seed, by_epoch)
+        self.prune_ratio = prune_ratio
+        self.percentile = percentile
+        self.num_pruned_epochs = float('inf')
+
+    def draw(self, epoch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        ratio = self.prune_ratio if epoch < self.num_pruned_epochs else 0.0
+        return prune_epoch(self.scores, ratio, self.percentile, generator)
+
+
+@HOOKS.register_module()
+class InfoBatchHook(ScoreSamplerHook):
+    """ScoreSamplerHook for an InfoBatchSampler; the log calls it ``infobatch/``.
+
+    Args:
+        delta: share of the epochs in which samples may be pruned, in [0, 1] (paper: 0.875). The
+            first is never pruned, nor is an epoch that begins after this share of the run.
+        full_iters, interval: see ScoreSamplerHook.
+
+    Raises:
+        TypeError, ValueError: see ScoreSamplerHook.
+    """
+
+    name = 'infobatch'
+    sampler_type = InfoBatchSampler
+    example_model = 'InfoBatchEncoderDecoder'
+    example_sampler = 'InfoBatchSampler'
+
+    def __init__(
+        self,
+        delta: float = 0.875,
+        full_iters: int | None = None,
+        interval: int | None = None,
+        **unknown: Any,
+    ) -> None:
+        check_keys('InfoBatchHook', unknown, ('delta', 'full_iters', 'interval'))
+        check_number('delta', delta, 0, 1)
+        super().__init__(full_iters, interval)
+        self.delta = delta
+
+    def before_train(self, runner) -> None:
+        super().before_train(runner)
+        self._sampler.num_pruned_epochs = self.delta * self._sampler.num_epochs
+
+    def describe(self) -> str:
+        ratio, threshold = self._sampler.prune_ratio, self._sampler.percentile
+        return (
+            f'InfoBatch: {ratio:.0%} of the samples with a loss below '
+            f'{"the mean" if threshold is None else f"the {threshold:g}th percentile"} are left '
+            f'out of the epochs after the first and before {self.delta:.1%} of the run'
+        )
+
+
+@MODELS.register_module()
+class InfoBatchEncoderDecoder(ImageLossEncoderDecoder):
+    """ImageLossEncoderDecoder, as configs of version 0.1 call it."""
+
+
+@MODELS.register_module()
+class InfoBatchCascadeEncoderDecoder(ImageLossCascadeEncoderDecoder):
+    """ImageLossCascadeEncoderDecoder, as configs of version 0.1 call it."""

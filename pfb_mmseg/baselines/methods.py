@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -13,7 +16,8 @@ from ..blocking import least_trainable
 from ..core import KeepQuota
 from ..core.checks import check_choice, check_integer, check_number
 from ..segmentors.apply import add_import, apply_pfb, remove_pfb, type_name
-from .infobatch import shortened_iters
+from . import infobatch, orderdp, seta
+from .lengths import Share, shortened_iters
 
 # Of PFB's criteria; None: the config's own.
 CRITERIA = {
@@ -28,8 +32,15 @@ CRITERIA = {
 INFOBATCH = {'infobatch': (95, 0.95), 'infobatch_mean': (None, 0.5)}
 # With small images at first, and otherwise as the other one.
 RESIZED = {'resize': 'full', 'resize_pfb': 'pfb'}
-PRUNING_METHODS = (*CRITERIA, *INFOBATCH, 'resize_pfb')
-METHODS = ('full', 'short', 'small', 'resize', *PRUNING_METHODS)
+PRUNING_METHODS = (*CRITERIA, *INFOBATCH, 'orderdp', 'seta', 'resize_pfb')
+# They have no ratio, and are as long as full data.
+WHOLE_METHODS = ('full', 'resize', 'rcs', 'ohem')
+METHODS = ('full', 'short', 'small', 'resize', 'rcs', 'ohem', *PRUNING_METHODS)
+
+# MMSegmentation's OHEM keeps at least 100,000 pixels of a crop of 512x1024 in its own configs.
+OHEM_THRESHOLD, OHEM_SHARE = 0.7, 100_000 / (512 * 1024)
+# Of the pixels of each class and image, a file for each data set.
+COUNTS_FOLDER = 'work_dirs/class_counts'
 
 DESCRIPTIONS = {
     'full': 'all images',
@@ -44,6 +55,10 @@ DESCRIPTIONS = {
     'divbs': 'DivBS: diverse last-layer gradients, after a forward pass of all of the batch',
     'infobatch': 'InfoBatch†: threshold at the 95th percentile, the actual ratio as the others',
     'infobatch_mean': 'InfoBatch*: threshold at the mean, about half the ratio',
+    'orderdp': 'OrderDP: of a random pool the highest last-seen losses, shares to make the ratio',
+    'seta': 'SeTa: a window of groups by loss slides from easy to hard; about the ratio',
+    'rcs': 'all images by rare class sampling (DAFormer): a class is drawn, then an image of it',
+    'ohem': 'all images, with the loss of the hardest pixels only (OHEM)',
     'resize_pfb': 'PFB, with all images at half size in the first third of the run',
 }
 
@@ -56,11 +71,18 @@ def apply_method(
     The config may have PFB or not; its options of PFB and its PFBHook serve the methods that prune
     batches, and are taken away for the others. ``'short'`` and ``'small'`` are full data here, the
     latter in smaller batches and at the same learning rate; their length follows from measured
-    times and is set with :func:`set_iters`. InfoBatch's schedule is shortened to the expected
-    number of iterations in which it gets through the candidates of the run on full data.
+    times and is set with :func:`set_iters`. The schedule of InfoBatch, OrderDP and SeTa is
+    shortened to the expected number of iterations in which they get through the candidates of the
+    run on full data; in a loop that counts epochs, the epochs themselves are shorter.
+
+    OrderDP at ratio p has a pool and a share whose product is 1 - p, see
+    :func:`.orderdp.pool_and_share`; SeTa a window, and a random part for the rest, that leave out p
+    if its groups are of one size, see :func:`.seta.ratio_and_window`. ``'ohem'`` keeps at least the
+    part of a crop's pixels that MMSegmentation's configs do, a fifth; ``'rcs'`` keeps the counted
+    pixels of each class and image in ``work_dirs/class_counts/`` for the next run.
 
     Args:
-        cfg: Config of a segmentor, with an iteration-based loop.
+        cfg: Config of a segmentor.
         method: one of ``METHODS``.
         prune_ratio: share that is pruned, in [0, 1), or by which the batches of ``'small'`` are
             smaller; None for the others.
@@ -74,8 +96,12 @@ def apply_method(
         apply_method(cfg, RESIZED[method], prune_ratio, num_processes)
         _resize_progressively(cfg)
         return
-    if method in ('full', 'short'):
+    if method in ('full', 'short', 'rcs', 'ohem'):
         remove_pfb(cfg)
+        if method == 'rcs':
+            _sample_rare_classes(cfg)
+        elif method == 'ohem':
+            _mine_hard_pixels(cfg)
         return
     check_number('prune_ratio', prune_ratio, 0, 1, open_high=True)
     if method == 'small':
@@ -87,8 +113,7 @@ def apply_method(
         _choose_criterion(cfg, CRITERIA[method])
     else:
         remove_pfb(cfg)
-        _set_type(cfg, 'InfoBatch')
-        _apply_infobatch(cfg, prune_ratio, num_processes, *INFOBATCH[method])
+        _choose_by_score(cfg, method, prune_ratio, num_processes)
 
 
 def set_iters(cfg: Config, max_iters: int) -> None:
@@ -130,7 +155,7 @@ def set_iters(cfg: Config, max_iters: int) -> None:
         for key in ('begin', 'end'):
             if isinstance(hook.get(key), int):  # a float is a share of the run already
                 hook[key] = scale(hook[key])
-    for hook in _hooks(cfg, 'InfoBatchHook'):
+    for hook in (*_hooks(cfg, 'InfoBatchHook'), *_hooks(cfg, 'ScoreSamplerHook')):
         if hook.get('full_iters'):
             hook['full_iters'] = scale(hook['full_iters'])
 
@@ -185,21 +210,93 @@ def _shrink_batches(cfg: Config, prune_ratio: float, min_keep: int | None) -> No
     cfg.train_dataloader.batch_size = kept
 
 
-def _apply_infobatch(
-    cfg: Config, prune_ratio: float, num_processes: int, percentile: float | None, below: float
-) -> None:
-    candidates = full_iters(cfg)
+def _choose_by_score(cfg: Config, method: str, prune_ratio: float, num_processes: int) -> None:
+    """Gives the loader one of our samplers, and the model and the hooks what that needs."""
+    by_epoch = _by_epoch(cfg)
     # The scope is MMSegmentation's: the data set is only counted, in this process.
     init_default_scope(cfg.get('default_scope', 'mmseg'))
-    dataset_size = len(DATASETS.build(copy.deepcopy(cfg.train_dataloader.dataset)))
+    size = len(DATASETS.build(copy.deepcopy(cfg.train_dataloader.dataset)))
     images = cfg.train_dataloader.batch_size * num_processes
-    iters = shortened_iters(candidates, images, dataset_size, prune_ratio, below)
-    set_iters(cfg, iters)
-    cfg.train_dataloader.sampler = dict(
-        type='InfoBatchSampler', prune_ratio=prune_ratio, percentile=percentile
-    )
-    hook = dict(type='InfoBatchHook', full_iters=candidates)
+    num_epochs = cfg.train_cfg.max_epochs if by_epoch else full_iters(cfg) * images / size
+    sampler, share = _SAMPLERS[method](prune_ratio, size, num_epochs)
+    infobatch = method in INFOBATCH
+    hook = dict(type='InfoBatchHook' if infobatch else 'ScoreSamplerHook')
+    if by_epoch:
+        sampler['by_epoch'] = True
+    else:
+        candidates = full_iters(cfg)
+        set_iters(cfg, shortened_iters(candidates, images, size, share))
+        hook['full_iters'] = candidates
+    cfg.train_dataloader.sampler = sampler
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+    _set_type(cfg, 'InfoBatch' if infobatch else 'ImageLoss')
+
+
+def _infobatch(percentile: float | None, below: float) -> Callable[..., tuple[dict, Share]]:
+    def sampler(prune_ratio: float, size: int, num_epochs: float) -> tuple[dict, Share]:
+        sampler = dict(type='InfoBatchSampler', prune_ratio=prune_ratio, percentile=percentile)
+        return sampler, infobatch.expected_share(prune_ratio, below)
+
+    return sampler
+
+
+def _orderdp(prune_ratio: float, size: int, num_epochs: float) -> tuple[dict, Share]:
+    pool, share = orderdp.pool_and_share(prune_ratio)
+    kept = orderdp.num_kept(size, pool, share) / size
+    return dict(type='OrderDPSampler', pool=pool, share=share), lambda epoch, num_epochs: kept
+
+
+def _seta(prune_ratio: float, size: int, num_epochs: float) -> tuple[dict, Share]:
+    ratio, window = seta.ratio_and_window(prune_ratio, num_epochs)
+    sampler = dict(type='SeTaSampler', prune_ratio=ratio, num_groups=seta.NUM_GROUPS, window=window)
+    return sampler, seta.expected_share(ratio, seta.NUM_GROUPS, window)
+
+
+# Method -> (prune ratio, size of the data set, epochs of the run) -> sampler, and what it keeps.
+_SAMPLERS = {
+    **{name: _infobatch(*options) for name, options in INFOBATCH.items()},
+    'orderdp': _orderdp,
+    'seta': _seta,
+}
+
+
+def _sample_rare_classes(cfg: Config) -> None:
+    dataset = repr(cfg.train_dataloader.dataset)
+    digest = hashlib.sha256(dataset.encode()).hexdigest()[:16]
+    sampler = dict(type='RareClassSampler', counts=str(Path(COUNTS_FOLDER, f'{digest}.npz')))
+    if _by_epoch(cfg):
+        sampler['by_epoch'] = True
+    cfg.train_dataloader.sampler = sampler
+    add_import(cfg)
+
+
+def _mine_hard_pixels(cfg: Config) -> None:
+    """Gives the decode head, all stages of a cascade, MMSegmentation's pixel sampler."""
+    heads = cfg.model.decode_head
+    pixels = _crop_pixels(cfg)
+    for head in heads if isinstance(heads, (list, tuple)) else [heads]:
+        head['sampler'] = dict(
+            type='OHEMPixelSampler',
+            thresh=OHEM_THRESHOLD,
+            min_kept=max(2, round(OHEM_SHARE * pixels)),
+        )
+
+
+def _crop_pixels(cfg: Config) -> int:
+    """Of a training image, as the data preprocessor pads it."""
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    size = preprocessor.get('size') or cfg.get('crop_size')
+    if not size:
+        raise ValueError(
+            'ohem keeps a share of the pixels of a training image, but neither '
+            'model.data_preprocessor.size nor crop_size says how many it has; set one'
+        )
+    return size[0] * size[1]
+
+
+def _by_epoch(cfg: Config) -> bool:
+    """Whether the loop counts epochs."""
+    return 'max_epochs' in (cfg.get('train_cfg') or {})
 
 
 def _set_type(cfg: Config, prefix: str) -> None:

@@ -24,6 +24,8 @@ class BudgetHook(Hook):
     """Measures a run and writes ``<work_dir>/budget.json``.
 
     - ``iterations``
+    - ``candidates``: images that those loaded were chosen from; as many as were loaded, unless the
+      sampler leaves some out and counts them (``candidates``, see ScoreSampler).
     - ``loaded``: images that the data loader handed out.
     - ``shallow``: images that entered the backbone in training steps, those only scored included;
       an image that is scored and trained on counts twice.
@@ -100,6 +102,8 @@ class BudgetHook(Hook):
         }
         for key in ('loaded', 'shallow', 'deep', 'backward'):
             budget[key] *= get_world_size()
+        sampler = runner.train_dataloader.sampler
+        budget['candidates'] = round(getattr(sampler, 'candidates', budget['loaded']))
         (Path(runner.work_dir) / BUDGET_NAME).write_text(json.dumps(budget, indent=1) + '\n')
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:

@@ -133,10 +133,6 @@ def _outcome(row: Row, seed: int, run: Run, num_processes: int) -> Outcome:
     if 'loaded' not in budget:  # version 0.1 did not count them
         logged = run.sum('pfb/candidates') * num_processes
         budget['loaded'] = logged or budget['shallow']
-    if run.logged('infobatch/candidates'):
-        candidates = run.sum('infobatch/candidates')
-    else:
-        candidates = budget['loaded']
-    return Outcome(
-        row.name, row.method, row.prune_ratio, seed, run.miou, candidates=candidates, **budget
-    )
+    if 'candidates' not in budget:
+        budget['candidates'] = run.sum('infobatch/candidates') or budget['loaded']
+    return Outcome(row.name, row.method, row.prune_ratio, seed, run.miou, **budget)

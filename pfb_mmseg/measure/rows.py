@@ -15,6 +15,7 @@ from mmseg.registry import MODELS
 from ..baselines.methods import (
     DESCRIPTIONS,
     PRUNING_METHODS,
+    WHOLE_METHODS,
     apply_method,
     full_iters,
     set_iters,
@@ -91,7 +92,7 @@ def plan(
     lengthened = _lengthened(methods, pruning, long)
     _check_what_times_are_taken_of(methods, pruning, lengthened)
     rows = []
-    for method in ('full', 'resize'):
+    for method in WHOLE_METHODS:
         if method in methods:
             rows.append(_method_row(base, method, None, num_processes))
     for ratio in dict.fromkeys(ratios):

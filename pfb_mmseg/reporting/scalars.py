@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-_OURS = ('pfb/', 'infobatch/')
+_OURS = ('pfb/', 'infobatch/', 'sampling/')
 
 
 def read_scalars(work_dir: str | os.PathLike) -> tuple[list[dict], list[dict]]:

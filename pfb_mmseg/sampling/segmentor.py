@@ -1,4 +1,4 @@
-"""InfoBatchMixin: a model whose loss counts each image with a weight, and gives each its own."""
+"""ImageLossMixin: a model that tells the loss of each image, and counts each with a weight."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class ImageWeights(BasePixelSampler):
             return None
         if len(self.weights) != len(seg_logit):
             raise ValueError(
-                f'{len(self.weights)} weights for {len(seg_logit)} images: something between '
-                'InfoBatchSampler and the loss changes the batch'
+                f'{len(self.weights)} weights for {len(seg_logit)} images: something between the '
+                'sampler and the loss changes the batch'
             )
         with torch.no_grad():
             self.losses = image_losses(self.head, seg_logit, seg_label)
@@ -46,10 +46,10 @@ class ImageWeights(BasePixelSampler):
         return weights[:, None, None].expand(len(weights), *seg_label.shape[2:])
 
 
-class InfoBatchMixin:
+class ImageLossMixin:
     """Rescales the loss of each image, in all heads, and reports that of the decode head.
 
-    ``class MySegmentor(InfoBatchMixin, AnySegmentor)``; InfoBatchHook sets the weights. Without
+    ``class MySegmentor(ImageLossMixin, AnySegmentor)``; ScoreSamplerHook sets the weights. Without
     the hook, the model is its host.
 
     Raises:
@@ -63,7 +63,7 @@ class InfoBatchMixin:
             if head.sampler is not None:
                 raise ValueError(
                     f'{type(head).__name__} weighs its pixels with {type(head.sampler).__name__}; '
-                    'InfoBatch needs that place: remove sampler from the head'
+                    f'{type(self).__name__} needs that place: remove sampler from the head'
                 )
             head.sampler = ImageWeights(head)
 
@@ -83,7 +83,8 @@ class InfoBatchMixin:
         if head.sampler.losses is None:
             raise RuntimeError(
                 f'{type(head).__name__} computed no loss of single images: its loss_by_feat does '
-                'not use a pixel sampler, so InfoBatch cannot weight it; use another decode head'
+                f'not use a pixel sampler, so {type(self).__name__} cannot weight it; use another '
+                'decode head'
             )
         return head.sampler.losses
 
@@ -92,10 +93,10 @@ class InfoBatchMixin:
 
 
 @MODELS.register_module()
-class InfoBatchEncoderDecoder(InfoBatchMixin, EncoderDecoder):
-    """EncoderDecoder for InfoBatchSampler and InfoBatchHook."""
+class ImageLossEncoderDecoder(ImageLossMixin, EncoderDecoder):
+    """EncoderDecoder for a ScoreSampler and its hook."""
 
 
 @MODELS.register_module()
-class InfoBatchCascadeEncoderDecoder(InfoBatchMixin, CascadeEncoderDecoder):
+class ImageLossCascadeEncoderDecoder(ImageLossMixin, CascadeEncoderDecoder):
     """CascadeEncoderDecoder, likewise."""
