@@ -14,13 +14,17 @@ from ..sampling import ScoreSampler
 from .lengths import Share, mean_share
 
 NUM_GROUPS, WINDOW, DELTA = 5, 0.6, 0.875
+# Places in a sorted row of losses where a group may end at first.
+_NUM_PLACES = 512
 _MAX_ROUNDS = 300
 
 
 def difficulty_groups(losses: Tensor, num_groups: int) -> tuple[Tensor, ...]:
-    """k-means of single numbers: Lloyd's rounds until no number changes its group.
+    """k-means of single numbers, the sum of squared distances to the mean of the own group.
 
-    They start from evenly spread quantiles, so nothing is drawn at random. In the release it is
+    Groups of single numbers are pieces of the sorted row. The best way to cut it is found exactly
+    for up to 512 numbers; more are cut at 512 evenly spread places at first, and Lloyd's rounds
+    follow until none changes its group. Nothing is drawn at random. In the release it is
     scikit-learn's k-means with random starts, which may end in another minimum.
 
     Args:
@@ -32,19 +36,18 @@ def difficulty_groups(losses: Tensor, num_groups: int) -> tuple[Tensor, ...]:
     """
     order = losses.argsort()
     ordered = losses[order].double()
+    ordered -= ordered.mean()
     # Of a sorted row, the sum of any piece is a difference of two of these.
-    sums = torch.cat([ordered.new_zeros(1), ordered.cumsum(0)])
-    spread = (torch.arange(num_groups) + 0.5) / num_groups * len(ordered)
-    centres, ends = ordered[spread.long()].unique(), None
+    sums = _sums(ordered)
+    ends, found = None, _best_ends(sums, _sums(ordered.square()), num_groups)
     for _ in range(_MAX_ROUNDS):
-        borders = torch.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2)
-        found = torch.cat([borders, torch.tensor([len(ordered)])]).unique()
-        found = found[found > 0]
         if ends is not None and torch.equal(found, ends):
             break
         ends = found
         starts = torch.cat([ends.new_zeros(1), ends[:-1]])
         centres = (sums[ends] - sums[starts]) / (ends - starts)
+        borders = torch.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2)
+        found = torch.cat([borders[borders > 0], ends[-1:]]).unique()
     return order.tensor_split(ends[:-1])
 
 
@@ -126,6 +129,34 @@ def ratio_and_window(
         if unpruned >= 1 - prune_ratio:
             break
     return max(0.0, 1 - (1 - prune_ratio) / unpruned), window
+
+
+def _sums(values: Tensor) -> Tensor:
+    """(M,) -> (M + 1,), of all that come before."""
+    return torch.cat([values.new_zeros(1), values.cumsum(0)])
+
+
+def _best_ends(sums: Tensor, squares: Tensor, num_groups: int) -> Tensor:
+    """Where the groups of least spread end in the sorted row, by dynamic programming.
+
+    Args:
+        sums, squares: (M + 1,), see :func:`_sums`.
+        num_groups: at most; one for each place where a group may end.
+    """
+    num_places = min(_NUM_PLACES, len(sums) - 1)
+    places = torch.linspace(0, len(sums) - 1, num_places + 1, dtype=torch.float64).long()
+    length = places - places[:, None]
+    total, square = (column[places] - column[places][:, None] for column in (sums, squares))
+    # Of a group from place i to place j, the spread around its mean.
+    cost = (square - total.square() / length).masked_fill(length <= 0, float('inf'))
+    least, choices = cost[0], []
+    for _ in range(min(num_groups, num_places) - 1):
+        least, choice = (least[:, None] + cost).min(dim=0)
+        choices.append(choice)
+    ends = [num_places]
+    for choice in reversed(choices):
+        ends.append(int(choice[ends[-1]]))
+    return places[torch.tensor(ends[::-1])]
 
 
 @DATA_SAMPLERS.register_module()
