@@ -78,7 +78,7 @@ class ScoreSampler(Sampler, ABC):
         self._epoch_size: int | None = None  # its samples per process
         # What is still to be trained on, by all processes in turns. The loader of this process has
         # the first rows already.
-        self._stream = _Rows.of(torch.zeros(0, dtype=torch.int32))
+        self._stream = _Rows.of(torch.zeros(0), None, 0.0)
         self._handed_out = 0
         self._num_fillers = 0
 
@@ -100,7 +100,7 @@ class ScoreSampler(Sampler, ABC):
     @property
     def candidates(self) -> float:
         """Samples that those trained on so far were chosen from, over all processes."""
-        left = float(self._stream.stand_for.sum(dtype=torch.float64))
+        left = float(self._stream.stand_for.sum(dtype=np.float64))
         return self._num_drawn * self.size - left
 
     def __str__(self) -> str:
@@ -133,8 +133,11 @@ class ScoreSampler(Sampler, ABC):
         rows = num_samples * self._world_size
         taken, self._stream = self._stream.part(0, rows), self._stream.part(rows)
         self._handed_out = max(0, self._handed_out - num_samples)
-        shape = num_samples, self._world_size
-        return Taken(taken.indices.long().view(shape), taken.weights.view(shape))
+        indices, weights = (
+            torch.from_numpy(column.copy()).view(num_samples, self._world_size)
+            for column in (taken.indices, taken.weights)
+        )
+        return Taken(indices.long(), weights)
 
     def update(self, indices: Tensor, scores: Tensor) -> None:
         """Note what was seen of samples, the same on every process.
@@ -201,43 +204,48 @@ class ScoreSampler(Sampler, ABC):
                 continue
             self._handed_out += 1
             self._draw_until(self._handed_out)
-            yield self._stream.index((self._handed_out - 1) * self._world_size + self._rank)
+            row = (self._handed_out - 1) * self._world_size + self._rank
+            yield int(self._stream.indices[row])
 
     def _one_epoch(self) -> Iterator[int]:
         """What is left of an epoch that was begun, or a new one."""
         if self._next_epoch != self._num_drawn - 1:
             self._begin_epoch()
-        rows = self._stream  # take() shortens the sampler's own
-        self._epoch_size = len(rows) // self._world_size
+        indices = self._stream.indices  # take() shortens the stream
+        self._epoch_size = len(indices) // self._world_size
         for turn in range(self._epoch_size):
-            yield rows.index(turn * self._world_size + self._rank)
+            yield int(indices[turn * self._world_size + self._rank])
         self._next_epoch = self._num_drawn
 
     def _begin_epoch(self) -> None:
         """Draw the epoch that is to come; what the loader dropped of the last one is forgotten."""
         self._num_drawn = self._next_epoch
-        rows = self._draw()
-        self._epoch_size = -(-len(rows) // self._world_size)
+        indices, weights = self._draw()
+        self._epoch_size = -(-len(indices) // self._world_size)
         total = self._epoch_size * self._world_size
-        self._stream = rows.at(torch.arange(total) % len(rows)).standing_for(self.size)
+        rows = torch.arange(total) % len(indices)
+        weights = weights if weights is None else weights[rows]
+        self._stream = _Rows.of(indices[rows], weights, self.size / total)
 
     def _draw_until(self, num_samples: int) -> None:
         """Extend the stream to this many samples per process, for all processes at once: they
         must draw an epoch at the same moment, from the same scores."""
         while len(self._stream) < num_samples * self._world_size:
-            self._stream = _Rows.join(self._stream, self._draw().standing_for(self.size))
+            indices, weights = self._draw()
+            epoch = _Rows.of(indices, weights, self.size / len(indices))
+            self._stream = _Rows.join(self._stream, epoch)
 
-    def _draw(self) -> _Rows:
+    def _draw(self) -> tuple[Tensor, Tensor | None]:
         self.scores = self.scores.cpu()
         generator = generator_of(self.seed, self._num_drawn)
-        rows = _Rows.of(*self.draw(self._num_drawn, generator))
+        drawn = self.draw(self._num_drawn, generator)
         self._num_drawn += 1
-        return rows
+        return drawn
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Samples in the order of training.
+    """Samples in the order of training; NumPy, which hands out single numbers quicker than PyTorch.
 
     Attributes:
         indices: (M,) int32.
@@ -245,48 +253,38 @@ class _Rows:
         stand_for: (M,) float32, candidates that each was chosen from.
     """
 
-    indices: Tensor
-    weights: Tensor
-    stand_for: Tensor
+    indices: np.ndarray
+    weights: np.ndarray
+    stand_for: np.ndarray
 
     @classmethod
-    def of(cls, indices: Tensor, weights: Tensor | None = None) -> _Rows:
-        ones = torch.ones(len(indices))
-        return cls(indices.int(), ones if weights is None else weights.float(), ones)
+    def of(cls, indices: Tensor, weights: Tensor | None, stand_for: Tensor | float) -> _Rows:
+        size = len(indices)
+        weights = torch.ones(size) if weights is None else weights.float()
+        stand_for = torch.as_tensor(stand_for, dtype=torch.float32).expand(size)
+        return cls(indices.int().numpy(), weights.numpy(), stand_for.numpy())
 
     @classmethod
     def join(cls, *parts: _Rows) -> _Rows:
         columns = zip(*(part._columns() for part in parts), strict=True)
-        return cls(*map(torch.cat, columns))
+        return cls(*map(np.concatenate, columns))
 
     @classmethod
     def from_state(cls, state: dict) -> _Rows:
         if 'stream' in state:  # version 0.1: (M, 3) float64
-            indices, weights, stand_for = state['stream'].cpu().unbind(dim=1)
-            return cls(indices.int(), weights.float(), stand_for.float())
-        return cls(*(state[name].cpu() for name in ('indices', 'weights', 'stand_for')))
+            return cls.of(*state['stream'].cpu().unbind(dim=1))
+        return cls.of(*(state[name].cpu() for name in ('indices', 'weights', 'stand_for')))
 
     def state_dict(self) -> dict[str, Tensor]:
         names = ('indices', 'weights', 'stand_for')
         # A part shares the memory of the whole epoch, which would be saved with it.
-        return {name: getattr(self, name).clone() for name in names}
+        return {name: torch.from_numpy(getattr(self, name).copy()) for name in names}
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def index(self, row: int) -> int:
-        return int(self.indices.numpy()[row])
-
     def part(self, start: int, stop: int | None = None) -> _Rows:
         return _Rows(*(column[start:stop] for column in self._columns()))
 
-    def at(self, rows: Tensor) -> _Rows:
-        return _Rows(*(column[rows] for column in self._columns()))
-
-    def standing_for(self, candidates: int) -> _Rows:
-        """The same, chosen from so many together."""
-        each = torch.full_like(self.stand_for, candidates / len(self))
-        return _Rows(self.indices, self.weights, each)
-
-    def _columns(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.indices, self.weights, self.stand_for
