@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -232,12 +232,11 @@ def _choose_by_score(cfg: Config, method: str, prune_ratio: float, num_processes
     _set_type(cfg, 'InfoBatch' if infobatch else 'ImageLoss')
 
 
-def _infobatch(percentile: float | None, below: float) -> Callable[..., tuple[dict, Share]]:
-    def sampler(prune_ratio: float, size: int, num_epochs: float) -> tuple[dict, Share]:
-        sampler = dict(type='InfoBatchSampler', prune_ratio=prune_ratio, percentile=percentile)
-        return sampler, infobatch.expected_share(prune_ratio, below)
-
-    return sampler
+def _infobatch(
+    percentile: float | None, below: float, prune_ratio: float, size: int, num_epochs: float
+) -> tuple[dict, Share]:
+    sampler = dict(type='InfoBatchSampler', prune_ratio=prune_ratio, percentile=percentile)
+    return sampler, infobatch.expected_share(prune_ratio, below)
 
 
 def _orderdp(prune_ratio: float, size: int, num_epochs: float) -> tuple[dict, Share]:
@@ -254,7 +253,7 @@ def _seta(prune_ratio: float, size: int, num_epochs: float) -> tuple[dict, Share
 
 # Method -> (prune ratio, size of the data set, epochs of the run) -> sampler, and what it keeps.
 _SAMPLERS = {
-    **{name: _infobatch(*options) for name, options in INFOBATCH.items()},
+    **{name: partial(_infobatch, *options) for name, options in INFOBATCH.items()},
     'orderdp': _orderdp,
     'seta': _seta,
 }

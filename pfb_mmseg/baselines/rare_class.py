@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from itertools import chain
@@ -66,8 +67,9 @@ class ClassCounts:
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + '.part')
-        with open(part, 'wb') as file:  # a run that is killed here leaves no half of it
+        # Runs that are killed here, or count at the same time, leave no half of it.
+        part = path.with_name(f'{path.name}.{os.getpid()}')
+        with open(part, 'wb') as file:
             np.savez(file, **vars(self))
         part.replace(path)
 
