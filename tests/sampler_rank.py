@@ -69,7 +69,8 @@ def follow(sampler):
             step(batch)
         lengths.append(len(steps) - before)
         assert lengths[-1] == len(loader)
-    return dict(steps=steps, lengths=lengths, scores=sampler.scores)
+    state = sampler.state_dict()
+    return dict(steps=steps, lengths=lengths, scores=sampler.scores, state=state)
 
 
 def run(folder):

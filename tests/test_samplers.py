@@ -28,6 +28,7 @@ from pfb_mmseg.baselines.seta import (
     ratio_and_window,
     window_of_groups,
 )
+from pfb_mmseg.sampling import ScoreSamplerHook
 
 NAN = float('nan')
 SAMPLERS = {
@@ -362,6 +363,18 @@ class TestStream:
         with pytest.raises((TypeError, ValueError), match=complaint):
             kind(range(4), **{'seed': 0, **options})
 
+    @pytest.mark.parametrize(
+        ('options', 'complaint'),
+        [
+            (dict(full_iters=0), 'full_iters=0: expected'),
+            (dict(interval=1.5), 'interval=1.5: expected'),
+            (dict(intervall=1), "did you mean 'interval'"),
+        ],
+    )
+    def test_a_wrong_argument_of_the_hook_is_refused(self, options, complaint):
+        with pytest.raises((TypeError, ValueError), match=complaint):
+            ScoreSamplerHook(**options)
+
 
 @pytest.fixture(scope='module')
 def two_ranks(tmp_path_factory):
@@ -381,13 +394,15 @@ class TestRanks:
             assert torch.equal(one['taken'], other['taken'])
             for rank, step in enumerate((one, other)):
                 assert torch.equal(step['taken'][:, rank], step['loaded'])
-        assert torch.equal(first['scores'], second['scores'])
+        assert first['state']['epoch'] == second['state']['epoch']
+        for key in ('indices', 'weights', 'stand_for'):  # the first process's goes into checkpoints
+            assert torch.equal(first['state'][key], second['state'][key])
         losses = {}
         for number, step in enumerate(first['steps']):
             flat = step['taken'].flatten()
             losses |= dict(zip(flat.tolist(), loss_of(flat, number).tolist(), strict=True))
-        scores = first['scores']
-        assert {i: s for i, s in enumerate(scores.tolist()) if s == s} == losses
+        for scores in (first['scores'], second['scores']):
+            assert {i: s for i, s in enumerate(scores.tolist()) if s == s} == losses
 
     def test_an_epoch_is_shared_out_and_filled_up(self, two_ranks):
         """21 of 33 are trained on: 11 a process, one of them a second time."""

@@ -277,7 +277,7 @@ class _Rows:
 
     def state_dict(self) -> dict[str, Tensor]:
         names = ('indices', 'weights', 'stand_for')
-        # A part shares the memory of the whole epoch, which would be saved with it.
+        # A copy: a column may be a single number that stands for all rows.
         return {name: torch.from_numpy(getattr(self, name).copy()) for name in names}
 
     def __len__(self) -> int:
