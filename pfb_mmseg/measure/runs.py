@@ -47,10 +47,6 @@ class Run:
         """What BudgetHook measured."""
         return json.loads((self.work_dir / BUDGET_NAME).read_text())
 
-    def logged(self, key: str) -> bool:
-        """Whether a scalar is there at all."""
-        return any(key in entry for entry in self.train)
-
     def sum(self, key: str) -> int:
         """Total of a scalar that each entry counts anew, if it has it."""
         return round(sum(entry.get(key, 0) for entry in self.train))
