@@ -1,0 +1,205 @@
+"""What is built for others to install is complete: the package, its configs and its tools."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from mmengine.config import Config
+
+from pfb_mmseg.compat import find_distributions, why_no_resume
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/[!_]*/*.py'))
+INDEX = yaml.safe_load((ROOT / 'model-index.yml').read_text())
+# No part of the checkout, but may lie in it.
+LEFT_OUT = ('.*', '__pycache__', '*.egg-info', 'build', 'dist', 'site', 'data', 'work_dirs')
+# The way out that the tools name where MMEngine cannot read back its checkpoints.
+REFUSED = why_no_resume(find_distributions(), torch.__version__)
+LEAVE = {'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD': '1'} if REFUSED else {}
+SMALL = [
+    'train_cfg.max_iters=6',
+    'train_dataloader.batch_size=4',
+    'train_dataloader.dataset.length=24',
+    'val_dataloader.dataset.length=4',
+    'test_dataloader.dataset.length=4',
+    'model.pfb.estimator.num_centroids=4',
+    'model.backbone.base_channels=8',
+    'model.backbone.stem_channels=8',
+    'model.decode_head.in_channels=64',
+    'model.auxiliary_head.in_channels=32',
+]
+
+
+@pytest.fixture(scope='module')
+def checkout(tmp_path_factory):
+    """A copy to build in, with what a build before may have left there."""
+    folder = tmp_path_factory.mktemp('checkout') / 'pfb_mmseg'
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    old = folder / 'build/lib/pfb_mmseg'
+    old.mkdir(parents=True)
+    (old / 'gone.py').touch()
+    return folder
+
+
+def python(*arguments, folder):
+    command = [sys.executable, *arguments]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def build_wheel(folder, out):
+    """`pip wheel --no-deps .`, with the setuptools at hand: no network."""
+    offline = ['--no-build-isolation', '--no-index', '--quiet']
+    python('-m', 'pip', 'wheel', '--no-deps', *offline, '--wheel-dir', out, '.', folder=folder)
+    (file,) = out.iterdir()
+    return file
+
+
+@pytest.fixture(scope='module')
+def wheel(checkout, tmp_path_factory):
+    return build_wheel(checkout, tmp_path_factory.mktemp('wheel'))
+
+
+@pytest.fixture(scope='module')
+def sdist(checkout, tmp_path_factory):
+    out = tmp_path_factory.mktemp('sdist')
+    code = f'from setuptools import build_meta; build_meta.build_sdist({str(out)!r})'
+    python('-c', code, folder=checkout)
+    (file,) = out.iterdir()
+    return file
+
+
+def files_of(folder, pattern='*'):
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob(pattern)
+        if path.is_file() and path.parent.name != '__pycache__'
+    }
+
+
+def test_a_wheel_has_the_package_and_all_that_mim_looks_for_and_no_more(wheel, checkout):
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if '.dist-info/' not in name}
+        for name in names:
+            inside = name.removeprefix('pfb_mmseg/.mim/')
+            assert archive.read(name) == (checkout / inside).read_bytes(), name
+    package = {f'pfb_mmseg/{name}' for name in files_of(checkout / 'pfb_mmseg', '*.py')}
+    configs = {f'pfb_mmseg/.mim/configs/{name}' for name in files_of(checkout / 'configs')}
+    tools = {f'pfb_mmseg/.mim/tools/{name}' for name in files_of(checkout / 'tools')}
+    assert names == package | configs | tools | {'pfb_mmseg/.mim/model-index.yml'}
+
+
+def test_the_checkout_holds_no_copies_of_what_the_wheel_has(wheel, checkout):
+    assert not (ROOT / 'pfb_mmseg/.mim').exists() and not (checkout / 'pfb_mmseg/.mim').exists()
+
+
+def test_a_source_distribution_builds_the_same_wheel(sdist, wheel, tmp_path):
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / 'source', filter='data')
+    (source,) = (tmp_path / 'source').iterdir()
+    assert files_of(source / 'tests', '*.py') == files_of(ROOT / 'tests', '*.py')
+    again = build_wheel(source, tmp_path / 'out')
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(again) as other:
+        assert sorted(one.namelist()) == sorted(other.namelist())
+
+
+def test_the_index_lists_every_config_as_mim_wants_it():
+    assert sorted(model['Config'] for model in INDEX['Models']) == CONFIGS
+    collections = {collection['Name'] for collection in INDEX['Collections']}
+    for model in INDEX['Models']:
+        assert model['In Collection'] in collections
+        # MIM takes the name for the config's, and looks it up in lower case.
+        assert model['Name'] == Path(model['Config']).stem == model['Name'].lower()
+        assert 'Weights' not in model  # none are published
+    for entry in [*INDEX['Collections'], *INDEX['Models']]:
+        # The index reader refuses a README that is not there.
+        assert (ROOT / entry.get('README', 'README.md')).is_file()
+
+
+@pytest.mark.parametrize('model', INDEX['Models'], ids=lambda model: model['Name'])
+def test_what_the_index_says_of_a_config_is_true(model):
+    cfg = Config.fromfile(ROOT / model['Config'])
+    metadata = model['Metadata']
+    (gpus,) = re.findall(r'_(\d+)xb', model['Name'])
+    assert metadata['Batch Size'] == int(gpus) * cfg.train_dataloader.batch_size
+    assert metadata['Iterations'] == cfg.train_cfg.max_iters
+    ratio = {
+        'Full data': lambda: 0,
+        'PFB': lambda: cfg.model.pfb.prune_ratio,
+        'InfoBatch': lambda: cfg.train_dataloader.sampler.prune_ratio,
+    }
+    assert metadata['Prune Ratio'] == ratio[model['In Collection']]()
+
+
+def test_results_in_the_index_are_those_of_the_pages():
+    pages = [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]
+    text = '\n'.join(page.read_text() for page in pages)
+    figures = [
+        value
+        for model in INDEX['Models']
+        for result in model.get('Results', [])
+        for value in result['Metrics'].values()
+    ]
+    assert figures
+    for figure in figures:
+        assert re.search(rf'(?<![\d.]){figure:.2f}(?![\d.]*\d)', text), figure
+
+
+@pytest.fixture(scope='module')
+def outside(wheel, tmp_path_factory):
+    """Runs a program of an environment that has the wheel, in a folder outside the checkout."""
+    folder = tmp_path_factory.mktemp('outside')
+    environment = folder / 'environment'
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', environment], check=True)
+    bin = environment / 'bin'
+    paths = {'base': str(environment), 'platbase': str(environment)}
+    packages = Path(sysconfig.get_path('purelib', 'venv', vars=paths))
+    # torch and the mm* packages are borrowed; a .pth file there is not read, so no checkout is.
+    (packages / 'borrowed.pth').write_text(sysconfig.get_path('purelib'))
+    pip = [sys.executable, '-m', 'pip', '--python', bin / 'python', '--quiet', 'install']
+    subprocess.run([*pip, '--no-deps', '--no-index', wheel], check=True)
+
+    def run(program, *arguments, status=0):
+        env = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
+        run = subprocess.run(
+            [bin / program, *arguments],
+            cwd=folder,
+            env=env | LEAVE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert run.returncode == status, run.stdout
+        return run.stdout
+
+    run.folder = folder
+    run.installed = packages / 'pfb_mmseg'
+    return run
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_is_used_and_not_the_checkout(outside):
+    code = 'import pfb_mmseg; print(pfb_mmseg.__file__)'
+    assert outside('python', '-c', code).splitlines()[-1] == str(outside.installed / '__init__.py')
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_trains_and_tests_with_its_own_configs_and_tools(outside):
+    """The very calls that `mim train` and `mim test` make."""
+    mim = outside.installed / '.mim'
+    config = mim / 'configs/demo/fcn_r18-d8_pfb-p50_1xb16-300i_demo-64x64.py'
+    options = ['--launcher', 'none', '--work-dir', 'run', '--cfg-options', *SMALL]
+    outside('python', mim / 'tools/train.py', config, *options)
+    assert (outside.folder / 'run/pfb_record.npz').is_file()
+    checkpoint = 'run/iter_6.pth'
+    assert 'mIoU' in outside('python', mim / 'tools/test.py', config, checkpoint, *options)
+    outside('python', mim / 'tools/pruning_report.py', 'run')
