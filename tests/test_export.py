@@ -1,0 +1,219 @@
+"""What `pfb export` writes is used where pfb_mmseg is not installed."""
+
+import copy
+import os
+import subprocess
+import sys
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from demo_runs import ROOT, demo_config, train
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.apis import inference_model, init_model
+from mmseg.models import EncoderDecoder
+from mmseg.registry import MODELS
+
+from pfb_mmseg import PFBMixin
+from pfb_mmseg.compat import find_distributions, why_no_resume
+from pfb_mmseg.datasets.demo import draw_scene
+from pfb_mmseg.segmentors.export import export, plain_config
+
+# Imports of pfb_mmseg raise, and so would everything that needs it.
+WITHOUT = """
+import sys
+sys.modules['pfb_mmseg'] = None
+import numpy as np
+import torch
+from mmseg.apis import inference_model, init_model
+
+checkpoint, config, image, out = sys.argv[1:]
+model = init_model(config, checkpoint, device='cpu')
+torch.save(inference_model(model, np.load(image)).seg_logits.data, out)
+"""
+REFUSED = why_no_resume(find_distributions(), torch.__version__)
+
+
+@pytest.fixture(autouse=True)
+def way_out():
+    """Where MMEngine cannot read back its own checkpoints; what is exported, it can."""
+    with mock.patch.dict(os.environ, {'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD': '1'} if REFUSED else {}):
+        yield
+
+
+@pytest.fixture(scope='module')
+def scene():
+    image, _ = draw_scene('night', 'val', 0, 0, (64, 64))
+    return image
+
+
+def predict_without_pfb(exported, image, folder):
+    """Logits of plain MMSegmentation, in a process that cannot import this package."""
+    np.save(folder / 'image.npy', image)
+    files = [exported.checkpoint, exported.config, folder / 'image.npy', folder / 'logits.pt']
+    env = {k: v for k, v in os.environ.items() if k != 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'}
+    run = subprocess.run(
+        [sys.executable, '-c', WITHOUT, *files], cwd=folder, env=env, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert 'do not match' not in run.stdout + run.stderr
+    return torch.load(folder / 'logits.pt')
+
+
+def config_left_in(run):
+    (path,) = run.glob('*.py')
+    return Config.fromfile(path)
+
+
+@pytest.mark.parametrize('variant', ['auxiliary', 'own exit', 'EMA', 'infobatch'])
+def test_an_exported_run_predicts_bit_for_bit_the_same_without_pfb(variant, tmp_path, scene):
+    cfg = demo_config(tmp_path / 'run', max_iters=4)
+    if variant == 'own exit':
+        cfg.model.pfb = dict(prune_ratio=0.5, criterion=dict(type='hard', exit='own'))
+    if variant == 'EMA':
+        cfg.custom_hooks.append(dict(type='EMAHook', momentum=0.3))
+    if variant == 'infobatch':
+        cfg.model.type = 'InfoBatchEncoderDecoder'
+        cfg.model.pop('pfb')
+        cfg.custom_hooks = [dict(type='InfoBatchHook')]
+        cfg.train_dataloader.sampler = dict(type='InfoBatchSampler', prune_ratio=0.5)
+    train(cfg)
+    checkpoint = tmp_path / 'run/iter_4.pth'
+    exported = export(checkpoint, tmp_path / 'out')
+    assert exported.checkpoint == tmp_path / 'out/iter_4.pth'
+
+    trained = config_left_in(tmp_path / 'run')
+    for step in trained.test_pipeline:  # a file or an array, in place of a scene made by code
+        step.type = step.type.replace('LoadDemoScene', 'LoadImageFromFile')
+        step.type = step.type.replace('LoadDemoLabels', 'LoadAnnotations')
+    expected = inference_model(init_model(trained, str(checkpoint), device='cpu'), scene)
+    found = predict_without_pfb(exported, scene, tmp_path)
+    assert torch.equal(found, expected.seg_logits.data)
+
+
+def test_nothing_of_pfb_or_of_training_is_left_and_what_went_is_told(run, tmp_path):
+    exported = export(run / 'iter_4.pth', tmp_path / 'new' / 'model.pth')
+    assert exported.config == tmp_path / 'new' / 'model.py'
+    before = torch.load(run / 'iter_4.pth', weights_only=False)
+    # Plain data: what torch reads without being told to trust it.
+    after = torch.load(exported.checkpoint, weights_only=True)
+    assert after.keys() == {'meta', 'state_dict'}
+    weights = {k: v for k, v in before['state_dict'].items() if not k.startswith('pfb.')}
+    assert after['state_dict'].keys() == weights.keys() < before['state_dict'].keys()
+    assert all(torch.equal(after['state_dict'][key], weights[key]) for key in weights)
+    assert after['meta']['dataset_meta'] == before['meta']['dataset_meta']
+    for text in (exported.config.read_text(), after['meta']['cfg']):
+        assert 'pfb' not in text.lower() and 'Demo' not in text
+    told = '\n'.join(exported.changes)
+    for change in (
+        'model.type: PFBEncoderDecoder -> EncoderDecoder',
+        'custom_hooks: PFBHook left out',
+        'custom_imports: pfb_mmseg left out',
+        'test_pipeline.0.type: LoadDemoScene -> LoadImageFromFile',
+        'test_dataloader, test_cfg, test_evaluator left out',
+        'entries of PFB left out',
+        'optimizer, param_schedulers, pfb left out',
+    ):
+        assert change in told
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """The work dir of a short run with PFB."""
+    folder = tmp_path_factory.mktemp('run')
+    train(demo_config(folder, max_iters=4))
+    return folder
+
+
+def test_files_that_are_there_are_left_alone_unless_it_is_asked_for(run, tmp_path):
+    (tmp_path / 'iter_4.py').write_text('mine = True')
+    with pytest.raises(FileExistsError, match='iter_4.py is there already'):
+        export(run / 'iter_4.pth', tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ['iter_4.py']
+    exported = export(run / 'iter_4.pth', tmp_path, overwrite=True)
+    assert 'mine' not in exported.config.read_text()
+    with pytest.raises(FileExistsError, match='is the checkpoint itself'):
+        export(run / 'iter_4.pth', run, overwrite=True)
+
+
+def test_a_checkpoint_without_a_config_is_exported_with_one_that_is_given(run, tmp_path):
+    checkpoint = torch.load(run / 'iter_4.pth', weights_only=False)
+    torch.save(checkpoint['state_dict'], tmp_path / 'weights.pth')
+    with pytest.raises(ValueError, match='has no state_dict'):
+        export(tmp_path / 'weights.pth', tmp_path / 'out')
+    del checkpoint['meta']['cfg']
+    torch.save(checkpoint, tmp_path / 'bare.pth')
+    with pytest.raises(ValueError, match='keeps no config'):
+        export(tmp_path / 'bare.pth', tmp_path / 'out')
+    config = config_left_in(run)
+    exported = export(tmp_path / 'bare.pth', tmp_path / 'out', config)
+    assert config.model.type == 'PFBEncoderDecoder'  # the caller's is his
+    assert Config.fromfile(exported.config).model.type == 'EncoderDecoder'
+    for option, value in (('num_convs', 3), ('channels', 4)):
+        other = copy.deepcopy(config)
+        other.model.decode_head[option] = value
+        with pytest.raises(ValueError, match='config and checkpoint do not belong together'):
+            export(tmp_path / 'bare.pth', tmp_path / 'other', other)
+    assert not (tmp_path / 'other').exists()
+
+
+@pytest.mark.parametrize(
+    'path', sorted(ROOT.glob('configs/[!_]*/*.py')), ids=lambda path: path.stem
+)
+def test_every_config_is_turned_back_or_refused_with_the_remedy(path):
+    cfg = Config.fromfile(path)
+    if 'efficientnet-lite0' in path.name:
+        with pytest.raises(ValueError, match="model.backbone.type='EfficientNetLite' is a part of"):
+            plain_config(cfg)
+        return
+    before = copy.deepcopy(cfg)
+    plain_config(cfg)
+    init_default_scope('mmseg')
+    assert type(MODELS.build(copy.deepcopy(cfg.model))) is EncoderDecoder
+    assert 'pfb' not in cfg.pretty_text.lower().replace(path.stem, '')
+    if path.parent.name in ('cityscapes', 'voc12aug') or '_r50_4xb4-160k' in path.stem:
+        # All else, and the training with it, is as it was.
+        for gone in ('custom_imports', 'custom_hooks', 'load_from', 'resume'):
+            before.pop(gone, None)
+        cfg.pop('custom_hooks', None)
+        before.model.pop('pfb', None)
+        before.model.type = 'EncoderDecoder'
+        assert cfg.to_dict() == before.to_dict()
+
+
+@MODELS.register_module()
+class MyBlockedSegmentor(PFBMixin, EncoderDecoder):
+    """A user's own, of which nobody knows what it is without PFB."""
+
+    def postprocess_result(self, *args, **kwargs):
+        """Something that plain EncoderDecoder does not do."""
+
+
+def test_a_model_that_cannot_be_turned_back_is_refused_with_the_remedy():
+    cfg = Config.fromfile(ROOT / 'configs/demo/fcn_r18-d8_pfb-p50_1xb16-300i_demo-64x64.py')
+    cfg.model.type = 'MyBlockedSegmentor'
+    with pytest.raises(ValueError, match='MyBlockedSegmentor.*name its plain counterpart'):
+        plain_config(cfg)
+
+
+def test_types_are_recognised_by_path_and_what_is_not_needed_is_left_out():
+    cfg = Config.fromfile(ROOT / 'configs/demo/fcn_r18-d8_pfb-p50_1xb16-300i_demo-64x64.py')
+    cfg.model.type = 'mmseg.PFBEncoderDecoder'
+    cfg.model.data_preprocessor.type = 'mmseg.ResizingSegDataPreProcessor'
+    cfg.custom_imports = dict(imports=['pfb_mmseg', 'my_code', 'pfb_mmseg.hooks'])
+    cfg.custom_hooks = [
+        dict(type='pfb_mmseg.hooks.pfb_hook.PFBHook'),
+        dict(type='EMAHook'),
+        dict(type='mmseg.BudgetHook'),
+    ]
+    cfg.log_processor = dict(custom_cfg=[dict(data_src='pfb/time_saved', method_name='mean')])
+    changes = plain_config(cfg)
+    assert cfg.model.type == 'mmseg.EncoderDecoder'
+    assert cfg.model.data_preprocessor.type == 'SegDataPreProcessor'
+    assert cfg.custom_imports.imports == ['my_code']
+    assert cfg.custom_hooks == [dict(type='EMAHook')]
+    assert 'log_processor' not in cfg
+    assert any('needed still: my_code' in change for change in changes)
+    assert "log_processor left out: log_processor.custom_cfg.0.data_src='pfb/time_saved'" in changes
