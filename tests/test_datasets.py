@@ -4,9 +4,11 @@ import pickle
 from collections import Counter
 from pathlib import Path
 
+import mmcv
 import numpy as np
 import pytest
 import torch
+from mmengine import fileio
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.datasets import BaseSegDataset, PascalVOCDataset
@@ -56,6 +58,17 @@ class TestDemoScenes:
             assert a['img_path'] == b['img_path']
             np.testing.assert_array_equal(a['img'], b['img'])
             np.testing.assert_array_equal(a['gt_seg_map'], b['gt_seg_map'])
+
+    def test_who_reads_files_gets_the_scene_that_a_path_names(self):
+        """As MMSegmentation's visualization hook does."""
+        options = dict(split='val', length=5, size=(40, 72), seed=3)
+        backend_args = PFBDemoDataset.file_backend(dict(type='PFBDemoDataset', **options))
+        for scene in demo(**options):
+            image = mmcv.imfrombytes(fileio.get(scene['img_path'], backend_args=backend_args))
+            np.testing.assert_array_equal(image, scene['img'])
+        assert PFBDemoDataset.file_backend({}) == dict(backend='demo_scenes')  # its own defaults
+        with pytest.raises(ValueError, match='img_path must look like'):
+            fileio.get('street.png', backend_args=backend_args)
 
     def test_another_seed_gives_other_scenes(self):
         one, other = demo(length=6), demo(length=6, seed=1)

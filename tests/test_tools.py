@@ -11,9 +11,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from demo_runs import demo_config
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS, MODELS
 
 from pfb_mmseg import PFBMixin, apply_pfb
+from pfb_mmseg.commands.main import read
 from pfb_mmseg.compat import find_distributions, why_no_resume
 from pfb_mmseg.record import SelectionRecord
 
@@ -147,6 +151,26 @@ def test_a_checkpoint_trained_with_pfb_is_tested_with_the_plain_config_and_tta(t
     assert 'size mismatch' not in output and 'missing keys' not in output
     assert len(list((folder / 'maps').iterdir())) == 3
     assert list((folder / 'painted').rglob('*.png'))
+
+
+def test_predictions_are_painted_over_scenes_that_are_no_files(tmp_path, monkeypatch):
+    cfg = demo_config(tmp_path / 'work')
+    cfg.test_dataloader.dataset.update(length=3, size=(40, 72), seed=1)
+    cfg.model.data_preprocessor.pop('size')
+    cfg.dump(tmp_path / 'demo.py')
+    init_default_scope('mmseg')
+    torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, tmp_path / 'weights.pth')
+    monkeypatch.chdir(tmp_path)
+    options = ['visualizer.alpha=0.2', f'visualizer.name={tmp_path.name}']
+    read(['test', 'demo.py', 'weights.pth', '--show-dir', 'painted', '--cfg-options', *options])()
+    painted = sorted((tmp_path / 'painted').rglob('*.png'))
+    assert [path.name[:11] for path in painted] == ['test_000000', 'test_000001', 'test_000002']
+    for path, scene in zip(painted, DATASETS.build(cfg.test_dataloader.dataset), strict=True):
+        found = cv2.imread(str(path))
+        assert found.shape == (40, 2 * 72, 3)  # labels and prediction, side by side
+        scene = scene['inputs'].permute(1, 2, 0).numpy()
+        # The scene shows through.
+        assert np.corrcoef(found[:, :72].ravel(), scene.ravel())[0, 1] > 0.8
 
 
 def test_two_cpu_processes_train(folder):

@@ -14,6 +14,7 @@ from pickle import UnpicklingError
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmseg.registry import DATASETS
 
 from ..compat import find_distributions, why_no_resume
 from ..shipped import find_config
@@ -115,6 +116,11 @@ def turn_on_drawing(cfg: Config, args: argparse.Namespace) -> None:
             "default_hooks=dict(visualization=dict(type='SegVisualizationHook'))"
         )
     hook.draw = True
+    dataset = cfg.get('test_dataloader', {}).get('dataset', {})
+    name = dataset.get('type')
+    dataset_class = DATASETS.get(name) if isinstance(name, str) else name
+    if hasattr(dataset_class, 'file_backend') and hook.get('backend_args') is None:
+        hook.backend_args = dataset_class.file_backend(dataset)  # its images are no files
     hook.interval = 1  # every image, as the fork draws them; OpenMMLab's hook would every 50th
     if args.show:
         hook.show = True

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
+from mmengine.fileio import BaseStorageBackend, register_backend
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS, TRANSFORMS
 
@@ -402,6 +403,16 @@ class PFBDemoDataset(WrongLabelsMixin, BaseSegDataset):
         self.split, self.length, self.size, self.seed = split, length, tuple(size), seed
         super().__init__(reduce_zero_label=False, **kwargs)
 
+    @classmethod
+    def file_backend(cls, dataset: dict) -> dict:
+        """For who reads images by ``img_path``: ``backend_args`` of :func:`mmengine.fileio.get`.
+
+        Args:
+            dataset: config of a data set of this type.
+        """
+        options = {key: dataset[key] for key in ('size', 'seed') if key in dataset}
+        return dict(backend=DemoSceneBackend.NAME, **options)
+
     @staticmethod
     def kind_of(img_path: str) -> str:
         """Tell the kind of scene from an ``img_path`` of this data set.
@@ -452,6 +463,32 @@ class PFBDemoDataset(WrongLabelsMixin, BaseSegDataset):
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+class DemoSceneBackend(BaseStorageBackend):
+    """Storage of MMEngine's that draws the image which ``img_path`` names, as bytes of a PNG.
+
+    Args:
+        size: (height, width) in pixels, as the data set's.
+        seed: as the data set's.
+    """
+
+    NAME = 'demo_scenes'
+
+    def __init__(self, size: tuple[int, int] = (64, 64), seed: int = 0) -> None:
+        self.size, self.seed = tuple(size), seed
+
+    def get(self, filepath: str) -> bytes:
+        kind = PFBDemoDataset.kind_of(filepath)
+        path = PurePosixPath(filepath)
+        image, _ = draw_scene(kind, path.parts[1], int(path.stem), self.seed, self.size)
+        return cv2.imencode('.png', image)[1].tobytes()
+
+    def get_text(self, filepath: str) -> str:
+        raise NotImplementedError(f'{filepath}: a scene made by code is no text')
+
+
+register_backend(DemoSceneBackend.NAME, DemoSceneBackend, force=True)
 
 
 @TRANSFORMS.register_module()
