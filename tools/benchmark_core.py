@@ -1,7 +1,6 @@
 """Prints what a decision costs: `python tools/benchmark_core.py`."""
 
-from pfb_mmseg.commands import benchmark_core
-from pfb_mmseg.commands.main import call
+from pfb_cli import call
 
 if __name__ == '__main__':
-    call(benchmark_core)
+    call('benchmark_core')

@@ -1,7 +1,6 @@
 """`pfb browse` of this checkout: `python tools/browse_selection.py CONFIG CHECKPOINT`."""
 
-from pfb_mmseg.commands import browse
-from pfb_mmseg.commands.main import call
+from pfb_cli import call
 
 if __name__ == '__main__':
-    call(browse)
+    call('browse')

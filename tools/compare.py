@@ -1,7 +1,6 @@
 """`pfb compare` of this checkout: `python tools/compare.py CONFIG`."""
 
-from pfb_mmseg.commands import compare
-from pfb_mmseg.commands.main import call
+from pfb_cli import call
 
 if __name__ == '__main__':
-    call(compare)
+    call('compare')

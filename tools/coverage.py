@@ -1,7 +1,6 @@
 """`pfb coverage` of this checkout: `python tools/coverage.py`."""
 
-from pfb_mmseg.commands import coverage
-from pfb_mmseg.commands.main import call
+from pfb_cli import call
 
 if __name__ == '__main__':
-    call(coverage)
+    call('coverage')

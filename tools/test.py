@@ -1,7 +1,6 @@
 """`pfb test` of this checkout: `python tools/test.py CONFIG CHECKPOINT`."""
 
-from pfb_mmseg.commands import test
-from pfb_mmseg.commands.main import call
+from pfb_cli import call
 
 if __name__ == '__main__':
-    call(test)
+    call('test')

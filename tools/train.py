@@ -1,7 +1,6 @@
 """`pfb train` of this checkout: `python tools/train.py CONFIG`."""
 
-from pfb_mmseg.commands import train
-from pfb_mmseg.commands.main import call
+from pfb_cli import call
 
 if __name__ == '__main__':
-    call(train)
+    call('train')

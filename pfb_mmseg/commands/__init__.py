@@ -14,5 +14,5 @@ an option's choices are known nowhere else. Arguments that several commands have
 :mod:`.arguments`; what they do with a config before a run, in :mod:`.launch`.
 
 To become ``pfb NAME``, a command needs a line in the table ``COMMANDS`` of :mod:`.main`. The files
-in ``tools/`` call the same modules: ``call(module)``.
+in ``tools/`` call the same modules by name.
 """

@@ -60,11 +60,12 @@ def main() -> None:
     read()()
 
 
-def call(module: ModuleType) -> None:
-    """Does what the command line of a file in ``tools/`` asks for, which is one command alone."""
+def read_alone(name: str) -> Callable[[], None]:
+    """What the command line of a file in ``tools/`` asks for, which is one command alone."""
+    module = import_module(f'.{name}', __package__)
     parser = ToolParser()
     _fill(parser, module)
-    _do(module, parser, parser.parse_args())
+    return partial(_do, module, parser, parser.parse_args())
 
 
 def _fill(parser: ToolParser, module: ModuleType) -> None:
