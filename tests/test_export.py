@@ -17,6 +17,7 @@ from mmseg.models import EncoderDecoder
 from mmseg.registry import MODELS
 
 from pfb_mmseg import PFBMixin
+from pfb_mmseg.commands.main import read
 from pfb_mmseg.compat import find_distributions, why_no_resume
 from pfb_mmseg.datasets.demo import draw_scene
 from pfb_mmseg.segmentors.export import export, plain_config
@@ -156,7 +157,39 @@ def test_a_checkpoint_without_a_config_is_exported_with_one_that_is_given(run, t
         other.model.decode_head[option] = value
         with pytest.raises(ValueError, match='config and checkpoint do not belong together'):
             export(tmp_path / 'bare.pth', tmp_path / 'other', other)
+    config.model.type = 'NoSuchSegmentor'
+    with pytest.raises(ValueError, match='cannot be built: .*NoSuchSegmentor'):
+        export(tmp_path / 'bare.pth', tmp_path / 'other', config)
     assert not (tmp_path / 'other').exists()
+
+
+def test_the_command_tells_what_it_did_and_ends_in_a_sentence_where_it_cannot(
+    run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = str(run / 'iter_4.pth')
+    read(['export', checkpoint, 'out'])()
+    told = capsys.readouterr().out
+    assert 'model.type: PFBEncoderDecoder -> EncoderDecoder' in told
+    assert 'Checkpoint: out/iter_4.pth   config: out/iter_4.py' in told
+    (tmp_path / 'file').touch()
+    for arguments, sentence in (
+        (['absent.pth', 'out'], "checkpoint 'absent.pth' is not a file"),
+        ([checkpoint, 'out'], 'out/iter_4.pth is there already'),
+        ([checkpoint, 'file'], 'file is a file: name a folder'),
+        ([checkpoint, 'new', '--config', 'fcn_r18-d8_1xb16-300i_demo-64x64'], 'belong together'),
+        ([checkpoint, 'new', '--cfg-options', 'a=1'], '--config names'),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            read(['export', *arguments])()
+        assert stop.value.code == 2
+        assert sentence in capsys.readouterr().err
+    (tmp_path / 'elsewhere.py').write_text("custom_imports = dict(imports=['elsewhere_too'])")
+    with pytest.raises(SystemExit):
+        read(['export', checkpoint, 'new', '--config', 'elsewhere.py'])()
+    assert 'elsewhere_too' in capsys.readouterr().err
+    assert not (tmp_path / 'new').exists()
+    read(['export', checkpoint, 'out', '--overwrite'])()
 
 
 @pytest.mark.parametrize(

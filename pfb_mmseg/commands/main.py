@@ -25,6 +25,7 @@ COMMANDS = {
     'compare': 'set accuracy and cost of several methods side by side',
     'benchmark': 'measure what PFB saves on this machine',
     'coverage': 'try PFB on every model of the installed zoo',
+    'export': 'make a checkpoint and a config that need MMSegmentation alone',
 }
 
 

@@ -72,9 +72,13 @@ def export(
     written = weights.with_suffix('.py')
     if weights.resolve() == source.resolve():
         raise FileExistsError(f'{weights} is the checkpoint itself: name another file')
+    if out != weights and out.exists() and not out.is_dir():
+        raise FileExistsError(f'{out} is a file: name a folder, or a file that ends in .pth')
     for path in (weights, written):
         if path.exists() and not overwrite:
-            raise FileExistsError(f'{path} is there already: name another place, or overwrite it')
+            raise FileExistsError(
+                f'{path} is there already: name another place, or let overwrite replace it'
+            )
 
     loaded = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
     if not isinstance(loaded, dict) or 'state_dict' not in loaded:
@@ -261,7 +265,13 @@ def _find_config(
 
 def _check_fit(cfg: Config, state_dict: dict) -> None:
     init_default_scope(cfg.get('default_scope') or 'mmseg')
-    model = MODELS.build(copy.deepcopy(cfg.model))
+    try:
+        model = MODELS.build(copy.deepcopy(cfg.model))
+    except KeyError as error:
+        raise ValueError(
+            f'the model cannot be built: {error.args[0]}. Name the module that registers it in '
+            "the config's custom_imports, and let Python find it"
+        ) from error
     try:
         model.load_state_dict(state_dict)
     except RuntimeError as error:
