@@ -25,6 +25,7 @@ LEFT_OUT = ('.*', '__pycache__', '*.egg-info', 'build', 'dist', 'site', 'data', 
 # The way out that the tools name where MMEngine cannot read back its checkpoints.
 REFUSED = why_no_resume(find_distributions(), torch.__version__)
 LEAVE = {'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD': '1'} if REFUSED else {}
+DEMO = 'fcn_r18-d8_pfb-p50_1xb16-300i_demo-64x64'
 SMALL = [
     'train_cfg.max_iters=6',
     'train_dataloader.batch_size=4',
@@ -95,7 +96,7 @@ def test_a_wheel_has_the_package_and_all_that_mim_looks_for_and_no_more(wheel, c
     package = {f'pfb_mmseg/{name}' for name in files_of(checkout / 'pfb_mmseg', '*.py')}
     configs = {f'pfb_mmseg/.mim/configs/{name}' for name in files_of(checkout / 'configs')}
     tools = {f'pfb_mmseg/.mim/tools/{name}' for name in files_of(checkout / 'tools')}
-    assert names == package | configs | tools | {'pfb_mmseg/.mim/model-index.yml'}
+    assert names == package | configs | tools | {'pfb_cli.py', 'pfb_mmseg/.mim/model-index.yml'}
 
 
 def test_the_checkout_holds_no_copies_of_what_the_wheel_has(wheel, checkout):
@@ -193,13 +194,31 @@ def test_an_installed_wheel_is_used_and_not_the_checkout(outside):
 
 
 @pytest.mark.slow
-def test_an_installed_wheel_trains_and_tests_with_its_own_configs_and_tools(outside):
-    """The very calls that `mim train` and `mim test` make."""
-    mim = outside.installed / '.mim'
-    config = mim / 'configs/demo/fcn_r18-d8_pfb-p50_1xb16-300i_demo-64x64.py'
-    options = ['--launcher', 'none', '--work-dir', 'run', '--cfg-options', *SMALL]
-    outside('python', mim / 'tools/train.py', config, *options)
-    assert (outside.folder / 'run/pfb_record.npz').is_file()
+def test_the_commands_of_an_installed_wheel_work_on_what_it_brings(outside):
+    assert 'export' in outside('pfb', '--help') and 'torch' in outside('pfb', '--version')
+    assert 'did you mean train?' in outside('pfb', 'trian', status=2)
+    outside('pfb', 'check', DEMO)
+    outside('pfb', 'train', DEMO, '--work-dir', 'run', '--cfg-options', *SMALL)
     checkpoint = 'run/iter_6.pth'
-    assert 'mIoU' in outside('python', mim / 'tools/test.py', config, checkpoint, *options)
-    outside('python', mim / 'tools/pruning_report.py', 'run')
+    told = outside('pfb', 'test', DEMO, checkpoint, '--show-dir', 'drawn', '--cfg-options', *SMALL)
+    assert 'mIoU' in told and len([*(outside.folder / 'drawn').rglob('*.png')]) == 4
+    outside('pfb', 'report', 'run', '--scan-seconds', '0')
+    assert (outside.folder / 'run/pruning_report/index.html').is_file()
+    options = ['--out', 'ranking', '--images', '2', '--cfg-options', *SMALL]
+    outside('pfb', 'browse', DEMO, checkpoint, *options)
+    outside('pfb', 'benchmark', DEMO, '--steps', '3', '--warmup', '1', '--ratios', '0.5')
+    outside('pfb', 'export', checkpoint, 'plain')
+    assert (outside.folder / 'plain/iter_6.pth').is_file()
+
+
+@pytest.mark.slow
+def test_mim_finds_what_it_calls(outside):
+    """`mim train` and `mim test` call these files with these arguments; `mim run` the others."""
+    mim = outside.installed / '.mim'
+    (config,) = mim.glob(f'configs/*/{DEMO}.py')
+    options = ['--launcher', 'none', '--work-dir', 'by_mim', '--cfg-options', *SMALL]
+    outside('python', mim / 'tools/train.py', config, *options)
+    assert (outside.folder / 'by_mim/pfb_record.npz').is_file()
+    told = outside('python', mim / 'tools/test.py', config, 'by_mim/iter_6.pth', *options)
+    assert 'mIoU' in told
+    outside('python', mim / 'tools/pruning_report.py', 'by_mim', '--scan-seconds', '0')
