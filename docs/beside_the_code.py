@@ -1,10 +1,13 @@
 """A hook of MkDocs: pages that lie outside docs/ join the site, and links between files lead there.
 
+So does the notebook, as a page of its text and its code.
+
 On GitHub every page is read where it lies, so links are written from file to file. A link to a file
 that is no page, such as a test, becomes a link into the repository if ``repo_url`` is set in
 mkdocs.yml, and plain text if not.
 """
 
+import json
 import os
 import re
 from pathlib import Path
@@ -17,6 +20,7 @@ BESIDE_THE_CODE = {
     'CHANGELOG.md': 'changelog.md',
     'CONTRIBUTING.md': 'contributing.md',
     'configs/README.md': 'configs.md',
+    'docs/tutorial.ipynb': 'tutorial.md',
     'pfb_mmseg/core/README.md': 'density.md',
     'pfb_mmseg/criteria/README.md': 'criteria.md',
     'pfb_mmseg/segmentors/README.md': 'own-model.md',
@@ -28,6 +32,17 @@ def on_files(files, config):
     for source, page in BESIDE_THE_CODE.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     return files
+
+
+def on_page_read_source(page, config):
+    source = Path(page.file.abs_src_path)
+    return as_markdown(source) if source.suffix == '.ipynb' else None
+
+
+def as_markdown(notebook):
+    cells = json.loads(notebook.read_text(encoding='utf-8'))['cells']
+    blocks = {'markdown': '{}', 'code': '```python\n{}\n```'}
+    return '\n\n'.join(blocks[cell['cell_type']].format(''.join(cell['source'])) for cell in cells)
 
 
 def on_page_markdown(markdown, page, config, files):
