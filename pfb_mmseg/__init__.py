@@ -23,7 +23,7 @@ __all__ = [
 _missing = check_openmmlab()
 
 if _missing is None:
-    from . import backbones, baselines, datasets  # noqa: F401  registers them
+    from . import backbones, baselines, classifiers, datasets  # noqa: F401  registers them
     from .hooks import PFBHook
     from .segmentors import PFBCascadeEncoderDecoder, PFBEncoderDecoder, PFBMixin
     from .segmentors.apply import apply_pfb

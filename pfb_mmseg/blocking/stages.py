@@ -21,10 +21,13 @@ class Family(NamedTuple):
         outputs: encoder -> for each of its outputs, the position in ``stages`` of the stage it
             comes straight from, -1 if it comes from anything behind or beside them. None: the
             encoder's ``out_indices``, or one output for each stage.
+        early: how many stages a classifier runs on all images, where the paper names another number
+            than the rule of :func:`early_stage`.
     """
 
     stages: Callable[[nn.Module], list[str]]
     outputs: Callable[[nn.Module], Sequence[int]] | None = None
+    early: int | None = None
 
 
 def _fixed(*names: str) -> Callable[[nn.Module], list[str]]:
@@ -90,6 +93,7 @@ FAMILIES: dict[str, Family] = {
     'UNet': Family(_entries('encoder'), _none),
     'ERFNet': Family(_entries('encoder', 'decoder'), _none),
     'CGNet': Family(_fixed('norm_prelu_0', 'norm_prelu_1', 'norm_prelu_2')),
+    'ResNet_CIFAR': Family(lambda e: _by_structure(e), early=1),  # Table S5
     'Sequential': Family(lambda e: [name for name, _ in e.named_children()]),
 }
 
@@ -124,6 +128,42 @@ def default_stage(encoder: nn.Module, read_indices: list[int]) -> str:
     Raises:
         ValueError: the encoder's stages are not known.
     """
+    stages = _known_stages(encoder)
+    outputs = output_stages(encoder)
+    read = [outputs[i] for i in read_indices if -len(outputs) <= i < len(outputs)]
+    before_last = [stage for stage in read if 0 <= stage < len(stages) - 1]
+    if before_last:
+        return stages[max(before_last)]
+    return stages[min(math.ceil(len(stages) * 2 / 3), len(stages) - 1) - 1]
+
+
+def early_stage(encoder: nn.Module) -> str:
+    """The stage to block after in a classifier, when the user names none.
+
+    Behind it lies most of a classifier, and no auxiliary head says where its features are good
+    enough to compare images by. The paper takes the first of four stages of Swin and the second of
+    ResNet, whose first ones it calls less informative (Sec. 4.3, Fig. 3a), and the first of a
+    ResNet for CIFAR (Table S5). In other words: a quarter of the depth where the stages attend to
+    the whole image by then, else a half.
+
+    Args:
+        encoder: a backbone.
+
+    Returns:
+        Dotted name inside the encoder.
+
+    Raises:
+        ValueError: the encoder's stages are not known.
+    """
+    stages = _known_stages(encoder)
+    family = _family(encoder)
+    if family and family.early:
+        return stages[family.early - 1]
+    quarter = stages[max(1, len(stages) // 4) - 1]
+    return quarter if _attends(encoder.get_submodule(quarter)) else stages[len(stages) // 2 - 1]
+
+
+def _known_stages(encoder: nn.Module) -> list[str]:
     stages = stage_names(encoder)
     if len(stages) < 2:
         children = [name for name, _ in encoder.named_children()]
@@ -132,12 +172,15 @@ def default_stage(encoder: nn.Module, read_indices: list[int]) -> str:
             f'block after, block_after={"backbone." + children[-1] if children else None!r} for '
             f'example, one of the children {", ".join(children)} or a module inside them'
         )
-    outputs = output_stages(encoder)
-    read = [outputs[i] for i in read_indices if -len(outputs) <= i < len(outputs)]
-    before_last = [stage for stage in read if 0 <= stage < len(stages) - 1]
-    if before_last:
-        return stages[max(before_last)]
-    return stages[min(math.ceil(len(stages) * 2 / 3), len(stages) - 1) - 1]
+    return stages
+
+
+def _attends(stage: nn.Module) -> bool:
+    """Whether patches look at each other: something makes queries of them."""
+    return any(
+        isinstance(module, nn.MultiheadAttention) or hasattr(module, 'qkv') or hasattr(module, 'q')
+        for module in stage.modules()
+    )
 
 
 def _family(encoder: nn.Module) -> Family | None:

@@ -356,6 +356,8 @@ def _point_name(model: nn.Module, block_after: str | None) -> str:
                 "backbone, e.g. 'backbone.layer3'"
             )
         return name
+    if hasattr(model, 'default_stage'):
+        return model.default_stage()
     heads = getattr(model, 'auxiliary_head', None)
     heads = heads if isinstance(heads, nn.ModuleList) else [heads]
     read = [head.in_index for head in heads if isinstance(getattr(head, 'in_index', None), int)]
