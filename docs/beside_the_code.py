@@ -23,7 +23,7 @@ BESIDE_THE_CODE = {
     'docs/tutorial.ipynb': 'tutorial.md',
     'pfb_mmseg/core/README.md': 'density.md',
     'pfb_mmseg/criteria/README.md': 'criteria.md',
-    'pfb_mmseg/segmentors/README.md': 'own-model.md',
+    'pfb_mmseg/hosts/README.md': 'own-model.md',
 }
 LINK = re.compile(r'(!?)\[([^\]]*)\]\(([^)\s#:]+)(#[^)\s]*)?\)')
 

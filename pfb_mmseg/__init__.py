@@ -25,8 +25,8 @@ _missing = check_openmmlab()
 if _missing is None:
     from . import backbones, baselines, classifiers, datasets  # noqa: F401  registers them
     from .hooks import PFBHook
+    from .hosts.apply import apply_pfb
     from .segmentors import PFBCascadeEncoderDecoder, PFBEncoderDecoder, PFBMixin
-    from .segmentors.apply import apply_pfb
 
 
 def __getattr__(name: str) -> NoReturn:

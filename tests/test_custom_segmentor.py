@@ -13,7 +13,7 @@ from mmseg.structures import SegDataSample
 
 import pfb_mmseg
 
-PAGE = Path(pfb_mmseg.__file__).parent / 'segmentors' / 'README.md'
+PAGE = Path(pfb_mmseg.__file__).parent / 'hosts' / 'README.md'
 
 
 @pytest.fixture(scope='module')

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from pfb_mmseg.blocking import BlockingPoint, scoring_mode
 from pfb_mmseg.criteria import Rare
-from pfb_mmseg.segmentors.candidates import SegmentorCandidates
+from pfb_mmseg.hosts import HostCandidates
 
 
 def blocked_step(model, images, samples, seed=7):
@@ -100,7 +100,7 @@ class TestTwoPass:
         modes = {name: module.training for name, module in model.named_modules()}
         before, state = norm_buffers(model), torch.get_rng_state()
         images, samples = tiny.images(), tiny.samples()
-        with model.pfb.decide(SegmentorCandidates(model, model.pfb, images, samples)):
+        with model.pfb.decide(HostCandidates(model, model.pfb, images, samples)):
             pass
         assert_close(norm_buffers(model), before, rtol=0, atol=0)
         assert torch.equal(torch.get_rng_state(), state)

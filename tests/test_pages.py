@@ -40,7 +40,7 @@ RUN_ELSEWHERE = {
     'docs/several-gpus-and-resuming.md': 'test_pages.py',
     'pfb_mmseg/core/README.md': 'core/test_page.py',
     'pfb_mmseg/criteria/README.md': 'criteria/test_page.py',
-    'pfb_mmseg/segmentors/README.md': 'test_custom_segmentor.py',
+    'pfb_mmseg/hosts/README.md': 'test_custom_segmentor.py',
 }
 
 

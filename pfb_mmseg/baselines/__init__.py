@@ -1,5 +1,6 @@
 """What PFB is compared with and trains otherwise than by choosing within a batch."""
 
+from ..hosts.lazy import register_for_later
 from ..sampling import ImageLossMixin as InfoBatchMixin  # its name in version 0.1
 from .infobatch import (
     InfoBatchCascadeEncoderDecoder,
@@ -24,3 +25,7 @@ __all__ = [
     'ResizingSegDataPreProcessor',
     'SeTaSampler',
 ]
+
+register_for_later(
+    'InfoBatchImageClassifier', f'{__name__}.infobatch_classifier', 'mmpretrain', 'classification'
+)

@@ -15,7 +15,7 @@ from mmseg.registry import DATASETS, MODELS
 from ..blocking import least_trainable
 from ..core import KeepQuota
 from ..core.checks import check_choice, check_integer, check_number
-from ..segmentors.apply import add_import, apply_pfb, remove_pfb, type_name
+from ..hosts.apply import add_import, apply_pfb, remove_pfb, type_name
 from . import infobatch, orderdp, seta
 from .lengths import Share, shortened_iters
 

@@ -4,7 +4,7 @@ from .cost import StepCost, count_flops, step_cost
 from .norms import least_trainable
 from .point import BlockingPoint, find_module, shrink
 from .scoring import scoring_mode
-from .stages import FAMILIES, Family, default_stage, output_stages, stage_names
+from .stages import FAMILIES, Family, default_stage, early_stage, output_stages, stage_names
 from .wrappers import is_sharded
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     'StepCost',
     'count_flops',
     'default_stage',
+    'early_stage',
     'find_module',
     'is_sharded',
     'least_trainable',

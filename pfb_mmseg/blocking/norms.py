@@ -35,7 +35,7 @@ def least_trainable(model: nn.Module, ranks: Ranks | None = None) -> int:
     for module in model.modules():
         # Some of mmseg's modules pool by themselves.
         pooled = getattr(module, 'pool_scale', None) == 1
-        if (pooled and _normalises(module, ranks)) or (
+        if (pooled and normalises_batch(module, ranks)) or (
             isinstance(module, nn.Sequential) and _normalises_single_pixels(module, ranks)
         ):
             return 2
@@ -45,7 +45,7 @@ def least_trainable(model: nn.Module, ranks: Ranks | None = None) -> int:
 def _normalises_single_pixels(chain: nn.Sequential, ranks: Ranks) -> bool:
     pooled = False
     for part in chain:
-        if pooled and _normalises(part, ranks):
+        if pooled and normalises_batch(part, ranks):
             return True
         pooled = _leaves_one_pixel(part, pooled)
     return False
@@ -66,7 +66,8 @@ def _leaves_one_pixel(module: nn.Module, pooled: bool) -> bool:
     return pooled
 
 
-def _normalises(module: nn.Module, ranks: Ranks) -> bool:
+def normalises_batch(module: nn.Module, ranks: Ranks) -> bool:
+    """Whether anything in it normalises with statistics of its own process's images alone."""
     return any(_is_batch_norm(part) and not _synchronised(part, ranks) for part in module.modules())
 
 

@@ -37,12 +37,14 @@ class BlockingPoint:
     activation checkpointing, ``torch.compile``), converted (SyncBN) or copied in the meantime.
 
     Args:
-        host: the model; its ``backbone`` is the encoder, called as ``backbone(images)``.
+        host: the model; its encoder is called as ``encoder(images)``.
         name: dotted name of the module inside the encoder.
         input_shape: (channels, height, width) of the blank image, best twice as wide as high, so
-            that the channels of a square feature map are not mistaken. None: 128x256 with the
-            channels of the encoder's first convolution, or, for an encoder that takes one size
+            that the channels of a square feature map are not mistaken. None: ``blank_size`` with
+            the channels of the encoder's first convolution, or, for an encoder that takes one size
             only, its ``img_size``.
+        encoder_name: of the host's attribute that is the encoder.
+        blank_size: height and width of the blank image where ``input_shape`` says nothing.
 
     Attributes:
         num_channels: C, the length of the vectors that :meth:`score` returns; None before
@@ -56,10 +58,18 @@ class BlockingPoint:
     """
 
     def __init__(
-        self, host: nn.Module, name: str, input_shape: tuple[int, int, int] | None = None
+        self,
+        host: nn.Module,
+        name: str,
+        input_shape: tuple[int, int, int] | None = None,
+        *,
+        encoder_name: str = 'backbone',
+        blank_size: tuple[int, int] = (128, 256),
     ) -> None:
         self.host = host
         self.name = name
+        self.encoder_name = encoder_name
+        self.blank_size = blank_size
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.num_channels: int | None = None
         self.channel_dims: list[int] = []
@@ -69,8 +79,13 @@ class BlockingPoint:
 
     @property
     def encoder(self) -> nn.Module:
-        """The host's backbone, with whatever is wrapped around it."""
-        return self.host.backbone
+        """The host's encoder, with whatever is wrapped around it."""
+        return getattr(self.host, self.encoder_name)
+
+    @property
+    def path(self) -> str:
+        """Dotted name inside the host, as a user writes it: ``'backbone.layer3'``."""
+        return f'{self.encoder_name}.{self.name}'
 
     @property
     def module(self) -> nn.Module:
@@ -104,7 +119,7 @@ class BlockingPoint:
         if self.num_channels is not None:
             return
         given = self.input_shape
-        shapes = _usual_shapes(self.encoder) if given is None else [given]
+        shapes = _usual_shapes(self.encoder, self.blank_size) if given is None else [given]
         shape, output = self._first_that_runs(shapes, like)
         tensors = _tensors(output)
         if not tensors or any(len(tensor) != 1 for tensor in tensors):
@@ -376,12 +391,12 @@ def shrink(images: Tensor, scale: float) -> Tensor:
     return F.interpolate(images, scale_factor=scale, mode='bilinear')
 
 
-def _usual_shapes(encoder: nn.Module) -> list[tuple[int, int, int]]:
+def _usual_shapes(encoder: nn.Module, blank_size: tuple[int, int]) -> list[tuple[int, int, int]]:
     convolutions = (module for module in encoder.modules() if isinstance(module, _ConvNd))
     channels = next((conv.in_channels for conv in convolutions), 3)
     size = getattr(encoder, 'img_size', None)  # of encoders with a table of positions
     own = [] if size is None else [tuple(size) if isinstance(size, Sequence) else (size, size)]
-    return [(channels, *size) for size in [(128, 256), *own]]
+    return [(channels, *size) for size in [blank_size, *own]]
 
 
 def _channel_dim(tensor: Tensor, ratio: int) -> int:

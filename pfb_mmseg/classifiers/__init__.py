@@ -1,28 +1,20 @@
 """Classifiers of MMPretrain with blocked training steps, where MMPretrain is installed.
 
-Importing this room imports nothing of MMPretrain: a config's ``type='PFBImageClassifier'`` is found
-in MMEngine's registry, from any scope, and the class is made when the model is built.
+Importing this room imports nothing of MMPretrain: that happens when a model is built, or the class
+is imported from here.
 """
 
-from __future__ import annotations
-
-from typing import Any
-
-from mmengine.registry import MODELS
+from ..hosts.lazy import register_for_later
+from . import task  # noqa: F401  tells the hosts of classifiers
 
 __all__ = ['PFBImageClassifier']
 
-
-@MODELS.register_module(name='PFBImageClassifier')
-def _build(**config: Any) -> Any:
-    from .image_classifier import PFBImageClassifier
-
-    return PFBImageClassifier(**config)
+register_for_later('PFBImageClassifier', f'{__name__}.image_classifier')
 
 
 def __getattr__(name: str) -> type:
     if name in __all__:
-        from . import image_classifier
+        from .image_classifier import PFBImageClassifier
 
-        return getattr(image_classifier, name)
+        return PFBImageClassifier
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Generator, Tensor
 
@@ -13,16 +15,32 @@ _VANISHED = 1e-5
 
 
 def classifier_gradients(features: Tensor, logits_grad: Tensor) -> Tensor:
-    """Gradient of each image's loss with respect to the weight of a 1x1 classifier convolution.
+    """Gradient of each image's loss with respect to the weight of its model's last layer.
 
     Args:
-        features: (N, D, H, W), what goes into the convolution.
-        logits_grad: (N, C, H, W), gradient of each image's own loss with respect to what comes out.
+        features: (N, D, H, W), what goes into a 1x1 convolution, or (N, D), into a linear layer.
+        logits_grad: (N, C, H, W) or (N, C), see :func:`logits_gradient`.
 
     Returns:
         (N, C * D): outer products of the two, summed over pixels.
     """
-    return torch.einsum('nchw,ndhw->ncd', logits_grad, features).flatten(1)
+    return torch.einsum('nc...,nd...->ncd', logits_grad, features).flatten(1)
+
+
+def logits_gradient(logits: Tensor, losses: Callable[[Tensor], Tensor]) -> Tensor:
+    """Gradient of each image's own loss with respect to what comes out of the last layer.
+
+    Args:
+        logits: (N, ...).
+        losses: such logits -> (N,) loss of each image by its own.
+
+    Returns:
+        As ``logits``.
+    """
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(losses(leaf).sum(), leaf)
+    return gradient
 
 
 def diverse_order(gradients: Tensor, generator: Generator) -> Tensor:

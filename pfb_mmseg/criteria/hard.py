@@ -22,11 +22,12 @@ class Hard(Criterion):
             it may be labelled wrongly. Rounded down to whole images.
         exit: ``'auxiliary'`` reads the model's own auxiliary head, ``'own'`` a small one that is
             trained beside the model; None: the first where one is deep enough, see
-            :func:`pfb_mmseg.segmentors.exits.build_exit`.
-        channels: of the hidden layer of an own exit.
+            :func:`pfb_mmseg.segmentors.exits.build_exit`. Classifiers have ``'own'`` only.
+        channels: of the hidden layer of a segmentor's own exit, 64 by default; that of a classifier
+            has no hidden layer.
         in_channels: of an own exit; None finds out.
-        pool: side of the squares of features that are averaged before the exit reads them; None
-            chooses the least at which it costs at most 1 % of a training step.
+        pool: side of the squares of features that are averaged before a segmentor's exit reads
+            them; None chooses the least at which it costs at most 1 % of a training step.
         warmup: blocked iterations in which an own exit learns from all images before it decides.
 
     Raises:
@@ -39,7 +40,7 @@ class Hard(Criterion):
         self,
         skip: float = 0.0,
         exit: str | None = None,
-        channels: int = 64,
+        channels: int | None = None,
         in_channels: int | None = None,
         pool: int | None = None,
         warmup: int = 10,

@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor
 
 from ..core.checks import check_integer
-from ..segmentors.candidates import SegmentorCandidates
+from ..hosts import HostCandidates
 from .model import find_filter
 
 AGREEMENT_NAME = 'agreement.json'
@@ -75,8 +75,8 @@ class AgreementHook(Hook):
         path = Path(runner.work_dir) / AGREEMENT_NAME
         path.write_text(json.dumps(self._rows, indent=1) + '\n')
 
-    def _candidates(self, data: dict) -> SegmentorCandidates:
-        return SegmentorCandidates(self._model, self._pfb, data['inputs'], data['data_samples'])
+    def _candidates(self, data: dict) -> HostCandidates:
+        return HostCandidates(self._model, self._pfb, data['inputs'], data['data_samples'])
 
 
 def spearman(a: Tensor, b: Tensor) -> float:

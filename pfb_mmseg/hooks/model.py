@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmengine.model import is_model_wrapper
 from torch import nn
 
-from ..segmentors import PartialForwardBlocking
+from ..hosts import PartialForwardBlocking
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

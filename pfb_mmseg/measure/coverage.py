@@ -24,9 +24,9 @@ from mmseg.utils import register_all_modules
 from torch import Tensor, nn
 
 from ..blocking import step_cost
+from ..hosts import PartialForwardBlocking
+from ..hosts.apply import apply_pfb
 from ..progress import Tell
-from ..segmentors import PartialForwardBlocking
-from ..segmentors.apply import apply_pfb
 from . import zoo
 from .zoo import Combination, type_name
 

@@ -36,7 +36,7 @@ from ..core import (
 from ..core.selection import keep_lowest
 from ..criteria import Rare
 from ..datasets import PFBDemoDataset
-from ..segmentors import PartialForwardBlocking
+from ..hosts import PartialForwardBlocking
 
 CONFIG = 'fcn_r18-d8_1xb16-300i_demo-64x64'
 PRUNE_RATIO = 0.5

@@ -392,7 +392,7 @@ def _distributed(setting: Setting, jobs: Jobs, scope: str) -> Job:
 def _distributed_config(setting: Setting, scope: str):
     from mmengine.config import Config
 
-    from ..segmentors.apply import apply_pfb
+    from ..hosts.apply import apply_pfb
 
     cfg = Config.fromfile(ROOT / _deeplab(setting))
     scenes = Config.fromfile(ROOT / DEMO).train_dataloader

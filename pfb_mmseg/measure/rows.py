@@ -20,7 +20,7 @@ from ..baselines.methods import (
     full_iters,
     set_iters,
 )
-from ..segmentors.apply import add_import
+from ..hosts.apply import add_import
 
 ROWS = {**DESCRIPTIONS, 'long': 'a pruned run lengthened to the time that full data took'}
 

@@ -33,9 +33,8 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from ..blocking import scoring_mode
-from ..segmentors import PartialForwardBlocking
-from ..segmentors.apply import apply_pfb
-from ..segmentors.candidates import SegmentorCandidates
+from ..hosts import HostCandidates, PartialForwardBlocking
+from ..hosts.apply import apply_pfb
 from ..version import __version__
 from .benchmark import Report, Result, Spread, count_syncs, ideal_saving, time_in_turns
 
@@ -228,9 +227,7 @@ class Bench:
     def decide(self, batch: dict, blocking: PartialForwardBlocking | None = None) -> None:
         """Scores the images and chooses among them; trains nothing but what chooses."""
         blocking = blocking or self.reference
-        candidates = SegmentorCandidates(
-            self.model, blocking, batch['inputs'], batch['data_samples']
-        )
+        candidates = HostCandidates(self.model, blocking, batch['inputs'], batch['data_samples'])
         with self.optim_wrapper.optim_context(self.model), blocking.decide(candidates):
             pass
 

@@ -21,8 +21,8 @@ from ..core import AdaptiveDensityEstimator
 from ..core.criterion import CRITERIA
 from ..core.draws import generator_of
 from ..datasets.leaves import leaf_configs
-from ..segmentors.apply import apply_pfb
-from ..segmentors.candidates import SegmentorCandidates
+from ..hosts import HostCandidates
+from ..hosts.apply import apply_pfb
 from ..segmentors.heads import label_maps, nearest
 from .images import without_annotations
 from .run import load_checkpoint
@@ -142,7 +142,7 @@ class Scanner:
             data = {key: [item[key] for item in batch] for key in ('inputs', 'data_samples')}
             images = self.model.data_preprocessor(data, training=False)['inputs']
             labels = self._labels(batch, images) if self._reads_labels else data['data_samples']
-            candidates = SegmentorCandidates(self.model, self.model.pfb, images, labels)
+            candidates = HostCandidates(self.model, self.model.pfb, images, labels)
             rows.append(self.criterion.observe(candidates).cpu())
             done += len(batch)
             progress(done)

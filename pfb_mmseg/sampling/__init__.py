@@ -1,5 +1,6 @@
 """Choosing what is loaded by what was last seen of it: sampler, hook, losses of single images."""
 
+from ..hosts.lazy import register_for_later
 from .hook import ScoreSamplerHook
 from .sampler import ScoreSampler, Taken
 from .segmentor import (
@@ -16,3 +17,7 @@ __all__ = [
     'ScoreSamplerHook',
     'Taken',
 ]
+
+register_for_later(
+    'ImageLossImageClassifier', f'{__name__}.classifier', 'mmpretrain', 'classification'
+)

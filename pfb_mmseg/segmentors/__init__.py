@@ -1,7 +1,8 @@
 """What a config names: segmentors with blocked training steps."""
 
+from ..hosts import PartialForwardBlocking, PFBMixin
+from . import task  # noqa: F401  tells the hosts of segmentors
 from .encoder_decoder import PFBCascadeEncoderDecoder, PFBEncoderDecoder
-from .mixin import PartialForwardBlocking, PFBMixin
 
 __all__ = [
     'PFBCascadeEncoderDecoder',

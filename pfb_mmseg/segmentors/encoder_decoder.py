@@ -3,7 +3,7 @@
 from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
 from mmseg.registry import MODELS
 
-from .mixin import PFBMixin
+from ..hosts import PFBMixin
 
 
 @MODELS.register_module()

@@ -1,4 +1,4 @@
-"""Exits: what tells the loss of each image of a segmentor behind its shallow part."""
+"""Exits of segmentors: label maps are compared with what a head makes of a feature map."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ..blocking import (
     stage_names,
 )
 from ..core.checks import check_choice, check_integer
+from ..hosts.exits import Exit, channels_at
 from .heads import final_head, label_maps, nearest, proxy_losses
 
 KINDS = ('auxiliary', 'own')
@@ -30,51 +31,29 @@ _MAX_POOL = 8
 _OWN = "criterion=dict(type='hard', exit='own')"
 
 
-class Exit(nn.Module):
-    """Reads the features of one module of the encoder and gives each image a loss.
+class MapExit(Exit):
+    """Reads the feature map that one module of the encoder returns.
 
     Args:
         point: where images are blocked.
-        pool: side of the squares of features that are averaged before the exit reads them.
-
-    Attributes:
-        trained (bool): whether it has weights of its own, which learn from :meth:`losses`.
-        behind (bool): whether its module runs after the blocking point.
+        pool: side of the squares of features that are averaged before the exit reads them; None
+            chooses, see :meth:`choose_pool`.
     """
 
-    trained = False
-    behind = False
-
     def __init__(self, point: BlockingPoint, pool: int | None) -> None:
-        super().__init__()
+        super().__init__(point)
         if pool is not None:
             check_integer('pool', pool, low=1)
-        self.point = point
         self.pool = pool
         self._channel_dim = 1
         self._output: Any = None
-
-    @property
-    @abstractmethod
-    def module(self) -> nn.Module:
-        """The module inside the encoder whose output is read."""
-
-    @abstractmethod
-    def prepare(self, like: Tensor | None = None) -> None:
-        """Find out how that output is laid out, see :meth:`BlockingPoint.prepare`."""
 
     @abstractmethod
     def map_losses(self, maps: Tensor, data_samples: list | Tensor) -> Tensor:
         """(N, C, h, w) features -> (N,) float32 loss of each image."""
 
     def choose_pool(self, forward_flops: float | None, like: Tensor | None = None) -> None:
-        """Set ``pool`` if the user did not.
-
-        Args:
-            forward_flops: floating-point operations of a forward pass of the whole model on the
-                blank image; None if they are not known, and nothing is pooled.
-            like: see :meth:`BlockingPoint.prepare`.
-        """
+        """Set ``pool`` if the user did not: to 1 if the operations are not known."""
         if self.pool is None:
             self.pool = 1
             while self.pool < _MAX_POOL and forward_flops is not None:
@@ -83,13 +62,12 @@ class Exit(nn.Module):
                 self.pool *= 2
 
     def flops(self, like: Tensor | None = None) -> float:
-        """Floating-point operations of the exit for the blank image."""
         image = self.point.blank_images(1, like)
         with scoring_mode(self.point.encoder, batch_statistics=False), self.capture():
-            self.point.score(image, self.module if self.behind else None)
+            vectors = self.point.score(image, self.module if self.behind else None)
         labels = torch.zeros(1, 1, *image.shape[-2:], dtype=torch.int64, device=image.device)
         with torch.no_grad():
-            return count_flops(lambda: self.losses(labels, tuple(image.shape[-2:])))
+            return count_flops(lambda: self.losses(vectors, labels, tuple(image.shape[-2:])))
 
     @contextmanager
     def capture(self) -> Iterator[None]:
@@ -104,16 +82,8 @@ class Exit(nn.Module):
         finally:
             handle.remove()
 
-    def losses(self, data_samples: list | Tensor, size: tuple[int, int]) -> Tensor:
-        """Loss of each image whose features were captured last.
-
-        Args:
-            data_samples: N, with labels.
-            size: (H, W) of the images that the encoder was given.
-
-        Returns:
-            (N,) float32, with a graph down to the exit's own weights if it is trained.
-        """
+    def losses(self, vectors: Tensor, data_samples: list | Tensor, size: tuple[int, int]) -> Tensor:
+        """(N,) loss of each image whose feature map was captured last, see :class:`Exit`."""
         output, self._output = self._output, None
         maps = as_maps(output, self._channel_dim, size).detach()
         if self.pool > 1:
@@ -121,14 +91,14 @@ class Exit(nn.Module):
         return self.map_losses(maps, data_samples)
 
 
-class AuxiliaryExit(Exit):
+class AuxiliaryExit(MapExit):
     """The model's own auxiliary head, as it stands; trained with the model as ever.
 
     Args:
         point: where images are blocked.
         index: which of the auxiliary heads.
         batch_statistics: see :func:`scoring_mode`.
-        pool: see :class:`Exit`.
+        pool: see :class:`MapExit`.
     """
 
     def __init__(
@@ -184,7 +154,7 @@ class AuxiliaryExit(Exit):
                     return
         raise ValueError(
             f'auxiliary head {self.index} reads output {self.head.in_index} of the backbone, which '
-            f'is not there yet behind backbone.{self.point.name}; use an exit of its own, {_OWN}'
+            f'is not there yet behind {self.point.path}; use an exit of its own, {_OWN}'
         )
 
     def map_losses(self, maps: Tensor, data_samples: list | Tensor) -> Tensor:
@@ -195,7 +165,7 @@ class AuxiliaryExit(Exit):
         return proxy_losses(head, logits, nearest(label_maps(data_samples), logits.shape[-2:]))
 
 
-class OwnExit(Exit):
+class OwnExit(MapExit):
     """A small head on detached features of the blocking point, where the model's lie deeper.
 
     Its loss is trained on the images that stay, by the run's optimizer; the rest of the model gets
@@ -205,7 +175,7 @@ class OwnExit(Exit):
         point: where images are blocked.
         in_channels: there; None finds out by a pass over a blank image.
         channels: of its hidden layer.
-        pool: see :class:`Exit`.
+        pool: see :class:`MapExit`.
 
     Raises:
         ValueError: ``in_channels`` is needed and cannot be found out, or the model predicts no
@@ -226,17 +196,7 @@ class OwnExit(Exit):
                 f'{type(head).__name__} predicts none; use a criterion that needs no labels, such '
                 "as 'rare'"
             )
-        if in_channels is None:
-            try:
-                point.prepare()
-            except ValueError as error:
-                raise ValueError(
-                    f'{error}. An exit of its own must know the number of channels behind '
-                    f'backbone.{point.name} when the model is built; name it, criterion='
-                    "dict(type='hard', exit='own', in_channels=...)"
-                ) from error
-            in_channels = point.num_channels
-        check_integer('in_channels', in_channels, low=1)
+        in_channels = channels_at(point, in_channels)
         self.ignore_index = head.ignore_index
         self.layers = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
@@ -244,10 +204,6 @@ class OwnExit(Exit):
             nn.ReLU(),
             nn.Conv2d(channels, max(head.num_classes, head.out_channels), 1),
         )
-
-    @property
-    def module(self) -> nn.Module:
-        return self.point.module
 
     def prepare(self, like: Tensor | None = None) -> None:
         """Take over what the blocking point found out.
@@ -259,7 +215,7 @@ class OwnExit(Exit):
         found = self.layers[0].in_channels
         if len(self.point.channel_dims) > 1 or found != self.point.num_channels:
             raise ValueError(
-                f'backbone.{self.point.name} returns {len(self.point.channel_dims)} feature map(s) '
+                f'{self.point.path} returns {len(self.point.channel_dims)} feature map(s) '
                 f'with {self.point.num_channels} channels, the exit reads one with {found}; '
                 'choose another block_after or in_channels'
             )
@@ -285,11 +241,11 @@ def build_exit(
     point: BlockingPoint,
     batch_statistics: bool,
     exit: str | None = None,
-    channels: int = 64,
+    channels: int | None = None,
     in_channels: int | None = None,
     pool: int | None = None,
-) -> Exit:
-    """The exit of a model behind its blocking point.
+) -> MapExit:
+    """The exit of a segmentor behind its blocking point.
 
     Args:
         model: the host.
@@ -297,22 +253,22 @@ def build_exit(
         batch_statistics: see :func:`scoring_mode`.
         exit: ``'auxiliary'``: the deepest auxiliary head that reads the blocked stage or one before
             it; ``'own'``: a head of its own; None: the first if there is one.
-        channels, in_channels: of a head of its own, see :class:`OwnExit`.
-        pool: see :class:`Exit`; None chooses, see :meth:`PartialForwardBlocking.prepare`.
+        channels, in_channels: of a head of its own, see :class:`OwnExit`; 64 channels by default.
+        pool: see :class:`MapExit`.
 
     Raises:
         TypeError, ValueError: an option is outside its range, or there is no such head.
     """
     if exit is not None:
         check_choice('exit', exit, KINDS)
-    index = _readable_head(model, point.name)
+    index = _readable_head(model, point)
     if exit == 'auxiliary' and index is None:
         raise ValueError(
             f"exit='auxiliary': no auxiliary head of {type(model).__name__} reads a stage that has "
-            f'run behind backbone.{point.name}; leave exit out for one of its own'
+            f'run behind {point.path}; leave exit out for one of its own'
         )
     if exit == 'own' or index is None:
-        return OwnExit(point, in_channels, channels, pool)
+        return OwnExit(point, in_channels, 64 if channels is None else channels, pool)
     return AuxiliaryExit(point, index, batch_statistics, pool)
 
 
@@ -361,11 +317,11 @@ def _is_map(output: Any, channel_dim: int, read: Tensor, size: tuple[int, int]) 
     return maps.shape == read.shape and torch.equal(maps, read)
 
 
-def _readable_head(model: nn.Module, name: str) -> int | None:
+def _readable_head(model: nn.Module, point: BlockingPoint) -> int | None:
     """Which auxiliary head reads the deepest stage up to the blocking point, by the names alone."""
-    encoder = model.backbone
+    encoder = point.encoder
     stages = stage_names(encoder)
-    at = _last_stage(stages, name)
+    at = _last_stage(stages, point.name)
     if getattr(model, 'neck', None) is not None:
         return None  # the heads read what comes out of the neck
     outputs = output_stages(encoder)

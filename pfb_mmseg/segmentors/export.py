@@ -15,7 +15,7 @@ from mmengine.registry import Registry, init_default_scope
 from mmengine.runner import CheckpointLoader
 from mmseg.registry import MODELS
 
-from .apply import remove_pfb, type_name
+from ..hosts.apply import remove_pfb, type_name
 
 PACKAGE = __name__.partition('.')[0]
 # Transforms of ours that stand where MMSegmentation's would, with those.

@@ -10,7 +10,7 @@ from torch import distributed as dist
 
 from pfb_mmseg.core import BatchPruner, Candidates, Criterion
 from pfb_mmseg.core.selection import keep_highest
-from pfb_mmseg.segmentors.candidates import SegmentorCandidates
+from pfb_mmseg.hosts import HostCandidates
 
 NUM, ITERATIONS = 8, 12
 
@@ -68,7 +68,7 @@ def two_fields(folder):
             sample.gt_edge_map = PixelData(data=torch.full((1, 64, 64), 100 + number))
             samples.append(sample)
         order = samples[0].keys()
-        candidates = SegmentorCandidates(model, model.pfb, images, samples)
+        candidates = HostCandidates(model, model.pfb, images, samples)
         with model.pfb.decide(candidates) as decision:
             images, samples = model.pfb.narrow(decision, images, samples)
         seen += [
@@ -90,7 +90,7 @@ def hard(folder):
     torch.nn.init.normal_(model.auxiliary_head.conv_seg.weight, std=0.5)
     half = slice(4 * rank, 4 * rank + 4)
     images, samples = tiny.images()[half], tiny.samples()[half]
-    candidates = SegmentorCandidates(model, model.pfb, images, samples)
+    candidates = HostCandidates(model, model.pfb, images, samples)
     with model.pfb.decide(candidates) as decision:
         taken, labels = model.pfb.narrow(decision, images, samples)
     selection = decision.selection

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pfb_mmseg.core import BatchPruner, Candidates
-from pfb_mmseg.segmentors.candidates import SegmentorCandidates
+from pfb_mmseg.hosts import HostCandidates
 from pfb_mmseg.segmentors.exits import AuxiliaryExit, OwnExit, as_maps
 
 HARD = dict(criterion='hard')
@@ -342,7 +342,7 @@ class TestHeads:
         images, samples = tiny.images(), tiny.samples()
         model.pfb.prepare()
         expected = expected_losses(model, images, samples)
-        candidates = SegmentorCandidates(model, model.pfb, images, samples)
+        candidates = HostCandidates(model, model.pfb, images, samples)
         with model.pfb.decide(candidates) as decision:
             np.testing.assert_allclose(decision.selection.score, expected, rtol=1e-4)
 

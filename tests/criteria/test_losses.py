@@ -12,7 +12,7 @@ from mmseg.registry import MODELS
 
 from pfb_mmseg.core import BatchPruner, Candidates
 from pfb_mmseg.criteria.divbs import classifier_gradients, diverse_order
-from pfb_mmseg.segmentors.candidates import SegmentorCandidates
+from pfb_mmseg.hosts import HostCandidates
 from pfb_mmseg.segmentors.heads import image_losses
 
 NAN = float('nan')
@@ -93,7 +93,7 @@ class TestDivBS:
     def test_gradients_are_those_of_a_backward_pass_for_each_image(self):
         model = build('divbs')
         images, samples = tiny.images(4), tiny.samples(4)
-        found = SegmentorCandidates(model, model.pfb, images, samples).classifier_gradients()
+        found = HostCandidates(model, model.pfb, images, samples).classifier_gradients()
         twin = tiny.plain_twin(model)
         losses = explicit_losses(twin, images, samples)
         weight = twin.decode_head.conv_seg.weight
@@ -195,7 +195,7 @@ class TestBoth:
         before = copy.deepcopy(model.state_dict())
         modes = [module.training for module in model.modules()]
         state = torch.get_rng_state()
-        with model.pfb.decide(SegmentorCandidates(model, model.pfb, tiny.images(), tiny.samples())):
+        with model.pfb.decide(HostCandidates(model, model.pfb, tiny.images(), tiny.samples())):
             pass
         after = model.state_dict()
         assert [module.training for module in model.modules()] == modes

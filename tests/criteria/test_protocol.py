@@ -11,7 +11,7 @@ from pfb_mmseg.core import (
     Criterion,
     FeatureCandidates,
 )
-from pfb_mmseg.segmentors.candidates import SegmentorCandidates
+from pfb_mmseg.hosts import HostCandidates
 
 
 def pruner(criterion='rare', prune_ratio=0.5):
@@ -164,7 +164,7 @@ def test_a_failed_step_by_an_exit_of_its_own_leaves_no_loss_behind(strategy, mon
 def test_the_decision_about_a_batch_may_be_taken_without_training_on_it():
     model = tiny.build()
     images, samples = tiny.images(), tiny.samples()
-    with model.pfb.decide(SegmentorCandidates(model, model.pfb, images, samples)) as decision:
+    with model.pfb.decide(HostCandidates(model, model.pfb, images, samples)) as decision:
         kept = decision.selection
     assert kept is model.pfb.selection
     assert kept.num_kept == 4 and kept.num_candidates == 8

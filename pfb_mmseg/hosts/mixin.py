@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..blocking import BlockingPoint, StepCost, default_stage, least_trainable, step_cost
+from ..blocking import BlockingPoint, StepCost, step_cost
 from ..core import AdaptiveDensityEstimator, BatchPruner, Decision, KeepQuota, Selection
 from ..core.checks import check_choice, check_given, check_keys, check_number, check_sizes
 from ..core.ranks import ProcessGroupOption, Ranks
 from ..criteria import Rare
-from .candidates import SCORE_DTYPES, SegmentorCandidates
-from .exits import Exit, build_exit
+from .candidates import SCORE_DTYPES, HostCandidates
+from .exits import Exit
 from .samples import layout_of, select_samples
+from .task import Task, task_of
 
 STRATEGIES = ('two_pass', 'single_pass')
 SCORE_STATISTICS = ('batch', 'running')
@@ -31,12 +32,13 @@ class PartialForwardBlocking(nn.Module):
     """What a model needs to block images: where, how many, which. Holds the state.
 
     Args:
-        model: the host; only its ``backbone`` and heads are looked at.
+        model: the host; only its encoder and heads are looked at.
         strategy: ``'two_pass'`` scores the batch without gradient up to the blocking point, then
             trains on the kept images alone, for any backbone; ``'single_pass'`` is the paper's
             wording: one pass, cut behind the blocking point, for backbones that are a chain.
-        block_after: dotted name of a module, ``'backbone.layer3'``; None takes the stage that the
-            auxiliary head reads (supplement, B.2), see :func:`default_stage`.
+        block_after: dotted name of a module, ``'backbone.layer3'``; None takes what the paper does
+            for a model of this kind: in a segmentor the stage that the auxiliary head reads
+            (supplement, B.2), see :func:`default_stage`, in a classifier :func:`early_stage`.
         criterion: what stays, see :class:`BatchPruner`; ``'rare'`` is the paper's, ``'hard'`` the
             images of highest loss at an exit behind the blocking point.
         estimator: options of :class:`AdaptiveDensityEstimator`, for ``'rare'`` and ``'common'``;
@@ -61,6 +63,7 @@ class PartialForwardBlocking(nn.Module):
         pruning (bool): whether steps are blocked; PFBHook switches it. True without the hook.
         selection (Selection | None): of the last training step; None if nothing was looked at.
         exit (Exit | None): what tells the losses at the blocking point; None if nobody asks.
+        task (Task): the host's kind, and what its heads tell.
 
     Raises:
         TypeError, ValueError: an option is misspelt or outside its range, or the model has no such
@@ -110,12 +113,21 @@ class PartialForwardBlocking(nn.Module):
         self.score_scale = score_scale
         self.score_statistics = score_statistics
         self.score_dtype = score_dtype
-        self.point = BlockingPoint(model, _point_name(model, block_after), input_shape)
+        self.task = task = task_of(model)
+        if strategy == 'single_pass' and task.heads_read_images:
+            raise ValueError(
+                f"strategy='single_pass' narrows what the encoder returns, but the heads of "
+                f"{type(model).__name__} read its images too; use strategy='two_pass'"
+            )
+        name = task.default_stage() if block_after is None else _inside(task, block_after)
+        self.point = BlockingPoint(
+            model, name, input_shape, encoder_name=task.encoder_name, blank_size=task.blank_size
+        )
         ranks = Ranks(process_group)
         self.pruner = BatchPruner(
             estimator={} if estimator is None else estimator,
             criterion=criterion,
-            min_keep=least_trainable(model, ranks) if min_keep is None else min_keep,
+            min_keep=task.min_keep(ranks) if min_keep is None else min_keep,
             process_group=ranks,
             **pruner,
         )
@@ -128,7 +140,7 @@ class PartialForwardBlocking(nn.Module):
         self.exit: Exit | None = None
         if options is not None:
             by_batch = score_statistics == 'batch'
-            self.exit = build_exit(model, self.point, by_batch, **options)
+            self.exit = task.build_exit(self.point, by_batch, **options)
             self.pruner.criterion.bind(self.exit.trained)
         self.prepared = False
         self._cost: StepCost | None = None
@@ -188,7 +200,7 @@ class PartialForwardBlocking(nn.Module):
         """What it does to its host, and what that costs, for the log."""
         ratio, criterion = self.quota.prune_ratio, self.pruner.criterion
         sentence = (
-            f'PFB blocks {ratio:.0%} of the images behind backbone.{self.point.name} '
+            f'PFB blocks {ratio:.0%} of the images behind {self.point.path} '
             f'({self.strategy}) and keeps {criterion.describe()}'
         )
         if self._cost is None:
@@ -214,7 +226,7 @@ class PartialForwardBlocking(nn.Module):
         self._exit_losses = None
 
     @torch.compiler.disable  # what it calls changes in every step
-    def decide(self, candidates: SegmentorCandidates) -> Decision:
+    def decide(self, candidates: HostCandidates) -> Decision:
         """Who stays."""
         self.pruner.discard()  # of a step that failed
         decision = self.pruner.select(candidates)
@@ -232,11 +244,13 @@ class PartialForwardBlocking(nn.Module):
             self._check_layout(images, data_samples)
         return decision.take(images), select_samples(data_samples, decision)
 
-    def exit_losses(self, data_samples: list | Tensor, size: tuple[int, int]) -> Tensor:
+    def exit_losses(
+        self, vectors: Tensor, data_samples: list | Tensor, size: tuple[int, int]
+    ) -> Tensor:
         """(N,) of the scoring pass that has just run over images of (H, W), without gradient."""
         if self.exit is None:
             raise TypeError('no exit was asked for: let the criterion have exit_options')
-        losses = self.exit.losses(data_samples, size).float()
+        losses = self.exit.losses(vectors, data_samples, size).float()
         self._exit_losses = losses if self.exit.trained else None
         return losses.detach()
 
@@ -280,7 +294,9 @@ class PFBMixin:
 
     ``class MySegmentor(PFBMixin, AnySegmentor)`` takes one more argument, ``pfb``, a dict with the
     options of :class:`PartialForwardBlocking`. The host must have a ``backbone`` and
-    ``loss(inputs, data_samples)``. Everything but ``loss`` in training mode is the host's own.
+    ``loss(inputs, data_samples)``; what its heads tell of single images, which some criteria ask
+    for, is known of the kinds of models in ``TASKS``. Everything but ``loss`` in training mode is
+    the host's own.
     """
 
     def __init__(self, *args: Any, pfb: dict | None = None, **kwargs: Any) -> None:
@@ -315,7 +331,7 @@ class PFBMixin:
         elif pfb.strategy == 'single_pass':
             losses = self._single_pass_loss(inputs, data_samples)
         else:
-            decision = pfb.decide(SegmentorCandidates(self, pfb, inputs, data_samples))
+            decision = pfb.decide(HostCandidates(self, pfb, inputs, data_samples))
             losses = super().loss(*pfb.narrow(decision, inputs, data_samples))
             # Only now: what the other processes kept has travelled during the forward pass.
             decision.commit()
@@ -335,7 +351,7 @@ class PFBMixin:
 
         def choose(vectors: Tensor) -> Tensor:
             nonlocal decision
-            candidates = SegmentorCandidates(self, pfb, inputs, data_samples, vectors)
+            candidates = HostCandidates(self, pfb, inputs, data_samples, vectors)
             decision = pfb.decide(candidates)
             if not decision.unchanged:
                 narrowed[:] = select_samples(data_samples, decision)
@@ -347,21 +363,15 @@ class PFBMixin:
         return losses
 
 
-def _point_name(model: nn.Module, block_after: str | None) -> str:
-    if block_after is not None:
-        room, _, name = str(block_after).partition('.')
-        if room != 'backbone' or not name:
-            raise ValueError(
-                f'block_after={block_after!r}: expected the dotted name of a module inside the '
-                "backbone, e.g. 'backbone.layer3'"
-            )
-        return name
-    if hasattr(model, 'default_stage'):
-        return model.default_stage()
-    heads = getattr(model, 'auxiliary_head', None)
-    heads = heads if isinstance(heads, nn.ModuleList) else [heads]
-    read = [head.in_index for head in heads if isinstance(getattr(head, 'in_index', None), int)]
-    return default_stage(model.backbone, read)
+def _inside(task: Task, block_after: str) -> str:
+    """The name inside the encoder of ``'backbone.layer3'``."""
+    room, _, name = str(block_after).partition('.')
+    if room != task.encoder_name or not name:
+        raise ValueError(
+            f'block_after={block_after!r}: expected the dotted name of a module inside the '
+            f"{task.encoder_name}, e.g. '{task.encoder_name}.layer3'"
+        )
+    return name
 
 
 def _options(*callables: Callable) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a segmentor can tell of the images of a batch, before it is trained on some of them."""
+"""What a host can tell of the images of a batch, before it is trained on some of them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
-from mmseg.models.utils import resize
 from torch import Tensor, nn
 
 from ..blocking import scoring_mode, shrink
 from ..core import Candidates
-from ..criteria.divbs import classifier_gradients
-from .heads import final_head, image_losses, label_maps
 
 if TYPE_CHECKING:
     from .mixin import PartialForwardBlocking
@@ -20,7 +17,7 @@ if TYPE_CHECKING:
 SCORE_DTYPES = {'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
 
-class SegmentorCandidates(Candidates):
+class HostCandidates(Candidates):
     """The images of a training step; the shallow part runs when something of it is asked for.
 
     Args:
@@ -50,7 +47,7 @@ class SegmentorCandidates(Candidates):
     def features(self) -> Tensor:
         if self._vectors is None:
             pfb = self._pfb
-            images = self.images
+            images = pfb.task.encoder_images(self.images)
             if pfb.score_scale != 1:
                 images = shrink(images, pfb.score_scale)
             self._scored_size = tuple(images.shape[-2:])
@@ -66,38 +63,17 @@ class SegmentorCandidates(Candidates):
         return self._vectors
 
     def exit_losses(self) -> Tensor:
-        self.features()
+        vectors = self.features()
         with self._precision():
-            return self._pfb.exit_losses(self.data_samples, self._scored_size)
+            return self._pfb.exit_losses(vectors, self.data_samples, self._scored_size)
 
     def losses(self) -> Tensor:
         with scoring_mode(self._model, batch_statistics=False):
-            return self._losses(self._model(self.images, mode='tensor'))
+            return self._pfb.task.losses(self.images, self.data_samples)
 
     def classifier_gradients(self) -> Tensor:
-        head = final_head(self._model)
-        conv_seg = head.conv_seg
-        if not isinstance(conv_seg, nn.Conv2d) or conv_seg.kernel_size != (1, 1):
-            raise ValueError(
-                "criterion='divbs' reads the gradient of a 1x1 convolution conv_seg, which "
-                f'{type(head).__name__} lacks; use another decode head'
-            )
-        features: list[Tensor] = []
-        hook = conv_seg.register_forward_pre_hook(lambda _, args: features.append(args[0]))
-        try:
-            with scoring_mode(self._model, batch_statistics=False):
-                logits = self._model(self.images, mode='tensor')
-        finally:
-            hook.remove()
-        with torch.enable_grad():
-            leaf = logits.detach().requires_grad_()
-            (logits_grad,) = torch.autograd.grad(self._losses(leaf).sum(), leaf)
-        return classifier_gradients(features[-1], logits_grad)
-
-    def _losses(self, logits: Tensor) -> Tensor:
-        head, labels = final_head(self._model), label_maps(self.data_samples)
-        logits = resize(logits, labels.shape[2:], mode='bilinear', align_corners=head.align_corners)
-        return image_losses(head, logits, labels)
+        with scoring_mode(self._model, batch_statistics=False):
+            return self._pfb.task.classifier_gradients(self.images, self.data_samples)
 
     def _precision(self) -> AbstractContextManager:
         dtype = SCORE_DTYPES.get(self._pfb.score_dtype)
