@@ -71,8 +71,17 @@ FAMILIES: dict[str, Family] = {
     'MixVisionTransformer': Family(_lasts('layers')),
     'MSCAN': Family(lambda e: [f'norm{i + 1}' for i in range(e.num_stages)]),
     'PCPVT': Family(
-        lambda e: _entries('norm_list')(e) if e.norm_after_stage else _lasts('layers')(e)
+        lambda e: (
+            _lasts('stages')(e)  # MMPretrain's, and of MMSegmentation's either end
+            if hasattr(e, 'stages')
+            else _entries('norm_list')(e)
+            if e.norm_after_stage
+            else _lasts('layers')(e)
+        )
     ),
+    'T2T_ViT': Family(_entries('encoder')),
+    'XCiT': Family(_entries('xca_layers', 'ca_layers')),
+    'VAN': Family(lambda e: [_entries(f'blocks{i + 1}')(e)[-1] for i in range(e.num_stages)]),
     # Two or three branches: the one that goes deep holds the stages.
     'BiSeNetV1': Family(_inside('context_path.backbone'), _none),
     'BiSeNetV2': Family(
@@ -94,6 +103,10 @@ FAMILIES: dict[str, Family] = {
     'ERFNet': Family(_entries('encoder', 'decoder'), _none),
     'CGNet': Family(_fixed('norm_prelu_0', 'norm_prelu_1', 'norm_prelu_2')),
     'ResNet_CIFAR': Family(lambda e: _by_structure(e), early=1),  # Table S5
+    # Chains whose stages have names or places of their own.
+    'VGG': Family(lambda e: [f'features.{end - 1}' for _, end in e.range_sub_modules]),
+    'InceptionV3': Family(lambda e: _children(e, r'Mixed_\w+')),
+    'Conformer': Family(lambda e: _children(e, r'conv_trans_\d+')),
     'Sequential': Family(lambda e: [name for name, _ in e.named_children()]),
 }
 
@@ -198,5 +211,9 @@ def _by_structure(encoder: nn.Module) -> list[str]:
             return list(found)
         if isinstance(found, (nn.ModuleList, nn.Sequential)):
             return _entries(name)(encoder)
-    children = [name for name, _ in encoder.named_children()]
-    return [name for name in children if re.fullmatch(r'(layer|stage|block)_?\d+', name)]
+    return _children(encoder, r'(layer|stage|block)_?\d+')
+
+
+def _children(encoder: nn.Module, pattern: str) -> list[str]:
+    """Names of an encoder's children that a regular expression matches."""
+    return [name for name, _ in encoder.named_children() if re.fullmatch(pattern, name)]
