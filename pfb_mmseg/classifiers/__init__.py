@@ -9,7 +9,9 @@ from . import task  # noqa: F401  tells the hosts of classifiers
 
 __all__ = ['PFBImageClassifier']
 
-register_for_later('PFBImageClassifier', f'{__name__}.image_classifier')
+register_for_later(
+    'PFBImageClassifier', f'{__name__}.image_classifier', 'mmpretrain', 'classification'
+)
 
 
 def __getattr__(name: str) -> type:

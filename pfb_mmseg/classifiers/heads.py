@@ -61,9 +61,17 @@ def image_losses(function: nn.Module, call: LossCall) -> Tensor:
 
     Returns:
         (N,) float32; of images with several classes the sum over these.
+
+    Raises:
+        ValueError: it gives no value for each image.
     """
     options = {**call.options, 'reduction_override': 'none'}
     values = function.forward(call.scores.float(), *call.labels, **options)
+    if values.shape[:1] != call.scores.shape[:1]:
+        raise ValueError(
+            f'images are compared by their losses, but {type(function).__name__} gives none for '
+            "each; use CrossEntropyLoss, or a criterion that does without, such as 'rare'"
+        )
     return values if values.ndim == 1 else values.flatten(1).sum(dim=1)
 
 

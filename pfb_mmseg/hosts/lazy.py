@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 from mmengine.registry import MODELS
 from torch import nn
 
 
-def register_for_later(name: str, module: str) -> None:
+def register_for_later(name: str, module: str, package: str, extra: str) -> None:
     """Let ``type=NAME`` be found in MMEngine's registry, from any scope, before its class exists.
 
     Args:
         name: of the class.
         module: dotted path of the module that defines it, imported when a model is built.
+        package: that this module needs.
+        extra: of pfb_mmseg, which brings the package.
     """
 
-    def build(**config) -> nn.Module:
+    def build(**config: Any) -> nn.Module:
+        if find_spec(package) is None:
+            raise ImportError(
+                f'model.type={name!r} needs {package}, which is not installed: '
+                f'pip install "pfb_mmseg[{extra}]" (from a clone of the repository: '
+                f'pip install -e ".[{extra}]")'
+            )
         return getattr(import_module(module), name)(**config)
 
     build.__name__ = name
