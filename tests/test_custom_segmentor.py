@@ -22,7 +22,7 @@ def page(request):
     init_default_scope('mmseg')
     torch.manual_seed(0)
     code = re.findall(r'^```python\n(.*?)^```$', PAGE.read_text(), flags=re.M | re.S)
-    assert len(code) == 6
+    assert len(code) == 7
     printed = []
     names = {'__name__': 'page', 'print': printed.append}
     try:
@@ -33,6 +33,7 @@ def page(request):
         for name in ('PFBMySegmentor', 'PFBDepthEstimator'):
             MODELS.module_dict.pop(name, None)
         pfb_mmseg.blocking.FAMILIES.pop('MyBackbone', None)
+        pfb_mmseg.hosts.TASKS.pop('Classifier', None)
 
 
 def seed(model):
@@ -43,6 +44,31 @@ def seed(model):
 
 def test_the_classifier_of_the_page_prunes_from_the_second_step_on(page):
     assert page['printed'] == ['trained on 8 of 8 images', 'trained on 4 of 8 images']
+
+
+def test_the_task_of_the_page_tells_the_losses_of_its_images(page):
+    options = dict(prune_ratio=0.5, block_after='backbone.3', criterion='loss_topk')
+    model = page['PFBClassifier'](num_classes=4, pfb=options).train()
+    labels = list(torch.arange(8) % 4)
+    model.loss(tiny.images(), labels)
+    expected = torch.nn.functional.cross_entropy(
+        model(tiny.images()), torch.stack(labels), reduction='none'
+    )
+    kept = expected.argsort()[4:].sort().values
+    assert torch.equal(model.pfb.selection.indices, kept)
+
+
+def test_a_model_of_no_known_kind_tells_no_losses():
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 4, 1))
+
+    class Blocked(pfb_mmseg.PFBMixin, Plain):
+        pass
+
+    with pytest.raises(ValueError, match='Blocked has no loss .*Use a criterion that does without'):
+        Blocked(pfb=dict(prune_ratio=0.5, criterion='hard'))
 
 
 @pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])

@@ -28,6 +28,7 @@ TEMPLATES = sorted((ROOT / '.github/ISSUE_TEMPLATE').iterdir())
 NOT_RUN = {
     'pip install -e .': 'changes the environment; setup.py is held by test_setup.py',
     'pip install -e .[mmseg]': 'changes the environment; setup.py is held by test_setup.py',
+    'pip install -e .[classification]': 'changes the environment',
     'pip install pre-commit': 'changes the environment',
     'pre-commit install': 'changes the repository',
     'pip install argcomplete': 'changes the environment',
@@ -37,6 +38,7 @@ NOT_RUN = {
 # Python of these pages is run by tests of their own.
 RUN_ELSEWHERE = {
     'docs/see-what-was-skipped.md': 'test_log_entries.py',
+    'docs/classification.md': 'classifiers/test_runs.py',
     'docs/several-gpus-and-resuming.md': 'test_pages.py',
     'pfb_mmseg/core/README.md': 'core/test_page.py',
     'pfb_mmseg/criteria/README.md': 'criteria/test_page.py',

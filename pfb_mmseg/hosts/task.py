@@ -118,7 +118,7 @@ class Task:
         raise self._unknown('has no loss of single images')
 
     def _unknown(self, what: str) -> ValueError:
-        known = ' and '.join(TASKS)
+        known = ', '.join(TASKS)
         return ValueError(
             f'{type(self.model).__name__} {what} that is known: what heads tell is known of '
             f"{known}. Use a criterion that does without, such as 'rare', or describe your model "

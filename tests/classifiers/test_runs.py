@@ -1,6 +1,7 @@
 """Whole runs of classifiers in their own processes: with MMPretrain's train.py, and with ours."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,13 @@ import cv2
 import mmpretrain
 import numpy as np
 import pytest
-import tiny_classifier
 import torch
 from mmengine.config import Config
+from mmengine.registry import HOOKS, MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
+from pfb_mmseg import PFBHook
+from pfb_mmseg.classifiers import PFBImageClassifier
 from pfb_mmseg.reporting import read_scalars
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +105,18 @@ def theirs(folder):
     return folder / 'theirs', call(folder, THEIRS, 'pfb.py', '--work-dir', 'theirs', '--resume')
 
 
+def test_three_lines_of_the_page_make_a_config_one_with_pfb(folder):
+    page = (ROOT / 'docs' / 'classification.md').read_text()
+    [block] = re.findall(r'^```python\n(.*?)^```$', page, flags=re.M | re.S)
+    cfg = Config.fromfile(folder / 'plain.py')
+    cfg.merge_from_dict(Config.fromstring(block, '.py').to_dict())
+    init_default_scope('mmpretrain')
+    assert type(MODELS.build(cfg.model)) is PFBImageClassifier
+    hook = HOOKS.build(cfg.custom_hooks[0])
+    assert isinstance(hook, PFBHook)
+    assert cfg.custom_imports.imports == ['pfb_mmseg']
+
+
 def test_their_tool_blocks_in_the_epochs_that_the_hook_names(theirs):
     work_dir, output = theirs
     # Four epochs of three batches: the second and the third are blocked, once the exit is warm.
@@ -115,8 +130,8 @@ def test_checkpoints_load_into_the_plain_classifier_the_averaged_weights_too(fol
     checkpoint = torch.load(theirs[0] / 'epoch_4.pth', weights_only=False)
     assert 'ema_state_dict' in checkpoint
     cfg = Config.fromfile(folder / 'plain.py')
-    tiny_classifier.init_default_scope('mmpretrain')
-    model = tiny_classifier.MODELS.build(cfg.model)
+    init_default_scope('mmpretrain')
+    model = MODELS.build(cfg.model)
     missing, unexpected = model.load_state_dict(checkpoint['state_dict'], strict=False)
     assert not missing and all(key.startswith('pfb.') for key in unexpected)
     load_checkpoint(model, str(theirs[0] / 'epoch_4.pth'))
