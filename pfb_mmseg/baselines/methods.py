@@ -41,6 +41,8 @@ METHODS = ('full', 'short', 'small', 'resize', 'rcs', 'ohem', *PRUNING_METHODS)
 OHEM_THRESHOLD, OHEM_SHARE = 0.7, 100_000 / (512 * 1024)
 # Of the pixels of each class and image, a file for each data set.
 COUNTS_FOLDER = 'work_dirs/class_counts'
+# What is before the names of our models, to find them whatever the config's scope is.
+_SCOPES = {'EncoderDecoder': 'mmseg.', 'CascadeEncoderDecoder': 'mmseg.', 'ImageClassifier': ''}
 
 DESCRIPTIONS = {
     'full': 'all images',
@@ -82,7 +84,7 @@ def apply_method(
     pixels of each class and image in ``work_dirs/class_counts/`` for the next run.
 
     Args:
-        cfg: Config of a segmentor.
+        cfg: Config of a segmentor or a classifier.
         method: one of ``METHODS``.
         prune_ratio: share that is pruned, in [0, 1), or by which the batches of ``'small'`` are
             smaller; None for the others.
@@ -299,14 +301,14 @@ def _by_epoch(cfg: Config) -> bool:
 
 
 def _set_type(cfg: Config, prefix: str) -> None:
-    """Names the segmentor of ours that goes by the plain one's name with a prefix."""
+    """Names the model of ours that goes by the plain one's name with a prefix."""
     name = type_name(cfg.model.type)
-    if name not in ('EncoderDecoder', 'CascadeEncoderDecoder'):
+    if name not in _SCOPES:
         raise ValueError(
             f'model.type={cfg.model.type!r}: the methods that PFB is compared with are made for '
-            'EncoderDecoder and CascadeEncoderDecoder'
+            f'{", ".join(_SCOPES)}'
         )
-    cfg.model.type = f'mmseg.{prefix}{name}'
+    cfg.model.type = f'{_SCOPES[name]}{prefix}{name}'
     add_import(cfg)
 
 

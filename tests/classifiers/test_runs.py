@@ -16,6 +16,7 @@ from mmengine.registry import HOOKS, MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
 from pfb_mmseg import PFBHook
+from pfb_mmseg.baselines.methods import apply_method
 from pfb_mmseg.classifiers import PFBImageClassifier
 from pfb_mmseg.reporting import read_scalars
 
@@ -177,6 +178,30 @@ def test_infobatch_prunes_and_weighs(folder):
     counts = [(entry['infobatch/kept'], entry['infobatch/candidates']) for entry in entries]
     assert counts[:3] == [(6, 6)] * 3
     assert any(candidates > kept for kept, candidates in counts[3:])
+
+
+@pytest.mark.parametrize(
+    ('method', 'model_type'),
+    [
+        ('infobatch', 'InfoBatchImageClassifier'),
+        ('loss_topk', 'PFBImageClassifier'),
+        ('small', 'ImageClassifier'),
+    ],
+)
+def test_a_method_to_compare_with_is_a_change_to_the_config(
+    folder, monkeypatch, method, model_type
+):
+    monkeypatch.chdir(folder)
+    cfg = Config.fromfile(folder / 'plain.py')
+    cfg.train_cfg = dict(by_epoch=False, max_iters=90)
+    cfg.param_scheduler = []
+    apply_method(cfg, method, 0.5)
+    init_default_scope('mmpretrain')
+    assert type(MODELS.build(cfg.model)).__name__ == model_type
+    if method == 'infobatch':
+        assert cfg.train_cfg.max_iters < 90
+    if method == 'small':
+        assert cfg.train_dataloader.batch_size == 3
 
 
 def test_importing_the_package_leaves_mmpretrain_alone_and_its_absence_is_told(folder):
