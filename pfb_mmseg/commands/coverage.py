@@ -21,6 +21,12 @@ def add_arguments(parser: ToolParser) -> None:
         '--quick', action='store_true', help='one small model for each family of backbones'
     )
     parser.add_argument(
+        '--zoo',
+        choices=('mmseg', 'mmpretrain'),
+        default='mmseg',
+        help='package whose models are tried (default: %(default)s)',
+    )
+    parser.add_argument(
         '--only',
         metavar='NAME',
         help='only combinations with this in their name, e.g. Swin or "UNet, FCNHead"',
@@ -44,9 +50,9 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
 
     with shown() as tell, coverage.several_processes(args.jobs) as pool:
         if args.quick:
-            combinations = zoo.quick_combinations(zoo.zoo_root())
+            combinations = zoo.quick_combinations(zoo.zoo_root(args.zoo), args.zoo)
         else:
-            combinations, left_out = coverage.find_all(pool, tell)
+            combinations, left_out = coverage.find_all(pool, tell, args.zoo)
             for reason, count in left_out.items():
                 print(f'Left out: {count} config(s), {reason}')
         combinations = [c for c in combinations if args.only is None or args.only in str(c)]

@@ -17,10 +17,10 @@ from unittest import mock
 
 import torch
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
-from mmseg.utils import register_all_modules
 from torch import Tensor, nn
 
 from ..blocking import step_cost
@@ -36,6 +36,9 @@ _NUM_KEPT = 2  # heads that normalise single pixels cannot train on fewer
 _IMAGE_SIZE = 128
 # LRASPPHead pools over 49x49 of a map that is an eighth of the image or less.
 _IMAGE_SIZES = {'MobileNetV3': 512}
+# Classifiers are tried at the size that they were made for.
+_CLASSIFIER_SIZE = 224
+_CLASSIFIER_SIZES = {'InceptionV3': 299, 'LeNet5': 32, 'ResNet_CIFAR': 32}
 _PACKAGES = {'MaskFormerHead': 'mmdet', 'Mask2FormerHead': 'mmdet'}
 
 
@@ -72,9 +75,11 @@ def several_processes(jobs: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(jobs, get_context('spawn'), _quieten, (threads,))
 
 
-def find_all(pool: ProcessPoolExecutor, tell: Tell) -> tuple[list[Combination], dict[str, int]]:
-    """Every combination of the zoo that PFB is for, and how many configs are left out why."""
-    paths = zoo.list_configs(zoo.zoo_root())
+def find_all(
+    pool: ProcessPoolExecutor, tell: Tell, package: str = 'mmseg'
+) -> tuple[list[Combination], dict[str, int]]:
+    """Every combination of a zoo that PFB is for, and how many configs are left out why."""
+    paths = zoo.list_configs(zoo.zoo_root(package))
     answers = []
     for answer in pool.map(zoo.try_to_read, paths, chunksize=8):
         answers.append(answer)
@@ -95,7 +100,8 @@ def cover_all(
 
 def cover(combination: Combination) -> Coverage:
     """Try a plain step, then one with PFB, then one with PFB's ``single_pass``."""
-    register_all_modules()
+    classifier = combination.segmentor in zoo.CLASSIFIERS
+    init_default_scope('mmpretrain' if classifier else 'mmseg')
     torch.manual_seed(0)
     path = combination.config
     result = Coverage(
@@ -109,9 +115,9 @@ def cover(combination: Combination) -> Coverage:
         result.reason = f'{combination.head} needs {missing}'
         return result
     cfg = Config.fromfile(path)
-    size = _shrink(cfg, combination.overrides)
-    images, samples = _noise(size)
+    size = _shrink(cfg, combination.overrides, classifier)
     try:
+        images, samples = _labelled_noise(size, cfg.model) if classifier else _noise(size)
         model = MODELS.build(cfg.model)
         train_step(model, images[:_NUM_KEPT], samples[:_NUM_KEPT], _NUM_KEPT)
         result.plain = True
@@ -123,7 +129,7 @@ def cover(combination: Combination) -> Coverage:
         _blocked_step(model, images, samples)
         result.pfb = True
         point = model.pfb.point
-        result.block_after, result.channels = f'backbone.{point.name}', point.num_channels
+        result.block_after, result.channels = point.path, point.num_channels
         cost = step_cost(model, point, lambda image: model(image, mode='tensor'))
         result.behind = None if cost is None else cost.share_behind
         result.single_pass = _try_single_pass(model, images, samples)
@@ -230,11 +236,15 @@ def _blocked_step(model: nn.Module, images: Tensor, samples: list) -> None:
     _require(bool(log_density.isfinite().all()), f'the log densities are {log_density}')
 
 
-def _shrink(cfg: Config, overrides: dict) -> int:
+def _shrink(cfg: Config, overrides: dict, classifier: bool) -> int:
     """Make a config one whose model trains on noise on a CPU; returns the side of its images."""
     cfg.merge_from_dict({f'model.{key}': value for key, value in overrides.items()})
     cfg.model = _without_checkpoints(cfg.model)
     backbone = cfg.model.backbone
+    if classifier:
+        cfg.model.pop('train_cfg', None)  # mixes labels in the data preprocessor, which is left out
+        size = backbone.get('img_size', _CLASSIFIER_SIZE)
+        return _CLASSIFIER_SIZES.get(type_name(backbone), size)
     size = _IMAGE_SIZES.get(type_name(backbone), _IMAGE_SIZE)
     if 'img_size' in backbone:
         backbone.img_size = (size, size)
@@ -276,8 +286,27 @@ def _noise(size: int) -> tuple[Tensor, list[SegDataSample]]:
     return torch.rand(_NUM_CANDIDATES, 3, size, size, generator=generator), samples
 
 
+def _labelled_noise(size: int, model: dict) -> tuple[Tensor, list]:
+    """Images (N, C, size, size), as the backbone takes them, each of a class of its own."""
+    from mmpretrain.structures import DataSample
+
+    channels = {'LeNet5': 1}.get(type_name(model['backbone']), 3)
+    head = model['head']
+    num_classes, loss = head.get('num_classes', _NUM_CANDIDATES), head.get('loss') or {}
+    # Some heads read classes, and others shares of them.
+    soft = 'Label' in type_name(loss) or loss.get('use_soft')
+    samples = []
+    for index in range(_NUM_CANDIDATES):
+        sample = DataSample(metainfo=dict(img_path=f'{index}.png')).set_gt_label(index)
+        if soft:
+            sample.set_gt_score(torch.eye(num_classes)[index])
+        samples.append(sample)
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(_NUM_CANDIDATES, channels, size, size, generator=generator), samples
+
+
 def _heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name in ('decode_head', 'auxiliary_head'):
+    for name in ('decode_head', 'auxiliary_head', 'head'):
         head = getattr(model, name, None)
         if isinstance(head, nn.ModuleList):
             yield from ((f'{name}.{index}', entry) for index, entry in enumerate(head))

@@ -1,4 +1,4 @@
-"""What the model zoo of the installed mmseg holds, by segmentor, backbone and decode head."""
+"""What the model zoos of the installed packages hold, by model, backbone and head."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
-import mmseg
 from mmengine.config import Config
 
 SEGMENTORS = ('CascadeEncoderDecoder', 'EncoderDecoder')
+CLASSIFIERS = ('ImageClassifier',)
 
 # A plain ViT of an eighth of its weights, with UPerHead behind it.
 _SMALL_VIT = {
@@ -65,6 +66,24 @@ QUICK: dict[str, dict] = {
     },
     'segmenter/segmenter_vit-s_fcn_8xb1-160k_ade20k-512x512.py': {},
 }
+# The same of MMPretrain's zoo.
+QUICK_CLASSIFIERS: dict[str, dict] = {
+    'convnext/convnext-tiny_32xb128_in1k.py': {'backbone.arch': 'atto', 'head.in_channels': 320},
+    'deit/deit-tiny_4xb256_in1k.py': {},
+    'efficientnet/efficientnet-b0_8xb32_in1k.py': {},
+    'mobilenet_v2/mobilenet-v2_8xb32_in1k.py': {},
+    'mobilevit/mobilevit-xxsmall_8xb128_in1k.py': {},
+    'regnet/regnetx-400mf_8xb128_in1k.py': {},
+    'resnet/resnet18_8xb16_cifar10.py': {},
+    'resnet/resnet50_8xb32_in1k.py': {
+        'backbone.base_channels': 16,
+        'backbone.stem_channels': 16,
+        'head.in_channels': 512,
+    },
+    'swin_transformer/swin-tiny_16xb64_in1k.py': {},
+    'van/van-tiny_8xb128_in1k.py': {},
+}
+QUICK_OF = {'mmseg': QUICK, 'mmpretrain': QUICK_CLASSIFIERS}
 
 
 @dataclass(frozen=True, order=True)
@@ -81,17 +100,20 @@ class Combination:
         return f'{self.segmentor}, {self.backbone}, {self.head}'
 
 
-def zoo_root() -> Path:
-    """Where the installed mmseg keeps its configs.
+def zoo_root(zoo: str = 'mmseg') -> Path:
+    """Where an installed package keeps its configs.
+
+    Args:
+        zoo: ``'mmseg'`` or ``'mmpretrain'``.
 
     Raises:
         FileNotFoundError: it came without them.
     """
-    package = Path(mmseg.__path__[0])
+    package = Path(import_module(zoo).__path__[0])
     for root in (package / '.mim' / 'configs', package.parent / 'configs'):
         if root.is_dir():
             return root
-    raise FileNotFoundError(f'the mmseg in {package} came without its model zoo (.mim/configs)')
+    raise FileNotFoundError(f'the {zoo} in {package} came without its model zoo (.mim/configs)')
 
 
 def list_configs(root: Path) -> list[Path]:
@@ -104,9 +126,9 @@ def list_configs(root: Path) -> list[Path]:
     return sorted((p for p in root.rglob('*.py') if '_base_' not in p.parts), key=key)
 
 
-def quick_combinations(root: Path) -> list[Combination]:
-    """One combination for each family of backbones, see ``QUICK``."""
-    return [read_combination(root / path, overrides) for path, overrides in QUICK.items()]
+def quick_combinations(root: Path, zoo: str = 'mmseg') -> list[Combination]:
+    """One combination for each family of backbones, see ``QUICK_OF``."""
+    return [read_combination(root / path, overrides) for path, overrides in QUICK_OF[zoo].items()]
 
 
 def read_combination(path: Path, overrides: dict | None = None) -> Combination:
@@ -119,7 +141,7 @@ def read_combination(path: Path, overrides: dict | None = None) -> Combination:
         ImportError: the config imports a package that is not installed.
     """
     model = Config.fromfile(path).model
-    heads = model.get('decode_head')
+    heads = model.get('decode_head') or model.get('head')
     heads = heads if isinstance(heads, (list, tuple)) else [heads]
     names = [type_name(model), type_name(model.get('backbone')), ' + '.join(map(type_name, heads))]
     return Combination(*names, path, overrides or {})
@@ -138,8 +160,8 @@ def find_combinations(
     for answer in answers:
         if isinstance(answer, str):
             left_out[answer] += 1
-        elif answer.segmentor not in SEGMENTORS:
-            left_out[f'{answer.segmentor} is neither of {", ".join(SEGMENTORS)}'] += 1
+        elif answer.segmentor not in SEGMENTORS + CLASSIFIERS:
+            left_out[f'{answer.segmentor} is none of {", ".join(SEGMENTORS + CLASSIFIERS)}'] += 1
         else:
             found.setdefault(answer)
     return sorted(found), left_out
@@ -152,6 +174,8 @@ def try_to_read(path: Path) -> Combination | str:
     except ImportError as error:
         imports = re.findall(r"'imports': \[?'([\w.]+)'", str(error))
         return f'{imports[0]} cannot be imported' if imports else str(error)
+    except Exception as error:  # it is the zoo's: no model, names that are missing, two syntaxes
+        return f'{type(error).__name__} while it is read'
 
 
 def type_name(cfg: dict | None) -> str:

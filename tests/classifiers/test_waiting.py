@@ -1,4 +1,4 @@
-"""A blocked step of a classifier never waits for the device, as test_no_sync.py has it of segmentors."""
+"""A blocked step of a classifier never waits for the device; see tests/test_no_sync.py."""
 
 import pytest
 import tiny_classifier
