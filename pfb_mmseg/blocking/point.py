@@ -40,11 +40,11 @@ class BlockingPoint:
         host: the model; its encoder is called as ``encoder(images)``.
         name: dotted name of the module inside the encoder.
         input_shape: (channels, height, width) of the blank image, best twice as wide as high, so
-            that the channels of a square feature map are not mistaken. None: ``blank_size`` with
-            the channels of the encoder's first convolution, or, for an encoder that takes one size
-            only, its ``img_size``.
+            that the channels of a square feature map are not mistaken. None: the channels of
+            the encoder's first convolution, and the first of ``blank_sizes`` that it takes, or its
+            ``img_size`` if it takes one size only.
         encoder_name: of the host's attribute that is the encoder.
-        blank_size: height and width of the blank image where ``input_shape`` says nothing.
+        blank_sizes: heights and widths of blank images to try where ``input_shape`` says nothing.
 
     Attributes:
         num_channels: C, the length of the vectors that :meth:`score` returns; None before
@@ -64,12 +64,12 @@ class BlockingPoint:
         input_shape: tuple[int, int, int] | None = None,
         *,
         encoder_name: str = 'backbone',
-        blank_size: tuple[int, int] = (128, 256),
+        blank_sizes: Sequence[tuple[int, int]] = ((128, 256),),
     ) -> None:
         self.host = host
         self.name = name
         self.encoder_name = encoder_name
-        self.blank_size = blank_size
+        self.blank_sizes = blank_sizes
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.num_channels: int | None = None
         self.channel_dims: list[int] = []
@@ -119,7 +119,7 @@ class BlockingPoint:
         if self.num_channels is not None:
             return
         given = self.input_shape
-        shapes = _usual_shapes(self.encoder, self.blank_size) if given is None else [given]
+        shapes = _usual_shapes(self.encoder, self.blank_sizes) if given is None else [given]
         shape, output = self._first_that_runs(shapes, like)
         tensors = _tensors(output)
         if not tensors or any(len(tensor) != 1 for tensor in tensors):
@@ -209,8 +209,8 @@ class BlockingPoint:
             like: see :meth:`prepare`.
 
         Raises:
-            ValueError: see :meth:`prepare`; or behind the blocking point the encoder still needs
-                all the images, as one with several branches does.
+            ValueError: see :meth:`prepare`; the rest of the encoder cannot take the blank image; or
+                it still needs all the images there, as one with several branches does.
         """
         self.prepare(like)
         images = self.blank_images(3, like)
@@ -229,7 +229,12 @@ class BlockingPoint:
                 untouched.append(type(module).__name__)
 
         with scoring_mode(self.encoder, batch_statistics=False):
-            whole = self.encoder(images)
+            try:
+                whole = self.encoder(images)
+            except Exception as error:  # one that ends in linear layers takes one size only
+                raise ValueError(
+                    f'{self._refusal(self.input_shape, error)}{_ANOTHER_SHAPE}'
+                ) from error
             handles = [
                 module.register_forward_pre_hook(watch, with_kwargs=True)
                 for module in self.encoder.modules()
@@ -280,12 +285,13 @@ class BlockingPoint:
                 raise
             except Exception as error:  # whatever it is that this encoder has against the shape
                 failure = error
-        sentence = (
-            f'{type(self.encoder).__name__} cannot take a blank image of shape {shape}: {failure}'
-        )
+        sentence = self._refusal(shape, failure)
         if self._is_of_the_shape(failure, shape, like):
-            sentence += '. Set input_shape=(channels, height, width) to one that it takes'
+            sentence += _ANOTHER_SHAPE
         raise ValueError(sentence) from failure
+
+    def _refusal(self, shape: tuple[int, ...], error: Exception) -> str:
+        return f'{type(self.encoder).__name__} cannot take a blank image of shape {shape}: {error}'
 
     def _is_of_the_shape(self, failure: Exception, shape: tuple, like: Tensor | None) -> bool:
         """Whether another shape may help: one of half the size does not fail in the same words."""
@@ -340,6 +346,7 @@ class BlockingPoint:
         return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
 
 
+_ANOTHER_SHAPE = '. Set input_shape=(channels, height, width) to one that it takes'
 _NO_CHAIN = (
     "strategy='single_pass' needs an encoder that is a chain of stages; behind {name!r} this one "
     "still reads what came before it. Use strategy='two_pass', which works with every encoder"
@@ -391,12 +398,14 @@ def shrink(images: Tensor, scale: float) -> Tensor:
     return F.interpolate(images, scale_factor=scale, mode='bilinear')
 
 
-def _usual_shapes(encoder: nn.Module, blank_size: tuple[int, int]) -> list[tuple[int, int, int]]:
+def _usual_shapes(
+    encoder: nn.Module, blank_sizes: Sequence[tuple[int, int]]
+) -> list[tuple[int, int, int]]:
     convolutions = (module for module in encoder.modules() if isinstance(module, _ConvNd))
     channels = next((conv.in_channels for conv in convolutions), 3)
     size = getattr(encoder, 'img_size', None)  # of encoders with a table of positions
     own = [] if size is None else [tuple(size) if isinstance(size, Sequence) else (size, size)]
-    return [(channels, *size) for size in [blank_size, *own]]
+    return [(channels, *size) for size in [*blank_sizes, *own]]
 
 
 def _channel_dim(tensor: Tensor, ratio: int) -> int:

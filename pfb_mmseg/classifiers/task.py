@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import BatchNorm1d
 
 from ..blocking import BlockingPoint, early_stage
 from ..blocking.norms import normalises_batch
@@ -19,17 +20,21 @@ from .weigher import LossWeigher
 class ClassifierTask(Task):
     """ImageClassifier and its subclasses: a backbone, maybe a neck, and a head with its loss."""
 
-    # The size that most of them are made for, twice as wide as high.
-    blank_size = (224, 448)
+    # The size that most of them are made for, twice as wide as high; some take nothing but squares.
+    blank_sizes = ((224, 448), (224, 224))
 
     def default_stage(self) -> str:
         return early_stage(self.encoder)
 
     def min_keep(self, ranks: Ranks) -> int:
         """Behind the pooling a BatchNorm sees one value per image, and refuses a batch of one."""
-        behind = (self.model.neck, self.model.head)
-        pooled = any(normalises_batch(part, ranks) for part in behind if part is not None)
-        return 2 if pooled else super().min_keep(ranks)
+        neck, head = self.model.neck, self.model.head
+        # A neck may come before the pooling, too; vectors are what comes behind it.
+        vectors = [] if neck is None else [m for m in neck.modules() if isinstance(m, BatchNorm1d)]
+        pooled = vectors if head is None else [*vectors, head]
+        if any(normalises_batch(part, ranks) for part in pooled):
+            return 2
+        return super().min_keep(ranks)
 
     def build_exit(
         self,

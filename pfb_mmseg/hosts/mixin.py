@@ -121,7 +121,7 @@ class PartialForwardBlocking(nn.Module):
             )
         name = task.default_stage() if block_after is None else _inside(task, block_after)
         self.point = BlockingPoint(
-            model, name, input_shape, encoder_name=task.encoder_name, blank_size=task.blank_size
+            model, name, input_shape, encoder_name=task.encoder_name, blank_sizes=task.blank_sizes
         )
         ranks = Ranks(process_group)
         self.pruner = BatchPruner(

@@ -6,6 +6,7 @@ module knows none of them: each is added by the room that knows its heads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -36,13 +37,13 @@ class Task:
 
     Attributes:
         encoder_name (str): of the host's attribute that holds the encoder.
-        blank_size (tuple[int, int]): height and width of the image that the encoder is tried with
-            before training, see :class:`BlockingPoint`.
+        blank_sizes (Sequence[tuple[int, int]]): heights and widths of the images that the encoder
+            is tried with before training, see :class:`BlockingPoint`.
         heads_read_images (bool): whether the model hands its images to the heads, too, so that
             ``single_pass``, which narrows what the encoder returns, will not do.
     """
 
-    blank_size = (128, 256)
+    blank_sizes: Sequence[tuple[int, int]] = ((128, 256),)
     heads_read_images = False
 
     def __init__(self, model: nn.Module) -> None:

@@ -119,6 +119,41 @@ def test_a_batch_norm_behind_the_pooling_keeps_two_images():
     assert tiny_classifier.build(dict(prune_ratio=0.9)).pfb.quota.min_keep == 1
 
 
+def test_a_batch_norm_in_front_of_the_pooling_keeps_one():
+    neck = dict(type='HRFuseScales', in_channels=[64], out_channels=64)
+    model = tiny_classifier.build(dict(prune_ratio=0.9), neck=neck)
+    assert model.pfb.quota.min_keep == 1
+
+
+def test_a_backbone_that_takes_squares_only():
+    class Squares(torch.nn.Sequential):
+        def forward(self, images):
+            assert images.shape[2] == images.shape[3]
+            return super().forward(images)
+
+    backbone = Squares(torch.nn.Conv2d(3, 4, 8, stride=8), torch.nn.Conv2d(4, 8, 4, stride=4))
+    cfg = tiny_classifier.model_cfg(backbone=backbone, head=dict(in_channels=8))
+    init_default_scope('mmpretrain')
+    model = MODELS.build(cfg)
+    model.pfb.prepare()
+    assert model.pfb.point.input_shape == (3, 224, 224)
+    assert model.pfb.point.num_channels == 4
+
+
+def test_single_pass_asks_for_the_size_of_a_backbone_that_ends_in_linear_layers():
+    backbone = dict(type='LeNet5', num_classes=5)
+    options = dict(strategy='single_pass', block_after='backbone.features.3')
+    cfg = tiny_classifier.model_cfg(pfb=options, backbone=backbone, neck=None)
+    cfg['head'] = dict(type='ClsHead')
+    init_default_scope('mmpretrain')
+    with pytest.raises(ValueError, match=r'LeNet5 cannot take .* Set input_shape=\(channels'):
+        MODELS.build(cfg).pfb.prepare()
+    cfg['pfb']['input_shape'] = (1, 32, 32)
+    model = MODELS.build(cfg).train()
+    model.pfb.prepare()
+    assert model.pfb.point.num_channels == 16
+
+
 def test_several_labels_an_image():
     several = dict(type='MultiLabelLinearClsHead')
     model = tiny_classifier.build(head=several)
@@ -153,6 +188,6 @@ def test_where_images_are_blocked_by_default(backbone, stage):
     init_default_scope('mmpretrain')
     encoder = MODELS.build(backbone)
     assert early_stage(encoder) == stage
-    point = BlockingPoint(tiny.host(encoder), stage, blank_size=(224, 448))
+    point = BlockingPoint(tiny.host(encoder), stage, blank_sizes=[(224, 448)])
     point.prepare()
     assert point.num_channels is not None
