@@ -33,8 +33,8 @@ def least_trainable(model: nn.Module, ranks: Ranks | None = None) -> int:
     """
     ranks = Ranks() if ranks is None else ranks
     for module in model.modules():
-        # Some of mmseg's modules pool by themselves.
-        pooled = getattr(module, 'pool_scale', None) == 1
+        # Some modules pool by themselves: mmseg's with a scale, ResNeSt's split attention.
+        pooled = getattr(module, 'pool_scale', None) == 1 or hasattr(module, 'rsoftmax')
         if (pooled and normalises_batch(module, ranks)) or (
             isinstance(module, nn.Sequential) and _normalises_single_pixels(module, ranks)
         ):

@@ -119,6 +119,13 @@ def test_a_batch_norm_behind_the_pooling_keeps_two_images():
     assert tiny_classifier.build(dict(prune_ratio=0.9)).pfb.quota.min_keep == 1
 
 
+def test_split_attention_normalises_pooled_features_and_keeps_two():
+    backbone = dict(type='ResNeSt', depth=50, stem_channels=8, base_channels=8)
+    model = tiny_classifier.build(dict(prune_ratio=0.9), dict(in_channels=256), backbone=backbone)
+    model.loss(tiny_classifier.images(size=64), tiny_classifier.samples())
+    assert len(model.pfb.selection.indices) == 2
+
+
 def test_a_batch_norm_in_front_of_the_pooling_keeps_one():
     neck = dict(type='HRFuseScales', in_channels=[64], out_channels=64)
     model = tiny_classifier.build(dict(prune_ratio=0.9), neck=neck)
