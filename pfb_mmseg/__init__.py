@@ -1,14 +1,16 @@
-"""Partial Forward Blocking for MMSegmentation.
+"""Partial Forward Blocking for MMSegmentation, and for any PyTorch loop.
 
-Importing this package registers its segmentors, backbone, hooks and data sets, which is all that
-``custom_imports = dict(imports=['pfb_mmseg'])`` in a config asks for. Without MMSegmentation it
-warns, and ``pfb_mmseg.core`` and ``pfb_mmseg.blocking`` can be used still.
+``pfb_mmseg.core``, ``.criteria`` and ``.blocking`` need torch alone, and importing this package
+imports no more. In a process that uses OpenMMLab the segmentors, the backbone, hooks and data sets
+are registered too, whichever comes first: that is all that
+``custom_imports = dict(imports=['pfb_mmseg'])`` in a config asks for.
 """
 
-from typing import NoReturn
+from importlib import import_module
+from typing import Any
 
 from . import criteria  # noqa: F401  registers them
-from .compat import check_openmmlab
+from .compat import after_import, check_openmmlab, uses_openmmlab
 from .version import __version__
 
 __all__ = [
@@ -20,16 +22,30 @@ __all__ = [
     'apply_pfb',
 ]
 
-_missing = check_openmmlab()
 
-if _missing is None:
-    from . import backbones, baselines, classifiers, datasets  # noqa: F401  registers them
-    from .hooks import PFBHook
-    from .hosts.apply import apply_pfb
-    from .segmentors import PFBCascadeEncoderDecoder, PFBEncoderDecoder, PFBMixin
+def register() -> str | None:
+    """Import what a config can name, which registers it.
+
+    Returns:
+        None; or what is missing, see :func:`check_openmmlab`.
+
+    Raises:
+        ImportError: OpenMMLab's packages are installed, but cannot work.
+    """
+    missing = check_openmmlab()
+    if missing is None:
+        for package in ('backbones', 'baselines', 'classifiers', 'datasets', 'hooks', 'segmentors'):
+            import_module(f'.{package}', __name__)
+    return missing
 
 
-def __getattr__(name: str) -> NoReturn:
-    if _missing and name in __all__:
-        raise ImportError(_missing)
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    if missing := register():
+        raise ImportError(missing)
+    package = {'PFBHook': '.hooks', 'apply_pfb': '.hosts.apply'}.get(name, '.segmentors')
+    return getattr(import_module(package, __name__), name)
+
+
+after_import(uses_openmmlab, register)
