@@ -57,6 +57,34 @@ def test_score_is_the_spatial_mean_of_the_module_named_and_nothing_behind_it_run
     assert point.num_channels == 6
 
 
+def test_a_model_without_a_backbone_is_its_own_encoder(images):
+    model = Chain()
+    point = BlockingPoint(model, 'stage2')
+    expected = BlockingPoint(host(model), 'stage2').score(images)
+    torch.testing.assert_close(point.score(images), expected)
+    with point.cut(lambda features: torch.tensor([1, 4])):
+        assert [len(output) for output in model(images)] == [2, 2, 2]
+
+
+def test_candidates_run_the_model_only_if_they_are_asked(images):
+    model = Chain(dropout=0.5)
+    before = copy.deepcopy(model.state_dict())
+    calls = []
+    model.stage2.register_forward_hook(lambda *args: calls.append(args))
+    model.stage3.register_forward_hook(lambda *args: pytest.fail('stage 3 ran'))
+    point = BlockingPoint(model, 'stage2')
+    point.prepare()
+    calls.clear()
+    candidates = point.candidates(images)
+    assert candidates.num == 6 and not calls
+    features = candidates.features()
+    assert len(calls) == 1 and features.shape == (6, 6) and not features.requires_grad
+    torch.testing.assert_close(features, point.candidates(images).features())  # no dropout
+    assert model.stage1[2].training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 def test_a_misspelt_module_is_refused_where_the_point_is_made():
     with pytest.raises(ValueError, match="no module 'stage7' .*did you mean 'stage"):
         BlockingPoint(host(Chain()), 'stage7')

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
-from ..core import spatial_mean
+from ..core import Candidates, spatial_mean
 from .scoring import scoring_mode
 
 
@@ -37,7 +37,8 @@ class BlockingPoint:
     activation checkpointing, ``torch.compile``), converted (SyncBN) or copied in the meantime.
 
     Args:
-        host: the model; its encoder is called as ``encoder(images)``.
+        host: the model; its encoder is called as ``encoder(images)``. A model without an attribute
+            of that name is its own encoder.
         name: dotted name of the module inside the encoder.
         input_shape: (channels, height, width) of the blank image, best twice as wide as high, so
             that the channels of a square feature map are not mistaken. None: the channels of
@@ -79,8 +80,8 @@ class BlockingPoint:
 
     @property
     def encoder(self) -> nn.Module:
-        """The host's encoder, with whatever is wrapped around it."""
-        return getattr(self.host, self.encoder_name)
+        """The host's encoder, with whatever is wrapped around it; or the host."""
+        return getattr(self.host, self.encoder_name, self.host)
 
     @property
     def path(self) -> str:
@@ -153,6 +154,15 @@ class BlockingPoint:
         """
         self.prepare(images)
         return self._vector(self._run_to_point(images, until))
+
+    def candidates(self, images: Tensor, batch_statistics: bool = True) -> PointCandidates:
+        """The images of a batch for :class:`BatchPruner`, which run up to this point if it asks.
+
+        Args:
+            images: (N, ...) as the encoder takes them.
+            batch_statistics: see :func:`scoring_mode`.
+        """
+        return PointCandidates(self, images, batch_statistics)
 
     @contextmanager
     def cut(self, choose: Callable[[Tensor], Tensor]) -> Iterator[None]:
@@ -344,6 +354,26 @@ class BlockingPoint:
             for tensor, dim in zip(_tensors(output), self.channel_dims, strict=True)
         ]
         return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
+
+
+class PointCandidates(Candidates):
+    """Images of which the features are known, and computed when they are asked for.
+
+    Args:
+        point: where the features are.
+        images: (N, ...) as the point's encoder takes them.
+        batch_statistics: see :func:`scoring_mode`.
+    """
+
+    def __init__(self, point: BlockingPoint, images: Tensor, batch_statistics: bool = True) -> None:
+        super().__init__(len(images), images.device)
+        self._point = point
+        self._images = images
+        self._batch_statistics = batch_statistics
+
+    def features(self) -> Tensor:
+        with scoring_mode(self._point.encoder, self._batch_statistics):
+            return self._point.score(self._images)
 
 
 _ANOTHER_SHAPE = '. Set input_shape=(channels, height, width) to one that it takes'

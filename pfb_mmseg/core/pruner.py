@@ -109,11 +109,12 @@ class BatchPruner(nn.Module):
         """Number of images that stay of a full batch in the next iteration."""
         return self.quota.keep(self._step, batch_size) if self.ready else batch_size
 
-    def forward(self, features: Tensor) -> Selection:
+    def forward(self, batch: Tensor | Candidates) -> Selection:
         """Score a batch, choose, and learn from what was chosen (Algorithm 1, lines 6–10).
 
         Args:
-            features: (N, C, H, W), or (N, C) if already averaged over space.
+            batch: its features (N, C, H, W), or (N, C) if already averaged over space; or what
+                tells them and more when it is asked, see :meth:`BlockingPoint.candidates`.
 
         Returns:
             The selection; ``score`` is None for a criterion that has none, and before it is ready.
@@ -127,7 +128,8 @@ class BatchPruner(nn.Module):
                 "selection_scope='global' hands images from rank to rank: call "
                 'select(FeatureCandidates(features)), decision.take(...) and decision.commit()'
             )
-        with self.select(FeatureCandidates(features)) as decision:
+        candidates = batch if isinstance(batch, Candidates) else FeatureCandidates(batch)
+        with self.select(candidates) as decision:
             return decision.selection
 
     @torch.compiler.disable  # driven by the host's counters, which change in every step

@@ -20,7 +20,7 @@ class Rare(Criterion):
 
     Args:
         estimator: the density estimate, or a dict with options of a new one, whose ``dim`` is by
-            default 128 or the number of channels, if that is less; None: with all its defaults.
+            default 128 or the number of channels, if that is less; None: a new one without any.
         exploration: b of Eq. 3, at least 0.
         exploration_space: ``'density'`` or ``'log_density'``, see :func:`explored_log_density`.
 
@@ -40,17 +40,18 @@ class Rare(Criterion):
         super().__init__()
         check_number('exploration', exploration, 0, float('inf'), open_high=True)
         check_choice('exploration_space', exploration_space, EXPLORATION_SPACES)
+        estimator = {} if estimator is None else estimator
         if isinstance(estimator, dict):
             check_keys(
                 'estimator', estimator, inspect.signature(AdaptiveDensityEstimator).parameters
             )
             estimator = AdaptiveDensityEstimator(**{'dim': None, **estimator})
-        if estimator is not None and not isinstance(estimator, AdaptiveDensityEstimator):
+        if not isinstance(estimator, AdaptiveDensityEstimator):
             raise TypeError(
                 f'estimator={estimator!r}: expected an AdaptiveDensityEstimator, a dict or None, '
                 f'got {type(estimator).__name__}'
             )
-        self.estimator = AdaptiveDensityEstimator() if estimator is None else estimator
+        self.estimator = estimator
         self.exploration = exploration
         self.exploration_space = exploration_space
 

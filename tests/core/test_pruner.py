@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, Selection, pool_features
+from pfb_mmseg.core import (
+    AdaptiveDensityEstimator,
+    BatchPruner,
+    Candidates,
+    Selection,
+    pool_features,
+)
 
 from . import oracle
 
@@ -339,7 +345,23 @@ def test_memory_layout_does_not_matter():
 
 def test_the_defaults_are_the_papers():
     pruner = BatchPruner()
+    pruner(torch.rand(8, 256))
     assert pruner.estimator.centroids.shape == (64, 128)
+
+
+def test_narrow_features_are_taken_as_they_are():
+    pruner = BatchPruner()
+    pruner(torch.rand(8, 16))
+    assert pruner.estimator.centroids.shape == (64, 16)
+
+
+def test_candidates_are_asked_where_features_are_not_given():
+    class Images(Candidates):
+        def losses(self):
+            return torch.tensor([1.0, 4.0, 3.0, 2.0])
+
+    selection = BatchPruner(0.5, criterion='loss_topk')(Images(4, torch.device('cpu')))
+    assert selection.indices.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(
