@@ -1,4 +1,5 @@
-"""Configs parse and build; those for Cityscapes, VOC and clothing run in the real file layout."""
+"""Configs of segmentors parse and build; those for Cityscapes, VOC and clothing run in the real
+layout."""
 
 import copy
 import os
@@ -23,7 +24,8 @@ from pfb_mmseg.record import SelectionRecord
 from pfb_mmseg.reporting import read_scalars
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
-ALL = sorted(path for path in CONFIGS.glob('*/*.py') if path.parent.name != '_base_')
+OTHERS = ('_base_', 'cifar10', 'cifar100', 'imagenet')
+ALL = sorted(path for path in CONFIGS.glob('*/*.py') if path.parent.name not in OTHERS)
 PFB = [path for path in ALL if '_pfb-' in path.name]
 RIVALS = [path for path in ALL if '_infobatch_' in path.name]
 ZOO = Path(mmseg.__file__).parent / '.mim' / 'configs'
