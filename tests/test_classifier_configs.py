@@ -2,8 +2,10 @@
 
 import copy
 import hashlib
+import io
 import pickle
 import re
+import tarfile
 from pathlib import Path
 
 import mmpretrain
@@ -20,6 +22,7 @@ from pfb_mmseg.record import SelectionRecord
 from pfb_mmseg.reporting import read_scalars
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
+SMALL = CONFIGS / 'cifar10/resnet18-small_1xb128-8e_cifar10-jpeg.py'
 ALL = sorted(
     path for folder in ('cifar10', 'cifar100', 'imagenet') for path in (CONFIGS / folder).glob('*')
 )
@@ -59,8 +62,9 @@ def test_pfb_config_differs_from_its_twin_in_pruning_only(path):
     pfb = pruned.model.pop('pfb')
     assert pruned.model.pop('type') == 'PFBImageClassifier'
     assert full.model.pop('type') == 'ImageClassifier'
-    (hook,) = pruned.pop('custom_hooks')
+    hook = pruned.custom_hooks.pop()
     assert hook.type == 'PFBHook' and hook.by_epoch
+    full.setdefault('custom_hooks', [])
     assert pruned.to_dict() == full.to_dict()
     assert pfb.prune_ratio == ratio(path)
 
@@ -175,6 +179,23 @@ def cifar100_root(tmp_path, monkeypatch):
     return tmp_path / 'data'
 
 
+@pytest.fixture
+def tar_root(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / 'data').mkdir()
+    for split, num in {'train': 8, 'val': 4}.items():
+        with tarfile.open(tmp_path / 'data' / f'{split}.tar', 'w') as tar:
+            for i in range(num):
+                file = io.BytesIO()
+                image = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(image).save(file, 'jpeg')
+                member = tarfile.TarInfo(f'class{i % 4}/{i:04}.jpg')
+                member.size = file.tell()
+                file.seek(0)
+                tar.addfile(member, file)
+    return tmp_path / 'data'
+
+
 def expect_sums(monkeypatch, dataset, sums):
     for files in ('train_list', 'test_list'):
         found = [[name, sums[name]] for name, _ in getattr(dataset, files)]
@@ -227,6 +248,7 @@ LAYOUTS = pytest.mark.parametrize(
         (R18_100, 'cifar100_root'),
         (R50, 'imagenet_root'),
         (SWIN, 'imagenet_root'),
+        (SMALL, 'tar_root'),
     ],
     ids=lambda value: getattr(value, 'stem', ''),
 )
@@ -261,7 +283,7 @@ def test_pfb_config_prunes_trains_and_validates(path, root, request, tmp_path):
     (path,) = [pruned for pruned in PFB if twin(pruned) == path and ratio(pruned) == 0.5]
     config = shrink(Config.fromfile(path), root, tmp_path / 'work')
     config.model.pfb.estimator.num_centroids = 4  # the first batch seeds them, the second is pruned
-    config.custom_hooks[0].update(begin=0, end=1)
+    config.custom_hooks[-1].update(begin=0, end=1)
     train = run(config)
     assert [entry['pfb/kept'] for entry in train if 'pfb/kept' in entry][-1] == 2
     record = SelectionRecord.load(tmp_path / 'work' / 'pfb_record.npz')

@@ -1,7 +1,9 @@
-"""Data sets that MMSegmentation does not bring: demo scenes, CamVid, and Clothing Co-Parsing."""
+"""Data sets that OpenMMLab does not bring: demo scenes, CamVid, Clothing Co-Parsing, and tar files
+of classes."""
 
 from .camvid import CamVidDataset
 from .ccp import CCPCoarseDataset, CCPDataset
+from .class_tar import ClassTarDataset
 from .demo import LoadDemoLabels, LoadDemoScene, PFBDemoDataset
 from .wrong_labels import WrongLabelsMixin
 
@@ -9,6 +11,7 @@ __all__ = [
     'CCPCoarseDataset',
     'CCPDataset',
     'CamVidDataset',
+    'ClassTarDataset',
     'LoadDemoLabels',
     'LoadDemoScene',
     'PFBDemoDataset',

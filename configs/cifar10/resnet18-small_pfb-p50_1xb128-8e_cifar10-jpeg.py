@@ -1,0 +1,15 @@
+_base_ = './resnet18-small_1xb128-8e_cifar10-jpeg.py'
+model = dict(
+    type='PFBImageClassifier',
+    pfb=dict(
+        prune_ratio=0.5,
+        block_after='backbone.layer1',
+        # All channels there are.
+        estimator=dict(num_centroids=64, dim=16),
+        exploration=0.01,
+    ),
+)
+custom_hooks = [
+    dict(type='ChannelsLastHook'),
+    dict(type='PFBHook', begin=1, end=7, by_epoch=True),
+]

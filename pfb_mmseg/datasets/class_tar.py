@@ -1,0 +1,54 @@
+"""Images of classes in a tar file, as CIFAR-10 is handed around in JPEG files."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import PurePosixPath
+
+import mmcv
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS
+
+
+@DATASETS.register_module()
+class ClassTarDataset(BaseDataset):
+    """Small images in a tar file, decoded when it is opened and kept in memory, for classifiers.
+
+    Members are ``CLASS/NAME``, whatever stands before. What an image is, is the place of its class
+    in ``metainfo['classes']``, by default the names in alphabetical order.
+
+    Args:
+        ann_file: the tar file, below ``data_root``.
+        **kwargs: of MMEngine's ``BaseDataset``. The pipeline needs no step that loads: it gets
+            ``img``, (H, W, 3) uint8 in the order BGR, and ``gt_label``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds an image that cannot be read, none at all, or one of no known class.
+    """
+
+    def load_data_list(self) -> list[dict]:
+        """One dict for each image, in the order of the tar file."""
+        found = []
+        with tarfile.open(self.ann_file) as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                image = mmcv.imfrombytes(tar.extractfile(member).read(), backend='cv2')
+                if image is None:
+                    raise ValueError(f'{self.ann_file}: {member.name} is no image that can be read')
+                found.append((PurePosixPath(member.name).parent.name, image))
+        if not found:
+            raise ValueError(f'{self.ann_file} holds no image: expected members CLASS/NAME')
+        names = sorted({name for name, _ in found})
+        classes = self._metainfo.setdefault('classes', tuple(names))
+        if unknown := sorted(set(names) - set(classes)):
+            raise ValueError(
+                f'{self.ann_file} has images of {", ".join(unknown)}: expected the classes '
+                f'{", ".join(classes)}'
+            )
+        labels = {name: label for label, name in enumerate(classes)}
+        return [
+            dict(img=image, gt_label=labels[name], ori_shape=image.shape[:2])
+            for name, image in found
+        ]
