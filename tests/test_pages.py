@@ -39,6 +39,7 @@ NOT_RUN = {
 RUN_ELSEWHERE = {
     'docs/see-what-was-skipped.md': 'test_log_entries.py',
     'docs/classification.md': 'classifiers/test_runs.py',
+    'docs/your-own-loop.md': 'test_loop_page.py',
     'docs/several-gpus-and-resuming.md': 'test_pages.py',
     'pfb_mmseg/core/README.md': 'core/test_page.py',
     'pfb_mmseg/criteria/README.md': 'criteria/test_page.py',
