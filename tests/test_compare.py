@@ -176,7 +176,7 @@ class TestReuse:
             run = runs.train(
                 tmp_path / 'config.py', tmp_path / 'run', {}, progress, 'one', reuse=reuse
             )
-        assert run.miou == 50
+        assert run.score == 50
         return console.file.getvalue()
 
     def test_a_run_of_the_same_code_is_reused_whatever_else_was_committed(self, tmp_path):
@@ -281,10 +281,10 @@ def test_options_of_a_criterion_are_kept_by_the_method_of_its_name_only():
     assert random.model.pfb.criterion == 'random'
 
 
-def outcome(row, seed, miou, seconds, **budget):
+def outcome(row, seed, score, seconds, **budget):
     books = dict(iterations=10, candidates=80, loaded=80, shallow=80, deep=80, backward=80)
     books |= dict(peak_memory_mib=100.0) | budget
-    return Outcome(row, row, None, seed, miou, seconds, **books)
+    return Outcome(row, row, None, seed, score, seconds, **books)
 
 
 class TestFigures:
@@ -298,8 +298,8 @@ class TestFigures:
             ],
             'full',
         )
-        assert (full.miou, full.difference, full.saved) == (45, None, None)
-        assert full.miou_std == pytest.approx(50**0.5)
+        assert (full.score, full.difference, full.saved) == (45, None, None)
+        assert full.score_std == pytest.approx(50**0.5)
         assert pruned.difference == pytest.approx(-0.5)
         assert pruned.difference_std == pytest.approx(4.5**0.5)
         assert pruned.saved == pytest.approx((0.4 + 0.5) / 2)
@@ -307,8 +307,31 @@ class TestFigures:
 
     def test_a_single_seed_has_no_deviation(self):
         (line,) = summarise([outcome('full', 0, 50.0, 100.0)], 'full')
-        assert line.miou_std is None
+        assert line.score_std is None
         assert '| full | 50.00 | - | - | 100.0 |' in markdown([line])
+
+    def test_the_table_of_classifiers_is_of_top_1(self):
+        lines = summarise([outcome('full', 0, 61.5, 100.0, metric='top-1')], 'full')
+        assert markdown(lines).startswith('| method | top-1 [%] | paired difference |')
+        assert '| full | 61.50 |' in markdown(lines)
+
+    @pytest.mark.parametrize(
+        ('logged', 'metric', 'score'),
+        [
+            ({'accuracy/top1': 61.5, 'accuracy/top5': 90.0}, 'top-1', 61.5),
+            ({'aAcc': 80.0, 'mIoU': 40.25, 'mAcc': 50.0}, 'mIoU', 40.25),
+            ({'data_time': 0.1}, None, None),
+        ],
+    )
+    def test_a_run_is_scored_by_the_metric_of_its_last_validation(
+        self, tmp_path, logged, metric, score
+    ):
+        (tmp_path / 'run/vis_data').mkdir(parents=True)
+        entries = [{'loss': 1.0, 'step': 1}, {'step': 2}, {**logged, 'step': 4}]
+        lines = ''.join(f'{json.dumps(entry)}\n' for entry in entries)
+        (tmp_path / 'run/vis_data/scalars.json').write_text(lines)
+        run = runs.Run(tmp_path)
+        assert (run.metric, run.score) == (metric, score)
 
     def test_iterations_that_fit_into_a_time_count_the_start_up_once(self):
         run = outcome('pace', 0, None, 25.0, iterations=20, startup_seconds=5.0)

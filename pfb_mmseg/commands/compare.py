@@ -10,7 +10,8 @@ first iteration took longer than the others; for `small`, of which there is none
 a tenth of full data's iterations (at least 20) that is made and kept like the others but stands in
 no table. The whole schedule is stretched with them (learning rate, validation, begin and end of
 pruning). The learning rate itself stays as it is, also in smaller batches, unless the config turns
-MMEngine's auto_scale_lr on.
+MMEngine's auto_scale_lr on. A config that counts epochs is trained for as many iterations as these
+have: stretched, a run need not end with an epoch. Classifiers are compared by their top-1 accuracy.
 """
 
 from __future__ import annotations

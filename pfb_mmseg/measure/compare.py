@@ -21,7 +21,7 @@ from rich.table import Table
 
 from ..baselines.methods import set_iters
 from ..record.versions import this_code
-from .comparison import HEADINGS, Outcome, cells, iters_in, markdown, plot, summarise
+from .comparison import Outcome, cells, headings_of, iters_in, markdown, plot, summarise
 from .rows import Row
 from .runs import Run, train
 
@@ -96,7 +96,7 @@ def report(outcomes: Sequence[Outcome], reference: str, root: Path, console: Con
     """
     lines = summarise(outcomes, reference)
     results = f'mean ± std of {lines[0].num_seeds} seed(s), compared with {reference}'
-    headings = list(HEADINGS.values())
+    headings = headings_of(lines)
     for title, part in ((results, slice(4)), ('what it cost', slice(4, None))):
         table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
         table.add_column(no_wrap=True)
@@ -125,7 +125,7 @@ def report(outcomes: Sequence[Outcome], reference: str, root: Path, console: Con
 
 
 def _outcome(row: Row, seed: int, run: Run, num_processes: int) -> Outcome:
-    if row.listed and run.miou is None:
+    if row.listed and run.score is None:
         sys.exit(
             f'{run.work_dir}: the run ended without a validation; lower train_cfg.val_interval'
         )
@@ -135,4 +135,5 @@ def _outcome(row: Row, seed: int, run: Run, num_processes: int) -> Outcome:
         budget['loaded'] = logged or budget['shallow']
     if 'candidates' not in budget:
         budget['candidates'] = run.sum('infobatch/candidates') or budget['loaded']
-    return Outcome(row.name, row.method, row.prune_ratio, seed, run.miou, **budget)
+    of = (row.name, row.method, row.prune_ratio, seed, run.score)
+    return Outcome(*of, metric=run.metric, **budget)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+# Behind that of the metric.
 HEADINGS = {
-    'mIoU [%]': 'mIoU [%]',
     'difference': 'paired difference',
     'saved': 'wall clock saved',
     'seconds': 'wall clock [s]',
@@ -31,7 +31,7 @@ class Outcome:
         method: what it was trained with.
         prune_ratio: None where nothing is pruned, or where the row does not say.
         seed: of the run; rows are compared seed by seed.
-        miou: of the last validation, in percent; None if there was none.
+        score: of the last validation, in percent; None if there was none.
         seconds: of training, wall clock with loading and without validation.
         iterations: number of optimizer steps.
         candidates: images that could have been trained on.
@@ -40,13 +40,14 @@ class Outcome:
             and backward, see BudgetHook.
         peak_memory_mib: see BudgetHook.
         startup_seconds: of the seconds, those that a run spends once, see BudgetHook.
+        metric: what the score is: mIoU, or the top-1 accuracy of a classifier.
     """
 
     row: str
     method: str
     prune_ratio: float | None
     seed: int
-    miou: float | None
+    score: float | None
     seconds: float
     iterations: int
     candidates: int
@@ -56,22 +57,23 @@ class Outcome:
     backward: int
     peak_memory_mib: float
     startup_seconds: float = 0.0
+    metric: str | None = 'mIoU'
 
 
 @dataclass(frozen=True)
 class Figures:
     """A line of the table: means over the seeds, with standard deviations (n - 1) where given.
 
-    ``difference`` is the mean of (mIoU - mIoU of the reference with the same seed), ``saved`` that
-    of 1 - seconds / seconds of the reference (wall clock); both None for the reference itself.
+    ``difference`` is the mean of (score - score of the reference with the same seed), ``saved``
+    that of 1 - seconds / seconds of the reference (wall clock); both None for the reference itself.
     """
 
     row: str
     method: str
     prune_ratio: float | None
     num_seeds: int
-    miou: float
-    miou_std: float | None
+    score: float
+    score_std: float | None
     difference: float | None
     difference_std: float | None
     saved: float | None
@@ -84,6 +86,7 @@ class Figures:
     deep: float
     backward: float
     peak_memory_mib: float
+    metric: str | None = 'mIoU'
 
 
 def iters_in(seconds: float, run: Outcome) -> int:
@@ -114,9 +117,9 @@ def summarise(outcomes: Sequence[Outcome], reference: str) -> list[Figures]:
                 'are taken seed by seed'
             )
         first = next(iter(runs.values()))
-        miou = [run.miou for run in runs.values()]
+        scores = [run.score for run in runs.values()]
         seconds = [run.seconds for run in runs.values()]
-        differences = [run.miou - base[seed].miou for seed, run in runs.items()]
+        differences = [run.score - base[seed].score for seed, run in runs.items()]
         saved = [1 - run.seconds / base[seed].seconds for seed, run in runs.items()]
         compared = row != reference
         means = {
@@ -137,23 +140,29 @@ def summarise(outcomes: Sequence[Outcome], reference: str) -> list[Figures]:
                 method=first.method,
                 prune_ratio=first.prune_ratio,
                 num_seeds=len(runs),
-                miou=statistics.fmean(miou),
-                miou_std=_std(miou),
+                score=statistics.fmean(scores),
+                score_std=_std(scores),
                 difference=statistics.fmean(differences) if compared else None,
                 difference_std=_std(differences) if compared else None,
                 saved=statistics.fmean(saved) if compared else None,
                 seconds=statistics.fmean(seconds),
                 seconds_std=_std(seconds),
+                metric=first.metric,
                 **means,
             )
         )
     return lines
 
 
+def headings_of(lines: Sequence[Figures]) -> list[str]:
+    """Of the columns behind the rows' names."""
+    return [f'{lines[0].metric} [%]', *HEADINGS.values()]
+
+
 def cells(line: Figures) -> list[str]:
-    """What stands in a line of the table behind its name, in the order of ``HEADINGS``."""
+    """What stands in a line of the table behind its name, in the order of :func:`headings_of`."""
     return [
-        _spread(line.miou, line.miou_std),
+        _spread(line.score, line.score_std),
         '-' if line.difference is None else _spread(line.difference, line.difference_std, '+'),
         '-' if line.saved is None else f'{line.saved:.1%}',
         _spread(line.seconds, line.seconds_std, digits=1),
@@ -167,13 +176,14 @@ def cells(line: Figures) -> list[str]:
 
 def markdown(lines: Sequence[Figures]) -> str:
     """The table, ready for a README."""
-    rows = [['method', *HEADINGS.values()], ['---', *['---:'] * len(HEADINGS)]]
+    headings = headings_of(lines)
+    rows = [['method', *headings], ['---', *['---:'] * len(headings)]]
     rows += [[line.row, *cells(line)] for line in lines]
     return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
 
 
 def plot(lines: Sequence[Figures], path: Path) -> None:
-    """mIoU against wall clock saved; a line connects a method's ratios, bars are deviations."""
+    """Score against wall clock saved; a line connects a method's ratios, bars are deviations."""
     from matplotlib.figure import Figure  # no display, and only where a plot is asked for
 
     figure = Figure(figsize=(8, 4.5), layout='constrained')
@@ -182,13 +192,13 @@ def plot(lines: Sequence[Figures], path: Path) -> None:
         points = [line for line in lines if line.method == method]
         axes.errorbar(
             [100 * (line.saved or 0) for line in points],
-            [line.miou for line in points],
-            [line.miou_std or 0 for line in points],
+            [line.score for line in points],
+            [line.score_std or 0 for line in points],
             marker='o',
             capsize=3,
             label=method,
         )
-    axes.set(xlabel='wall clock of training saved [%]', ylabel='mIoU [%]')
+    axes.set(xlabel='wall clock of training saved [%]', ylabel=f'{lines[0].metric} [%]')
     axes.grid(alpha=0.3)
     figure.legend(loc='outside right center')
     figure.savefig(path, dpi=120)

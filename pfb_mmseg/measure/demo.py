@@ -85,7 +85,7 @@ def comparison(runs: dict[str, Run]) -> Table:
         saved = saved[~np.isnan(saved)]
         table.add_row(
             name,
-            f'{run.miou:.2f}',
+            f'{run.score:.2f}',
             f'{budget["deep"]:,} of {budget["loaded"]:,}',
             f'{np.median(run.step_time) * 1000:.0f}',
             f'{budget["seconds"]:.1f}',

@@ -12,6 +12,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
+from ..baselines.by_iteration import count_iterations
 from ..baselines.methods import (
     DESCRIPTIONS,
     PRUNING_METHODS,
@@ -79,9 +80,10 @@ def plan(
     if not methods and not variants:
         raise ValueError('nothing to compare: name --methods, --variants or both')
     options = _read_variants(variants)
+    count_iterations(base, num_processes)
     full_iters(base)
     if base.get('val_dataloader') is None:
-        raise ValueError('the config has no val_dataloader: there would be no mIoU to compare')
+        raise ValueError('the config has no val_dataloader: there would be no accuracy to compare')
     add_import(base)
     base.custom_hooks = [*(base.get('custom_hooks') or []), dict(type='BudgetHook')]
     if iters is not None:

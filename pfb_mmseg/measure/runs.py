@@ -22,6 +22,8 @@ from ..reporting import read_scalars
 
 # What a Python is asked for to train; works from a checkout and from an installed wheel.
 TRAIN = ('-m', 'pfb_mmseg.commands', 'train')
+# What accuracy is called, and by which key validation logs it.
+METRICS = {'mIoU': 'mIoU', 'top-1': 'accuracy/top1'}
 _PACKAGES = Path(__file__).resolve().parents[2]  # the folder that this package lies in
 
 
@@ -29,14 +31,17 @@ class Run:
     """What a run logged.
 
     Attributes:
-        miou: of the last validation, in percent; None if there was none.
+        metric: what validation measures, one of :data:`METRICS`; None if there was none.
+        score: what it measured last, in percent; None if there was none.
         step_time: mean seconds of a training step for each entry in the log, without loading.
     """
 
     def __init__(self, work_dir: Path) -> None:
         self.work_dir = work_dir
         self.train, val = read_scalars(work_dir)
-        self.miou = val[-1].get('mIoU') if val else None
+        logged = val[-1] if val else {}
+        self.metric = next((name for name, key in METRICS.items() if key in logged), None)
+        self.score = logged.get(METRICS.get(self.metric))
         self.steps = np.array([entry['step'] for entry in self.train])
         # PFBHook writes an entry of its own where the run ends between two of the logger's.
         timed = [entry for entry in self.train if 'time' in entry]
@@ -132,7 +137,7 @@ def train(
         sys.exit(f'{name}: training failed, see {log.name}')
     stamp.write_text(json.dumps({**made_from, 'code': code}, indent=1) + '\n')
     run = Run(work_dir)
-    progress.console.print(name if run.miou is None else f'{name}: mIoU {run.miou:.2f}')
+    progress.console.print(name if run.score is None else f'{name}: {run.metric} {run.score:.2f}')
     return run
 
 
