@@ -29,8 +29,8 @@ class BudgetHook(Hook):
     - ``loaded``: images that the data loader handed out.
     - ``shallow``: images that entered the backbone in training steps, those only scored included;
       an image that is scored and trained on counts twice.
-    - ``deep``: images that came through to the classifier of the decode head; again a scored one
-      counts.
+    - ``deep``: images that came through to the layer that gives the scores, ``conv_seg`` of a
+      decode head or the last linear layer of a classifier's head; again a scored one counts.
     - ``backward``: of these, images that a gradient was computed for.
     - ``seconds``: wall clock from the start of training to its end, with loading, but without
       validation.
@@ -43,8 +43,7 @@ class BudgetHook(Hook):
     the same work. What ran before a checkpoint that the run was resumed from is included.
 
     Raises:
-        ValueError: before the first iteration, if the model has no backbone or no decode head with
-            a classifier ``conv_seg``.
+        ValueError: before the first iteration, if the model has no backbone or no such layer.
     """
 
     priority = 'LOWEST'
@@ -58,17 +57,15 @@ class BudgetHook(Hook):
 
     def before_train(self, runner) -> None:
         model = unwrapped(runner.model)
-        head = getattr(model, 'decode_head', None)
-        head = head[-1] if isinstance(head, nn.ModuleList) else head
-        classifier = getattr(head, 'conv_seg', None)
-        if not hasattr(model, 'backbone') or not isinstance(classifier, nn.Module):
+        last = _last_layer(model)
+        if not hasattr(model, 'backbone') or not isinstance(last, nn.Module):
             raise ValueError(
-                f'BudgetHook counts images that enter backbone and decode_head.conv_seg, which '
-                f'{type(model).__name__} lacks; remove the hook'
+                'BudgetHook counts images that enter backbone, and decode_head.conv_seg or a '
+                f'linear layer in head, which {type(model).__name__} lacks; remove the hook'
             )
         self._handles = [
             model.backbone.register_forward_pre_hook(self._count_shallow),
-            classifier.register_forward_pre_hook(self._count_deep),
+            last.register_forward_pre_hook(self._count_deep),
         ]
         self._device = next(model.parameters()).device
         forget_peak_memory(self._device)
@@ -138,3 +135,14 @@ class BudgetHook(Hook):
         if self._training_step:
             self._spent['deep'] += len(args[0])
             self._spent['backward'] += len(args[0]) * torch.is_grad_enabled()
+
+
+def _last_layer(model: nn.Module) -> nn.Module | None:
+    """What gives the scores, of a segmentor or of a classifier."""
+    decoder = getattr(model, 'decode_head', None)
+    if decoder is not None:
+        decoder = decoder[-1] if isinstance(decoder, nn.ModuleList) else decoder
+        return getattr(decoder, 'conv_seg', None)
+    head = getattr(model, 'head', None)
+    parts = head.modules() if isinstance(head, nn.Module) else ()
+    return next((part for part in reversed([*parts]) if isinstance(part, nn.Linear)), None)
