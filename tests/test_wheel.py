@@ -132,7 +132,9 @@ def test_what_the_index_says_of_a_config_is_true(model):
     metadata = model['Metadata']
     (gpus,) = re.findall(r'_(\d+)xb', model['Name'])
     assert metadata['Batch Size'] == int(gpus) * cfg.train_dataloader.batch_size
-    assert metadata['Iterations'] == cfg.train_cfg.max_iters
+    loop = cfg.train_cfg
+    for unit, length in (('Iterations', 'max_iters'), ('Epochs', 'max_epochs')):
+        assert metadata.get(unit) == loop.get(length)
     ratio = {
         'Full data': lambda: 0,
         'PFB': lambda: cfg.model.pfb.prune_ratio,
