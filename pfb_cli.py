@@ -1,10 +1,9 @@
 """The command `pfb`, which answers before it imports torch and MMSegmentation.
 
-To import any module of pfb_mmseg is to run ``pfb_mmseg/__init__.py`` first, which registers
-everything that a config can name and takes seconds. Help, mistakes, completion and ``--version``
-need nothing of it, and the latter has to answer where it fails: here the package is there from the
-start, but it is run only once the command line has been understood. What MMSegmentation has to say
-of itself then is held back, see :mod:`pfb_mmseg.quiet`.
+To import any module of pfb_mmseg is to run ``pfb_mmseg/__init__.py`` first, which imports torch and
+takes seconds. Help, mistakes, completion and ``--version`` need nothing of it, and the latter has
+to answer where it fails: here the package is there from the start, but it is run only once the
+command line has been understood.
 """
 
 import sys
@@ -38,6 +37,5 @@ def _do(read: str, *arguments: str) -> None:
     except Exception:  # a command had to import something that is missing or does not fit
         spec.loader.exec_module(package)
         raise
-    with quiet.known_lines_held_back():
-        spec.loader.exec_module(package)
+    spec.loader.exec_module(package)
     run()

@@ -25,7 +25,7 @@ OPENMMLAB = (*DISTRIBUTIONS, 'mmdet', 'mmpretrain')
 # What of this package imports nothing of it when it is imported.
 PLAIN = (
     *('blocking', 'commands', 'compat', 'core', 'criteria'),
-    *('progress', 'record', 'shipped', 'version'),
+    *('progress', 'quiet', 'record', 'shipped', 'version'),
 )
 
 # module -> {distribution that brings it: its version}

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
-from ..segmentors.apply import type_name
+from ..hosts.apply import type_name
 
 # Of these an epoch is a step, so that a stretched one would fall otherwise.
 _BY_STEP = ('ExponentialLR', 'CosineRestartLR')

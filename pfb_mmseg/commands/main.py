@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, NoReturn
 
+from .. import quiet
 from .arguments import ToolParser
 
 # What `pfb --help` says of each command; `pfb NAME` is the module NAME of this package.
@@ -77,7 +78,8 @@ def _fill(parser: ToolParser, module: ModuleType) -> None:
 
 def _do(module: ModuleType, parser: ToolParser, args: argparse.Namespace) -> None:
     if getattr(module, 'NEEDS_MMSEG', True):
-        from .. import apply_pfb  # noqa: F401  says what is missing or does not fit
+        with quiet.known_lines_held_back():
+            from .. import apply_pfb  # noqa: F401  says what is missing or does not fit
     module.run(parser, args)
 
 
