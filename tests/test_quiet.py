@@ -52,7 +52,7 @@ def test_a_command_holds_back_the_known_lines_and_no_other(tmp_path):
 
 
 def test_importing_the_package_holds_nothing_back(tmp_path):
-    lines = show('import pfb_mmseg', tmp_path).splitlines()
+    lines = show('import mmengine, pfb_mmseg', tmp_path).splitlines()
     if 'onedl-mmsegmentation' in find_distributions()['mmseg']:
         assert {*PRINTED} <= {*lines}
 
