@@ -1,15 +1,14 @@
 """Partial Forward Blocking for MMSegmentation, and for any PyTorch loop.
 
-``pfb_mmseg.core``, ``.criteria`` and ``.blocking`` need torch alone, and importing this package
-imports no more. In a process that uses OpenMMLab the segmentors, the backbone, hooks and data sets
-are registered too, whichever comes first: that is all that
-``custom_imports = dict(imports=['pfb_mmseg'])`` in a config asks for.
+Importing this package imports nothing else; ``pfb_mmseg.core``, ``.criteria`` and ``.blocking``
+need torch alone. In a process that uses OpenMMLab the models, hooks and data sets are registered,
+whichever is imported first: that is all that ``custom_imports = dict(imports=['pfb_mmseg'])`` in a
+config asks for.
 """
 
 from importlib import import_module
 from typing import Any
 
-from . import criteria  # noqa: F401  registers them
 from .compat import after_import, check_openmmlab, uses_openmmlab
 from .version import __version__
 

@@ -16,7 +16,7 @@ from pfb_mmseg.measure import runs
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = 'fcn_r18-d8_pfb-p50_1xb16-300i_demo-64x64'
-PFB = 'import sys; from pfb_cli import main; sys.argv[0] = "pfb"; main()'
+PFB = 'import sys; from pfb_mmseg.commands.main import main; sys.argv[0] = "pfb"; main()'
 COMMAND_FILES = sorted((ROOT / 'pfb_mmseg/commands').glob('*.py'))
 ALL = [
     path.stem

@@ -39,7 +39,7 @@ def test_a_command_holds_back_the_known_lines_and_no_other(tmp_path):
     cfg = demo_config(tmp_path / 'run', max_iters=1)
     cfg.custom_imports = dict(imports=['pfb_mmseg', 'mine'])
     cfg.dump(tmp_path / 'small.py')
-    screen = show('from pfb_cli import main; main()', tmp_path, 'train', 'small.py')
+    screen = show('from pfb_mmseg.commands.main import main; main()', tmp_path, 'train', 'small.py')
     lines = screen.splitlines()
     assert not {*lines} & {*PRINTED}
     for _, module in WARNED:

@@ -96,7 +96,7 @@ def test_a_wheel_has_the_package_and_all_that_mim_looks_for_and_no_more(wheel, c
     package = {f'pfb_mmseg/{name}' for name in files_of(checkout / 'pfb_mmseg', '*.py')}
     configs = {f'pfb_mmseg/.mim/configs/{name}' for name in files_of(checkout / 'configs')}
     tools = {f'pfb_mmseg/.mim/tools/{name}' for name in files_of(checkout / 'tools')}
-    assert names == package | configs | tools | {'pfb_cli.py', 'pfb_mmseg/.mim/model-index.yml'}
+    assert names == package | configs | tools | {'pfb_mmseg/.mim/model-index.yml'}
 
 
 def test_the_checkout_holds_no_copies_of_what_the_wheel_has(wheel, checkout):

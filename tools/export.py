@@ -1,6 +1,6 @@
 """`pfb export` of this checkout: `python tools/export.py CHECKPOINT OUT`."""
 
-from pfb_cli import call
+from pfb_mmseg.commands.main import call
 
 if __name__ == '__main__':
     call('export')

@@ -59,15 +59,30 @@ def read(argv: Sequence[str] | None = None) -> Callable[[], None]:
 
 def main() -> None:
     """Does what the command line asks for."""
-    read()()
+    _run(read)
+
+
+def call(name: str) -> None:
+    """Does what the command line of a file in ``tools/`` asks for, which is one command alone."""
+    _run(partial(read_alone, name))
 
 
 def read_alone(name: str) -> Callable[[], None]:
-    """What the command line of a file in ``tools/`` asks for, which is one command alone."""
+    """What the command line of this process asks of one command."""
     module = import_module(f'.{name}', __package__)
     parser = ToolParser()
     _fill(parser, module)
     return partial(_do, module, parser, parser.parse_args())
+
+
+def _run(reader: Callable[[], Callable[[], None]]) -> None:
+    quiet.ignore_known_warnings()
+    try:
+        command = reader()
+    except Exception:  # it had to import something that is missing or does not fit
+        _import_all()
+        raise
+    command()
 
 
 def _fill(parser: ToolParser, module: ModuleType) -> None:
@@ -78,9 +93,14 @@ def _fill(parser: ToolParser, module: ModuleType) -> None:
 
 def _do(module: ModuleType, parser: ToolParser, args: argparse.Namespace) -> None:
     if getattr(module, 'NEEDS_MMSEG', True):
-        with quiet.known_lines_held_back():
-            from .. import apply_pfb  # noqa: F401  says what is missing or does not fit
+        _import_all()
     module.run(parser, args)
+
+
+def _import_all() -> None:
+    """Says what is missing or does not fit."""
+    with quiet.known_lines_held_back():
+        from .. import apply_pfb  # noqa: F401
 
 
 class _Command(ToolParser):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 from torch import Generator, Tensor, nn
@@ -92,18 +93,24 @@ class CriterionRegistry:
 
     ``@CRITERIA.register_module()`` above a subclass of :class:`Criterion` registers it under the
     name of its class, ``register_module('mine')`` under another.
+
+    Args:
+        location: dotted path of what registers the criteria that are there from the start, imported
+            when the first is asked for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, location: str) -> None:
+        self._location = location
         self._classes: dict[str, type[Criterion]] = {}
 
     def __iter__(self) -> Iterator[str]:
+        import_module(self._location)
         return iter(self._classes)
 
     @property
     def options(self) -> list[str]:
         """Names of the options that one of the criteria knows, each once."""
-        names = (name for criterion in self._classes.values() for name in _parameters(criterion))
+        names = (option for name in self for option in _parameters(self._classes[name]))
         return list(dict.fromkeys(names))
 
     def register_module(self, name: str | None = None) -> Callable[[type], type]:
@@ -117,6 +124,7 @@ class CriterionRegistry:
         def register(criterion: type) -> type:
             if not (isinstance(criterion, type) and issubclass(criterion, Criterion)):
                 raise TypeError(f'{criterion!r}: expected a subclass of Criterion')
+            import_module(self._location)  # whose names are taken; unless it is being imported now
             known = self._classes.setdefault(name or criterion.__name__, criterion)
             if known is not criterion:
                 raise KeyError(f'{name or criterion.__name__!r} is {known} already')
@@ -160,4 +168,4 @@ def _parameters(criterion: type[Criterion]) -> list[str]:
     return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
-CRITERIA = CriterionRegistry()
+CRITERIA = CriterionRegistry('pfb_mmseg.criteria')
