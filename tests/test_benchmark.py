@@ -13,7 +13,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from pfb_mmseg.commands import benchmark
 from pfb_mmseg.commands.main import call
 from pfb_mmseg.measure.benchmark import (
     Report,
@@ -146,7 +145,7 @@ def run(monkeypatch, tmp_path):
         out = tmp_path / 'out.json'
         command = ['benchmark.py', *map(str, args), '--device', device, '--out', str(out)]
         monkeypatch.setattr(sys, 'argv', command)
-        call(benchmark)
+        call('benchmark')
         return json.loads(out.read_text())
 
     return run_tool

@@ -61,6 +61,7 @@ def stamps(root):
     return {path: path.stat().st_mtime_ns for path in root.rglob('finished')}
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on_without_losing_a_finished_run(folder):
     arguments = ['--methods', 'full', 'short', 'random', '--ratios', '0.5', '--seeds', '0']
     arguments += ['--work-dir', 'out']

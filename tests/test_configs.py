@@ -235,7 +235,7 @@ LAYOUTS = pytest.mark.parametrize(
     'path, root',
     [
         (CITYSCAPES, 'cityscapes_root'),
-        (VOC, 'voc_root'),
+        pytest.param(VOC, 'voc_root', marks=pytest.mark.slow),  # its model is that of Cityscapes
         (CCP, 'ccp_root'),
         (CCP_COARSE, 'ccp_root'),
     ],

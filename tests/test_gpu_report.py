@@ -1,6 +1,5 @@
 """tools/gpu_report.py at toy size on the CPU, its tools in this process; and its arithmetic."""
 
-import importlib
 import io
 import json
 import subprocess
@@ -12,8 +11,6 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from pfb_mmseg.commands import compare as compare_command
-from pfb_mmseg.commands import gpu_report as gpu_report_command
 from pfb_mmseg.commands.main import call
 from pfb_mmseg.measure import compare, decision, gpu_page, gpu_report, jobs
 from pfb_mmseg.measure.jobs import Done, Job, Jobs
@@ -41,7 +38,7 @@ def in_process(monkeypatch, tmp_path):
             arguments = arguments[start:launcher] + arguments[launcher + 2 :]
             # MMEngine keeps one visualizer of a name, with the folder of the first.
             arguments += ['--cfg-options', f'visualizer.name=toy-{log.parent.name}']
-        command = importlib.import_module(f'pfb_mmseg.commands.{Path(arguments[0]).stem}')
+        command = Path(arguments[0]).stem
         monkeypatch.setattr(sys, 'argv', [*arguments])
         threads = torch.get_num_threads()
         output, status = io.StringIO(), 0  # MMEngine's loggers hold on to it
@@ -73,7 +70,7 @@ def tool(monkeypatch, tmp_path, one_thread):
         with monkeypatch.context() as patch:
             patch.setattr(sys, 'argv', command)
             patch.setenv('CUDA_VISIBLE_DEVICES', '')
-            call(gpu_report_command)
+            call('gpu_report')
         page = (tmp_path / 'out/gpu_report.md').read_text()
         return page, json.loads((tmp_path / 'out/gpu_report.json').read_text())
 
@@ -282,7 +279,7 @@ class TestCommands:
         methods = gpu_report.CAMVID_METHODS
         job = gpu_report._compare(setting, started, 'methods', methods, 100, [0, 1])
         monkeypatch.setattr(sys, 'argv', [*job.arguments])
-        call(compare_command)
+        call('compare')
         assert len(planned) == gpu_report._CAMVID_RUNS
         assert {row.method for row in planned} == {*methods, 'long-hard'} - {'long'}
         for row in planned:

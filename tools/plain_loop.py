@@ -1,7 +1,8 @@
 """PFB in a training loop without a framework: a ResNet-18 on CIFAR-10. For a CPU: --width 16.
 
-FOLDER holds the published data_batch_1 to _5 and test_batch; or, which takes Pillow, train.tar and
-val.tar with images as CLASS/NAME. With --prune-ratio 0 all images are trained on.
+FOLDER holds CIFAR-10's published "binary version", data_batch_1.bin to _5 and test_batch.bin; or,
+which takes Pillow, train.tar and val.tar with images as CLASS/NAME. With --prune-ratio 0 all images
+are trained on.
 """
 
 import argparse
@@ -19,11 +20,9 @@ from pfb_mmseg.core import BatchPruner
 
 
 def read_cifar10(folder: Path, split: str) -> tuple[Tensor, Tensor]:
-    names = ['test_batch'] if split == 'val' else [f'data_batch_{i}' for i in range(1, 6)]
-    if (folder / names[0]).is_file():
-        parts = [np.load(folder / name, allow_pickle=True, encoding='latin1') for name in names]
-        images = np.concatenate([part['data'] for part in parts]).reshape(-1, 3, 32, 32)
-        labels = np.concatenate([part['labels'] for part in parts])
+    if files := sorted(folder.glob('test*.bin' if split == 'val' else 'data_batch_*.bin')):
+        rows = np.concatenate([np.fromfile(file, np.uint8) for file in files]).reshape(-1, 3073)
+        labels, images = rows[:, 0], rows[:, 1:].reshape(-1, 3, 32, 32)
     else:
         from PIL import Image
 

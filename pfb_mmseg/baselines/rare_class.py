@@ -62,7 +62,7 @@ class ClassCounts:
 
     @classmethod
     def load(cls, path: Path) -> ClassCounts:
-        with np.load(path) as file:
+        with np.load(path, allow_pickle=False) as file:
             return cls(int(file['num_images']), file['image'], file['label'], file['pixels'])
 
     def save(self, path: Path) -> None:
