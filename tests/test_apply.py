@@ -159,6 +159,13 @@ def test_a_segmentor_of_the_users_own_steps_and_an_option_of_its_own_goes_throug
     assert not {'host', 'pfb'} & set(cfg.model) and not cfg.custom_hooks
 
 
+def test_bookkeeping_that_was_listed_by_hand_goes_with_the_rest():
+    hooks = ['mmseg.PFBHook', 'PFBLogHook', 'PFBRecordHook', 'EMAHook']
+    cfg = Config(dict(model=tiny.model_cfg(), custom_hooks=[dict(type=name) for name in hooks]))
+    remove_pfb(cfg)
+    assert [hook.type for hook in cfg.custom_hooks] == ['EMAHook']
+
+
 def test_one_that_has_the_mixin_already_stays_as_it_is(registered):
     @registered
     class PFBMine(PFBMixin, EncoderDecoder):

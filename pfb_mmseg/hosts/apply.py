@@ -22,6 +22,8 @@ _NAMED = {
     # Found from every scope, and before MMPretrain is imported.
     'mmpretrain.models.classifiers.image.ImageClassifier': 'PFBImageClassifier',
 }
+# The second and third are listed only by those who give them options of their own.
+_HOOKS = ('PFBHook', 'PFBLogHook', 'PFBRecordHook')
 
 
 @MODELS.register_module(name='PFBModel')
@@ -117,7 +119,7 @@ def remove_pfb(cfg: Config) -> None:
     cfg.model.type = plain
     if cfg.get('custom_hooks'):
         cfg.custom_hooks = [
-            hook for hook in cfg.custom_hooks if type_name(hook.get('type')) != 'PFBHook'
+            hook for hook in cfg.custom_hooks if type_name(hook.get('type')) not in _HOOKS
         ]
 
 
