@@ -11,9 +11,9 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope='module')
 def one_thread():
-    """For small networks in channels_last: on a CPU with AVX-512, torch 2.13 (oneDNN) writes past
-    its memory in the backward pass of a strided 1x1 convolution with 8 input channels, if it has
-    several threads. Wider ones are not concerned."""
+    """For narrow networks, above all in channels_last: on a CPU with AVX-512, torch 2.13 (oneDNN)
+    writes past its memory in the backward pass of a strided 1x1 convolution with 8 input channels,
+    if it has several threads. Wider ones are not concerned."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

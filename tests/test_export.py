@@ -203,8 +203,9 @@ def test_every_config_is_turned_back_or_refused_with_the_remedy(path):
         return
     before = copy.deepcopy(cfg)
     plain_config(cfg)
-    init_default_scope('mmseg')
-    assert type(MODELS.build(copy.deepcopy(cfg.model))) is EncoderDecoder
+    init_default_scope(before.default_scope)
+    kind = {'mmseg': 'EncoderDecoder', 'mmpretrain': 'ImageClassifier'}[before.default_scope]
+    assert type(MODELS.build(copy.deepcopy(cfg.model))).__name__ == kind
     assert 'pfb' not in cfg.pretty_text.lower().replace(path.stem, '')
     if path.parent.name in ('cityscapes', 'voc12aug') or '_r50_4xb4-160k' in path.stem:
         # All else, and the training with it, is as it was.

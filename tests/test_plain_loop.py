@@ -59,7 +59,8 @@ def train(folder, *options):
     script = f'sys.argv[0] = {str(SCRIPT)!r}; runpy.run_path(sys.argv[0], run_name="__main__")'
     run = subprocess.run(
         [sys.executable, '-c', hide + script, folder, '--width', '4', *options],
-        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        # In one thread, since the network is as narrow as can be: see `one_thread` in conftest.py.
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -71,9 +71,11 @@ def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Co
     return cfg
 
 
-def prepare_cpu_launch(cfg: Config) -> None:
+@contextmanager
+def cpu_launch(cfg: Config) -> Iterator[None]:
     """Lets a run under torchrun work without a GPU: MMEngine's start-up would ask for one."""
     if cfg.launcher != 'pytorch' or torch.cuda.is_available():
+        yield
         return
     seconds = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
     torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=seconds))
@@ -85,6 +87,9 @@ def prepare_cpu_launch(cfg: Config) -> None:
             device_ids=None,
         )
     say('No GPU: the processes talk over gloo, and the model is wrapped for the CPU.')
+    yield
+    # Threads of gloo that are still there when Python ends would abort a process that is done.
+    torch.distributed.destroy_process_group()
 
 
 def turn_on_amp(cfg: Config) -> None:

@@ -42,6 +42,5 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
         for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
             evaluator['output_dir'] = args.out
 
-    launch.prepare_cpu_launch(cfg)
-    with launch.explain_refused_checkpoint():
+    with launch.cpu_launch(cfg), launch.explain_refused_checkpoint():
         Runner.from_cfg(cfg).test()

@@ -43,7 +43,7 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
         parser.error(str(error))
     cfg.resume = args.resume or cfg.get('resume', False)
 
-    launch.prepare_cpu_launch(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    with launch.explain_refused_checkpoint():
-        runner.train()
+    with launch.cpu_launch(cfg):
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        with launch.explain_refused_checkpoint():
+            runner.train()
