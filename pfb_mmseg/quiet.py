@@ -19,6 +19,8 @@ PRINTED = ('Could not import OneDL',)
 WARNED = (
     # mmcv without compiled operators; a model that needs them ends in an error which says so.
     ('Fail to import ``MultiScaleDeformableAttention``', 'mmcv.cnn.bricks.transformer'),
+    # Of a torchvision of another build than torch, which MMPretrain needs; it reads no image.
+    ('Failed to load image Python extension', 'torchvision.io.image'),
     # Of every run that does not paint its predictions, which nobody asked it to.
     ('The draw is False', 'mmseg.engine.hooks.visualization_hook'),
 )
