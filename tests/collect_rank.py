@@ -85,6 +85,7 @@ def main(folder):
     record = hook.record
     seen |= dict(candidates=int(record.candidates.sum()), kept=int(record.kept.sum()))
     torch.save(seen, folder / f'{dist.get_rank()}.pt')
+    dist.destroy_process_group()
 
 
 if __name__ == '__main__':

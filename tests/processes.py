@@ -84,6 +84,8 @@ def main(seconds: str, module: str, function: str, *arguments: str) -> None:
     if 'RANK' in os.environ:
         dist.init_process_group('gloo', timeout=timedelta(seconds=float(seconds)))
     getattr(import_module(module), function)(*arguments)
+    if dist.is_initialized():  # else its threads may abort a process that is done
+        dist.destroy_process_group()
 
 
 if __name__ == '__main__':

@@ -433,6 +433,7 @@ for method in {methods!r}:
     if method.startswith('infobatch') or method in ('orderdp', 'seta'):
         seen['scores'] = runner.train_dataloader.sampler.scores.nan_to_num(-1)
     torch.save(seen, work_dir / f'{{method}}_{{rank}}.pt')
+torch.distributed.destroy_process_group()
 """
 
 
