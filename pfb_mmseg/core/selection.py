@@ -60,6 +60,19 @@ class Selection:
         """
         return self.kept.nonzero().flatten() if self._indices is None else self._indices
 
+    @cached_property
+    def on_host(self) -> Selection:
+        """The same on the CPU, fetched once for all who ask. Waits for the device."""
+        if self.kept.device.type == 'cpu':
+            return self
+        return Selection(
+            self.num_candidates,
+            self.num_kept,
+            kept=self.kept.cpu(),
+            score=None if self.score is None else self.score.cpu(),
+            score_name=self.score_name,
+        )
+
     @property
     def log_density(self) -> Tensor | None:
         """The score, if it is a log density; its name in version 0.1."""

@@ -82,9 +82,10 @@ class PFBLogHook(Hook):
         if selection is None:
             self._statistics.count_full(batch_size)
         else:
-            self._statistics.add(selection)
-            if selection.num_kept < selection.num_candidates and selection.score is not None:
-                self._health.see_scores(selection.score.cpu().numpy())
+            found = selection.on_host
+            self._statistics.add(found)
+            if found.num_kept < found.num_candidates and found.score is not None:
+                self._health.see_scores(found.score.numpy())
         if self._pfb.pruning:
             num_kept = batch_size if selection is None else selection.num_kept
             ready = selection is None or self._pfb.pruner.ready

@@ -106,14 +106,14 @@ class PFBRecordHook(Hook):
     def _write_down(self, iteration: int, data_samples: list, selection: Selection) -> None:
         """Note which images were kept, and their scores. Waits for the device."""
         paths = [str(getattr(sample, 'img_path', '<no path>')) for sample in data_samples]
-        score, pixels = selection.score, class_pixels(data_samples, len(self._classes))
+        found, pixels = selection.on_host, class_pixels(data_samples, len(self._classes))
         self._fresh.add(
             iteration,
             paths,
-            selection.kept.cpu().numpy(),
-            None if score is None else score.cpu().numpy(),
+            found.kept.numpy(),
+            None if found.score is None else found.score.numpy(),
             None if pixels is None else pixels.cpu().numpy(),
-            selection.score_name,
+            found.score_name,
         )
 
     def _collect(self) -> None:

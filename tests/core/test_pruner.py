@@ -85,6 +85,29 @@ def test_the_selection_says_what_happened():
     assert selection.log_density.dtype == torch.float32
 
 
+def test_a_selection_on_a_device_is_fetched_once_for_all_who_ask():
+    class OnDevice:
+        """A tensor elsewhere; each fetch takes what is left of it away."""
+
+        device = torch.device('cuda')
+
+        def __init__(self, *values):
+            self.values = [torch.tensor(values)]
+
+        def cpu(self):
+            return self.values.pop()
+
+    selection = Selection(
+        3, 2, kept=OnDevice(True, False, True), score=OnDevice(1.0, 2.0, 3.0), score_name='loss'
+    )
+    for _ in range(2):
+        found = selection.on_host
+        assert found.indices.tolist() == [0, 2]
+        assert found.score.tolist() == [1, 2, 3]
+        assert (found.num_candidates, found.num_kept, found.score_name) == (3, 2, 'loss')
+    assert found.on_host is found
+
+
 def test_everything_stays_until_the_estimator_is_ready():
     pruner = make_pruner(0.5, num_centroids=20)
     kept = [len(pruner(feature_maps(seed)).indices) for seed in range(6)]
