@@ -10,7 +10,13 @@ from mmengine.dataset import BaseDataset, Compose
 from mmengine.dist import all_gather, get_rank
 from torch.utils.data import DataLoader
 
-from pfb_mmseg.baselines import InfoBatchSampler, OrderDPSampler, RareClassSampler, SeTaSampler
+from pfb_mmseg.baselines import (
+    FixedPartSampler,
+    InfoBatchSampler,
+    OrderDPSampler,
+    RareClassSampler,
+    SeTaSampler,
+)
 
 SIZE, NUM_EPOCHS, NUM_STEPS = 33, 6, 40
 
@@ -79,6 +85,7 @@ def run(folder):
     for by_epoch in (False, True):
         options = dict(seed=7, by_epoch=by_epoch)
         seen['infobatch', by_epoch] = follow(InfoBatchSampler(data, 0.5, **options))
+        seen['random_once', by_epoch] = follow(FixedPartSampler(data, 0.5, **options))
         seen['orderdp', by_epoch] = follow(OrderDPSampler(data, pool=0.8, share=0.82, **options))
         seen['seta', by_epoch] = follow(SeTaSampler(data, 0.1, **options))
     labelled = Labelled(6)

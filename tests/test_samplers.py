@@ -17,7 +17,13 @@ from mmseg.registry import DATASETS
 from test_baselines import budget_of, method_config
 from torch.utils.data import DataLoader
 
-from pfb_mmseg.baselines import InfoBatchSampler, OrderDPSampler, RareClassSampler, SeTaSampler
+from pfb_mmseg.baselines import (
+    FixedPartSampler,
+    InfoBatchSampler,
+    OrderDPSampler,
+    RareClassSampler,
+    SeTaSampler,
+)
 from pfb_mmseg.baselines import rare_class as rare
 from pfb_mmseg.baselines.lengths import mean_share
 from pfb_mmseg.baselines.methods import apply_method
@@ -35,6 +41,7 @@ SAMPLERS = {
     'infobatch': lambda data, **options: InfoBatchSampler(data, 0.6, seed=5, **options),
     'orderdp': lambda data, **options: OrderDPSampler(data, seed=5, **options),
     'seta': lambda data, **options: SeTaSampler(data, 0.2, seed=5, **options),
+    'random_once': lambda data, **options: FixedPartSampler(data, 0.4, seed=5, **options),
 }
 
 
@@ -114,6 +121,23 @@ class TestOrderDP:
                 losses[i] = loss_of(i) / seen[i] ** 2
             sampler.update(chosen, torch.tensor([losses[i] for i in chosen.tolist()]))
             assert sampler.candidates == pytest.approx(12 * (epoch + 1))
+
+
+class TestFixedPart:
+    @pytest.mark.parametrize('seed', range(3))
+    def test_every_epoch_is_the_same_part_in_another_order(self, seed):
+        sampler = FixedPartSampler(range(20), 0.7, seed=seed)
+        epochs = [sampler.take(6).indices.flatten().tolist() for _ in range(5)]
+        assert len({frozenset(epoch) for epoch in epochs}) == 1 and len(set(epochs[0])) == 6
+        assert len({tuple(epoch) for epoch in epochs}) == 5
+        assert sampler.candidates == 100
+
+    def test_every_sample_is_in_it_as_often_as_the_ratio_says(self):
+        found = torch.zeros(10)
+        for seed in range(1000):
+            found[FixedPartSampler(range(10), 0.7, seed=seed).take(3).indices.flatten()] += 1
+        assert found.sum() == 3000
+        assert found.min() > 225 and found.max() < 375  # 300, give or take 5 standard deviations
 
 
 class TestSeTa:
@@ -273,7 +297,7 @@ class TestStream:
         done = len(batches) if steps_done == 'all' else steps_done
         assert epoch(resumed, 2)[0] == batches[done:]
         assert [epoch(resumed, number)[0] for number in range(3, 6)] == later
-        assert torch.equal(resumed.scores, sampler.scores)
+        assert torch.equal(resumed.scores.nan_to_num(-1), sampler.scores.nan_to_num(-1))
 
     def test_an_epoch_is_drawn_from_all_losses_of_the_one_before(self):
         sampler = OrderDPSampler(range(12), pool=1.0, share=0.5, by_epoch=True, seed=0)
@@ -347,6 +371,8 @@ class TestStream:
             (OrderDPSampler, dict(pool=0), 'pool=0: expected'),
             (OrderDPSampler, dict(share=1.1), 'share=1.1: expected'),
             (OrderDPSampler, dict(prune_ratio=0.5), "OrderDPSampler has no option 'prune_ratio'"),
+            (FixedPartSampler, dict(prune_ratio=1), 'prune_ratio=1: expected'),
+            (FixedPartSampler, dict(ratio=0.5), "FixedPartSampler has no option 'ratio'"),
             (SeTaSampler, dict(prune_ratio=1), 'prune_ratio=1: expected'),
             (SeTaSampler, dict(num_groups=0), 'num_groups=0: expected'),
             (SeTaSampler, dict(window=0), 'window=0: expected'),

@@ -2,6 +2,7 @@
 
 from ..hosts.lazy import register_for_later
 from ..sampling import ImageLossMixin as InfoBatchMixin  # its name in version 0.1
+from .fixed_part import FixedPartSampler
 from .infobatch import (
     InfoBatchCascadeEncoderDecoder,
     InfoBatchEncoderDecoder,
@@ -14,6 +15,7 @@ from .resize import ProgressiveResizeHook, ResizingSegDataPreProcessor
 from .seta import SeTaSampler
 
 __all__ = [
+    'FixedPartSampler',
     'InfoBatchCascadeEncoderDecoder',
     'InfoBatchEncoderDecoder',
     'InfoBatchHook',

@@ -16,7 +16,7 @@ from ..blocking import least_trainable
 from ..core import KeepQuota
 from ..core.checks import check_choice, check_integer, check_number
 from ..hosts.apply import add_import, apply_pfb, remove_pfb, type_name
-from . import infobatch, orderdp, seta
+from . import fixed_part, infobatch, orderdp, seta
 from .lengths import Share, shortened_iters
 
 # Of PFB's criteria; None: the config's own.
@@ -32,7 +32,7 @@ CRITERIA = {
 INFOBATCH = {'infobatch': (95, 0.95), 'infobatch_mean': (None, 0.5)}
 # With small images at first, and otherwise as the other one.
 RESIZED = {'resize': 'full', 'resize_pfb': 'pfb'}
-PRUNING_METHODS = (*CRITERIA, *INFOBATCH, 'orderdp', 'seta', 'resize_pfb')
+PRUNING_METHODS = (*CRITERIA, 'random_once', *INFOBATCH, 'orderdp', 'seta', 'resize_pfb')
 # They have no ratio, and are as long as full data.
 WHOLE_METHODS = ('full', 'resize', 'rcs', 'ohem')
 METHODS = ('full', 'short', 'small', 'resize', 'rcs', 'ohem', *PRUNING_METHODS)
@@ -52,6 +52,7 @@ DESCRIPTIONS = {
     'pfb': "PFB, with the config's own options",
     'hard': 'PFB by the highest losses of an exit at the blocking point',
     'random': 'a new random part of each batch',
+    'random_once': 'a random part of the data, drawn once before training',
     'common': "PFB's criterion reversed: the most common images",
     'loss_topk': 'the highest losses of each batch, after a forward pass of all of it',
     'divbs': 'DivBS: diverse last-layer gradients, after a forward pass of all of the batch',
@@ -73,9 +74,10 @@ def apply_method(
     The config may have PFB or not; its options of PFB and its PFBHook serve the methods that prune
     batches, and are taken away for the others. ``'short'`` and ``'small'`` are full data here, the
     latter in smaller batches and at the same learning rate; their length follows from measured
-    times and is set with :func:`set_iters`. The schedule of InfoBatch, OrderDP and SeTa is
-    shortened to the expected number of iterations in which they get through the candidates of the
-    run on full data; in a loop that counts epochs, the epochs themselves are shorter.
+    times and is set with :func:`set_iters`. The schedule of the methods that choose what is loaded
+    (InfoBatch, OrderDP, SeTa, a random part drawn once) is shortened to the expected number of
+    iterations in which they get through the candidates of the run on full data; in a loop that
+    counts epochs, the epochs themselves are shorter.
 
     OrderDP at ratio p has a pool and a share whose product is 1 - p, see
     :func:`.orderdp.pool_and_share`; SeTa a window, and a random part for the rest, that leave out p
@@ -241,6 +243,12 @@ def _infobatch(
     return sampler, infobatch.expected_share(prune_ratio, below)
 
 
+def _random_once(prune_ratio: float, size: int, num_epochs: float) -> tuple[dict, Share]:
+    kept = fixed_part.num_kept(size, prune_ratio) / size
+    sampler = dict(type='FixedPartSampler', prune_ratio=prune_ratio)
+    return sampler, lambda epoch, num_epochs: kept
+
+
 def _orderdp(prune_ratio: float, size: int, num_epochs: float) -> tuple[dict, Share]:
     pool, share = orderdp.pool_and_share(prune_ratio)
     kept = orderdp.num_kept(size, pool, share) / size
@@ -256,6 +264,7 @@ def _seta(prune_ratio: float, size: int, num_epochs: float) -> tuple[dict, Share
 # Method -> (prune ratio, size of the data set, epochs of the run) -> sampler, and what it keeps.
 _SAMPLERS = {
     **{name: partial(_infobatch, *options) for name, options in INFOBATCH.items()},
+    'random_once': _random_once,
     'orderdp': _orderdp,
     'seta': _seta,
 }
