@@ -4,8 +4,7 @@ model = dict(
     pfb=dict(
         prune_ratio=0.5,
         block_after='backbone.layer1',
-        # All channels there are.
-        estimator=dict(num_centroids=64, dim=16),
+        estimator=dict(num_centroids=64),
         exploration=0.01,
     ),
 )

@@ -46,10 +46,18 @@ def seed_number(text: str) -> int:
     return int(text)
 
 
-def add_config(parser: argparse.ArgumentParser, about: str = 'with PFB or without') -> None:
-    """Adds CONFIG."""
+def add_config(
+    parser: argparse.ArgumentParser,
+    about: str = 'with PFB or without',
+    default: str | None = None,
+) -> None:
+    """Adds CONFIG, which may be left out where there is a default."""
     parser.add_argument(
-        'config', help=f'config file, or the name of one that comes with pfb_mmseg; {about}'
+        'config',
+        nargs='?' if default else None,
+        default=default,
+        help=f'config file, or the name of one that comes with pfb_mmseg; {about}'
+        + (f' (default: {default})' if default else ''),
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.box import SIMPLE
@@ -112,16 +113,23 @@ def report(outcomes: Sequence[Outcome], reference: str, root: Path, console: Con
         writer.writeheader()
         writer.writerows(asdict(outcome) for outcome in outcomes)
     everything = {
-        'command': sys.argv,
-        'device': torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu',
-        'machine': platform.platform(),
-        'versions': {'pfb_mmseg': this_code()['version'], 'torch': torch.__version__},
+        **made_by(),
         'summary': [asdict(line) for line in lines],
         'runs': [asdict(outcome) for outcome in outcomes],
     }
     (root / 'comparison.json').write_text(json.dumps(everything, indent=1) + '\n')
     plot(lines, root / 'comparison.png')
     console.print(f'table.md, runs.csv, comparison.json and comparison.png: {root}/')
+
+
+def made_by() -> dict[str, Any]:
+    """What figures of this process come from."""
+    return {
+        'command': sys.argv,
+        'device': torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu',
+        'machine': platform.platform(),
+        'versions': {'pfb_mmseg': this_code()['version'], 'torch': torch.__version__},
+    }
 
 
 def _outcome(row: Row, seed: int, run: Run, num_processes: int) -> Outcome:

@@ -162,10 +162,10 @@ def headings_of(lines: Sequence[Figures]) -> list[str]:
 def cells(line: Figures) -> list[str]:
     """What stands in a line of the table behind its name, in the order of :func:`headings_of`."""
     return [
-        _spread(line.score, line.score_std),
-        '-' if line.difference is None else _spread(line.difference, line.difference_std, '+'),
+        spread(line.score, line.score_std),
+        '-' if line.difference is None else spread(line.difference, line.difference_std, '+'),
         '-' if line.saved is None else f'{line.saved:.1%}',
-        _spread(line.seconds, line.seconds_std, digits=1),
+        spread(line.seconds, line.seconds_std, digits=1),
         *(
             f'{getattr(line, key):,.0f}'
             for key in ('iterations', 'candidates', 'loaded', 'shallow', 'deep', 'backward')
@@ -208,5 +208,6 @@ def _std(values: list[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def _spread(mean: float, std: float | None, sign: str = '', digits: int = 2) -> str:
+def spread(mean: float, std: float | None, sign: str = '', digits: int = 2) -> str:
+    """A mean with its standard deviation, if there is one."""
     return f'{mean:{sign}.{digits}f}' + ('' if std is None else f' ± {std:.{digits}f}')
