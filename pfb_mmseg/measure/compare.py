@@ -63,8 +63,8 @@ def run_all(
         path = root / 'configs' / f'{row.name}_seed{seed}.py'
         path.parent.mkdir(parents=True, exist_ok=True)
         config.dump(path)
-        work_dir = root / row.name / f'seed{seed}'
         name = f'{row.name} seed {seed}'
+        work_dir = run_folder(root, row.name, seed)
         finished = train(path, work_dir, {}, progress, name, num_processes, reuse)
         progress.advance(done)
         return _outcome(row, seed, finished, num_processes)
@@ -83,6 +83,11 @@ def run_all(
                 pool.shutdown(cancel_futures=True)  # what is running already may finish
                 raise
     return [outcomes[row.name, seed] for row in rows if row.listed for seed in seeds]
+
+
+def run_folder(root: Path, row: str, seed: int) -> Path:
+    """Where :func:`run_all` keeps a run."""
+    return root / row / f'seed{seed}'
 
 
 def report(outcomes: Sequence[Outcome], reference: str, root: Path, console: Console) -> None:
@@ -133,7 +138,7 @@ def made_by() -> dict[str, Any]:
 
 
 def _outcome(row: Row, seed: int, run: Run, num_processes: int) -> Outcome:
-    if row.listed and run.score is None:
+    if row.config.get('val_dataloader') is not None and run.score is None:
         sys.exit(
             f'{run.work_dir}: the run ended without a validation; lower train_cfg.val_interval'
         )

@@ -58,6 +58,7 @@ def plan(
     long: Sequence[str] = (),
     iters: int | None = None,
     num_processes: int = 1,
+    scored: bool = True,
 ) -> list[Row]:
     """The rows of a comparison, the one that the others are compared with first.
 
@@ -70,6 +71,7 @@ def plan(
             ``'long'`` among the methods: one of them.
         iters: of full data; None: as the config says.
         num_processes: of each run.
+        scored: whether accuracy is compared too, and not time alone.
 
     Raises:
         TypeError, ValueError: an argument is outside its range, or does not fit the config.
@@ -82,7 +84,7 @@ def plan(
     options = _read_variants(variants)
     count_iterations(base, num_processes)
     full_iters(base)
-    if base.get('val_dataloader') is None:
+    if scored and base.get('val_dataloader') is None:
         raise ValueError('the config has no val_dataloader: there would be no accuracy to compare')
     add_import(base)
     base.custom_hooks = [*(base.get('custom_hooks') or []), dict(type='BudgetHook')]

@@ -34,6 +34,7 @@ class Run:
         metric: what validation measures, one of :data:`METRICS`; None if there was none.
         score: what it measured last, in percent; None if there was none.
         step_time: mean seconds of a training step for each entry in the log, without loading.
+        wait_time: mean seconds before a step in which the data loader was waited for, likewise.
     """
 
     def __init__(self, work_dir: Path) -> None:
@@ -46,6 +47,7 @@ class Run:
         # PFBHook writes an entry of its own where the run ends between two of the logger's.
         timed = [entry for entry in self.train if 'time' in entry]
         self.step_time = np.array([entry['time'] - entry['data_time'] for entry in timed])
+        self.wait_time = np.array([entry['data_time'] for entry in timed])
 
     @property
     def budget(self) -> dict[str, Any]:
