@@ -8,9 +8,10 @@ import pytest
 import tiny
 import torch
 from demo_runs import float64
+from following import Follow, exponential_average, network
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import EMAHook
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner import Runner
@@ -31,28 +32,6 @@ def loader(batch_size, sampler, **dataset):
         type='PFBDemoDataset', metainfo=dict(classes=classes), pipeline=PIPELINE, **dataset
     )
     return dict(batch_size=batch_size, num_workers=0, sampler=sampler, dataset=dataset)
-
-
-class Follow(Hook):
-    """What each iteration left behind: its loss, which images it kept, the network's state."""
-
-    def __init__(self):
-        self.losses, self.selections, self.states = [], [], []
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.losses.append(float(outputs['loss']))
-        self.selections.append(runner.model.pfb.selection)
-        self.states.append(network(runner.model))
-
-    @property
-    def kept(self):
-        return [None if s is None else s.indices.tolist() for s in self.selections]
-
-
-def network(model):
-    """Weights and statistics of all but the estimate."""
-    state = {k: v for k, v in model.state_dict().items() if not k.startswith('pfb.')}
-    return {k: v.clone().cpu() for k, v in state.items() if v.is_floating_point()}
 
 
 def train(tmp_path, strategy='two_pass', hooks=(), backbone=None, **settings):
@@ -309,13 +288,8 @@ class TestExponentialMovingAverage:
         runner, average = self.train(tmp_path, strategy, update_buffers=update_buffers)
         check(runner, plain(strategy))
         assert 0 <= runner.message_hub.get_scalar('val/mIoU').current() <= 100
-        first, *others = runner.follow.states
-        expected = dict(first)
-        parameters = dict(average.named_parameters())
-        for state in others:
-            for name, value in state.items():
-                averaged = update_buffers or name in parameters
-                expected[name] = 0.9 * expected[name] + 0.1 * value if averaged else value
+        names = network(average) if update_buffers else dict(average.named_parameters())
+        expected = exponential_average(runner.follow.states, 0.1, names)
         assert_close(network(average), expected, rtol=1e-9, atol=1e-12)
 
     @pytest.mark.parametrize('update_buffers', [False, True], ids=['parameters', 'buffers too'])

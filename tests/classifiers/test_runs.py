@@ -6,11 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import mmpretrain
-import numpy as np
 import pytest
 import torch
+from classifier_runs import write_images
 from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
@@ -22,7 +21,6 @@ from pfb_mmseg.reporting import read_scalars
 
 ROOT = Path(__file__).parents[2]
 THEIRS = Path(mmpretrain.__file__).parent / '.mim' / 'tools' / 'train.py'
-CLASSES = ['cat', 'dog', 'owl']
 
 CONFIG = """
 default_scope = 'mmpretrain'
@@ -77,13 +75,7 @@ custom_hooks = [
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs')
-    rng = np.random.default_rng(0)
-    for label, name in enumerate(CLASSES):
-        (folder / 'images' / name).mkdir(parents=True)
-        for index in range(6):
-            image = rng.integers(0, 256, (32, 32, 3)) // 2
-            image[..., label] += 80
-            cv2.imwrite(str(folder / 'images' / name / f'{index}.png'), image)
+    write_images(folder / 'images')
     (folder / 'plain.py').write_text(CONFIG)
     (folder / 'pfb.py').write_text(PFB)
     return folder
