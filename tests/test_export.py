@@ -9,18 +9,21 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from classifier_runs import run_config, write_images
 from demo_runs import ROOT, demo_config, train
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmpretrain import ImageClassificationInferencer, get_model
 from mmseg.apis import inference_model, init_model
 from mmseg.models import EncoderDecoder
 from mmseg.registry import MODELS
 
 from pfb_mmseg import PFBMixin
+from pfb_mmseg.baselines.methods import apply_method
 from pfb_mmseg.commands.main import read
 from pfb_mmseg.compat import find_distributions, why_no_resume
 from pfb_mmseg.datasets.demo import draw_scene
-from pfb_mmseg.segmentors.export import export, plain_config
+from pfb_mmseg.hosts.export import export, plain_config
 
 # Imports of pfb_mmseg raise, and so would everything that needs it.
 WITHOUT = """
@@ -33,6 +36,19 @@ from mmseg.apis import inference_model, init_model
 checkpoint, config, image, out = sys.argv[1:]
 model = init_model(config, checkpoint, device='cpu')
 torch.save(inference_model(model, np.load(image)).seg_logits.data, out)
+"""
+WITHOUT_AND_CLASSIFIED = """
+import sys
+sys.modules['pfb_mmseg'] = None
+import numpy as np
+import torch
+from mmpretrain import ImageClassificationInferencer, get_model
+
+checkpoint, config, image, out = sys.argv[1:]
+classify = ImageClassificationInferencer(get_model(config, checkpoint, device='cpu'))
+assert classify.classes == ('cat', 'dog', 'owl')
+[result] = classify(np.load(image), return_datasamples=True)
+torch.save(result.pred_score, out)
 """
 REFUSED = why_no_resume(find_distributions(), torch.__version__)
 
@@ -50,13 +66,13 @@ def scene():
     return image
 
 
-def predict_without_pfb(exported, image, folder):
-    """Logits of plain MMSegmentation, in a process that cannot import this package."""
+def predict_without_pfb(exported, image, folder, code=WITHOUT):
+    """Logits or scores of a plain model, in a process that cannot import this package."""
     np.save(folder / 'image.npy', image)
     files = [exported.checkpoint, exported.config, folder / 'image.npy', folder / 'logits.pt']
     env = {k: v for k, v in os.environ.items() if k != 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'}
     run = subprocess.run(
-        [sys.executable, '-c', WITHOUT, *files], cwd=folder, env=env, capture_output=True, text=True
+        [sys.executable, '-c', code, *files], cwd=folder, env=env, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
     assert 'do not match' not in run.stdout + run.stderr
@@ -92,6 +108,39 @@ def test_an_exported_run_predicts_bit_for_bit_the_same_without_pfb(variant, tmp_
     expected = inference_model(init_model(trained, str(checkpoint), device='cpu'), scene)
     found = predict_without_pfb(exported, scene, tmp_path)
     assert torch.equal(found, expected.seg_logits.data)
+
+
+@pytest.mark.parametrize('variant', ['density', 'own exit', 'EMA', 'infobatch'])
+def test_an_exported_classifier_predicts_bit_for_bit_the_same_with_mmpretrain_alone(
+    variant, tmp_path
+):
+    write_images(tmp_path / 'images')
+    hooks = [dict(type='EMAHook', momentum=0.3)] if variant == 'EMA' else []
+    pfb = dict(criterion='hard') if variant == 'own exit' else None
+    config = run_config(tmp_path / 'images', tmp_path / 'run', 2, pfb, hooks)
+    if variant == 'infobatch':
+        apply_method(config, 'infobatch', 0.5)
+    train(config)
+    checkpoint = tmp_path / 'run/epoch_2.pth'
+    exported = export(checkpoint, tmp_path / 'out')
+    assert Config.fromfile(exported.config).model.type == 'ImageClassifier'
+    assert 'pfb' not in exported.config.read_text().lower()
+
+    image = np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8)
+    model = get_model(config_left_in(tmp_path / 'run'), str(checkpoint), device='cpu')
+    assert type(model).__name__ != 'ImageClassifier'
+    [expected] = ImageClassificationInferencer(model)(image, return_datasamples=True)
+    found = predict_without_pfb(exported, image, tmp_path, WITHOUT_AND_CLASSIFIED)
+    assert torch.equal(found, expected.pred_score)
+
+
+def test_of_a_data_set_that_is_left_out_the_pipeline_stays_for_mmpretrain_to_predict_with():
+    config = 'configs/cifar10/resnet18-small_pfb-p50_1xb128-8e_cifar10-jpeg.py'
+    cfg = Config.fromfile(ROOT / config)
+    changes = plain_config(cfg)
+    assert 'train_dataloader' not in cfg and 'test_evaluator' not in cfg
+    assert cfg.test_dataloader == dict(dataset=dict(pipeline=[dict(type='PackInputs')]))
+    assert any("pipeline kept for MMPretrain's inferencer" in change for change in changes)
 
 
 def test_nothing_of_pfb_or_of_training_is_left_and_what_went_is_told(run, tmp_path):

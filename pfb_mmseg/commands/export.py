@@ -1,4 +1,4 @@
-"""Make of a checkpoint and its config what plain MMSegmentation loads, without pfb_mmseg.
+"""Make of a checkpoint and its config what MMSegmentation or MMPretrain loads without pfb_mmseg.
 
 The predictions stay the same, bit for bit. What is changed or left out is told; a model that needs
 a part of pfb_mmseg to predict is refused.
@@ -32,7 +32,7 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     if args.cfg_options and args.config is None:
         parser.error('--cfg-options change the config that --config names; name it')
 
-    from ..segmentors.export import export
+    from ..hosts.export import export
     from . import launch
 
     try:

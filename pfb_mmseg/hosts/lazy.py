@@ -27,7 +27,19 @@ def register_for_later(name: str, module: str, package: str, extra: str) -> None
                 f'pip install "pfb_mmseg[{extra}]" (from a clone of the repository: '
                 f'pip install -e ".[{extra}]")'
             )
-        return getattr(import_module(module), name)(**config)
+        return awaited_class(build)(**config)
 
-    build.__name__ = name
+    # What it stands for, told as a class tells where it is from.
+    build.__module__, build.__name__ = module, name
     MODELS.register_module(name=name, module=build)
+
+
+def awaited_class(registered: Any) -> Any:
+    """The class that was registered for later; whatever else is registered is itself.
+
+    Raises:
+        ImportError: the class's package is not installed.
+    """
+    if isinstance(registered, type):
+        return registered
+    return getattr(import_module(registered.__module__), registered.__name__, registered)

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mmengine.registry
-import mmseg.registry
 import torch
 from mmengine.config import Config
-from mmengine.registry import Registry, init_default_scope
+from mmengine.registry import MODELS, Registry, init_default_scope
 from mmengine.runner import CheckpointLoader
-from mmseg.registry import MODELS
 
-from ..hosts.apply import remove_pfb, type_name
+from .apply import remove_pfb, type_name
+from .lazy import awaited_class
 
 PACKAGE = __name__.partition('.')[0]
 # Transforms of ours that stand where MMSegmentation's would, with those.
@@ -50,11 +49,12 @@ def export(
     config: str | Path | Config | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Writes a checkpoint and a config that plain MMSegmentation loads, with the same predictions.
+    """Writes a checkpoint and a config that need MMSegmentation, or MMPretrain, alone.
 
-    Weights and buffers of the model stay what they are, bit for bit; where EMAHook averaged them,
-    they are the averages, as MMEngine saves them. Left out are the state of PFB (an exit of its own
-    included), of the optimizer, the schedule, the log and the model that EMAHook keeps beside.
+    Predictions stay the same, as weights and buffers of the model do, bit for bit; where EMAHook
+    averaged them, they are the averages, as MMEngine saves them. Left out are the state of PFB (an
+    exit of its own included), of the optimizer, the schedule, the log and the model that EMAHook
+    keeps beside.
 
     Args:
         checkpoint: that MMEngine saved; path or URL. It may hold objects: read what you trust.
@@ -98,7 +98,8 @@ def plain_config(cfg: Config) -> list[str]:
     """Changes a config in place to one that names nothing of this package.
 
     Types that only train differently become those that they extend. Of what is not needed for a
-    prediction (hooks, data sets, samplers), that which is of this package is left out.
+    prediction (hooks, data sets, samplers), that which is of this package is left out. Of a
+    classifier's test data set the pipeline stays, which MMPretrain's inferencer looks for there.
 
     Returns:
         A sentence for each change.
@@ -107,6 +108,7 @@ def plain_config(cfg: Config) -> list[str]:
         ValueError: the model has a part of this package that has no plain counterpart.
     """
     ours = _registered_here()
+    test_pipeline = _test_pipeline(cfg)
     changes = _plain_hooks(cfg, ours)
     blocked = cfg.model.type
     remove_pfb(cfg)
@@ -114,11 +116,11 @@ def plain_config(cfg: Config) -> list[str]:
         changes.append(f'model.type: {type_name(blocked)} -> {type_name(cfg.model.type)}')
     for entry in ('model', 'data_preprocessor', 'tta_model'):
         part = {entry: cfg.get(entry)}
-        changes += _extended_types(part, ours)
+        changes += _extended_types(part, ours, _scope(cfg))
         for leaf in _traces(part, ours):
             raise ValueError(
                 f'{leaf.path}={leaf.value!r} is a part of {PACKAGE} that the model needs at '
-                f'inference, and MMSegmentation has none like it: install {PACKAGE} where the '
+                f'inference, and OpenMMLab has none like it: install {PACKAGE} where the '
                 'model is deployed, or copy the class into your own code, register it there under '
                 'another name, and export with a config that names it'
             )
@@ -135,6 +137,10 @@ def plain_config(cfg: Config) -> list[str]:
             group = next((group for group in TOGETHER if entry in group), (entry,))
             gone = [one for one in group if cfg.pop(one, None) is not None]
             changes.append(f'{", ".join(gone)} left out: {leaf.path}={leaf.value!r}')
+    kept = test_pipeline is not None and not any(_traces({'pipeline': test_pipeline}, ours))
+    if kept and 'test_dataloader' not in cfg and _scope(cfg) == 'mmpretrain':
+        cfg.test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+        changes.append("test_dataloader.dataset.pipeline kept for MMPretrain's inferencer")
     return changes
 
 
@@ -188,13 +194,21 @@ def _leaves(value: Any, path: str = '') -> Iterator[_Leaf]:
             yield from _leaves(inner, where)
 
 
-def _registered_here() -> dict[str, type]:
-    """What this package registers with MMEngine and MMSegmentation, by name."""
-    modules = (mmengine.registry, mmseg.registry)
-    registries = [one for m in modules for one in vars(m).values() if isinstance(one, Registry)]
+def _scope(cfg: Config) -> str:
+    return cfg.get('default_scope') or 'mmseg'
+
+
+def _test_pipeline(cfg: Config) -> list | None:
+    return (cfg.get('test_dataloader') or {}).get('dataset', {}).get('pipeline')
+
+
+def _registered_here() -> dict[str, Any]:
+    """What this package registers, in whichever scope, by name."""
+    roots = [one for one in vars(mmengine.registry).values() if isinstance(one, Registry)]
     return {
         name: found
-        for registry in registries
+        for root in roots
+        for registry in (root, *root.children.values())
         for name, found in registry.module_dict.items()
         if _is_here(found)
     }
@@ -204,7 +218,7 @@ def _is_here(found: Any) -> bool:
     return getattr(found, '__module__', '').partition('.')[0] == PACKAGE
 
 
-def _traces(part: dict, ours: dict[str, type]) -> Iterator[_Leaf]:
+def _traces(part: dict, ours: dict[str, Any]) -> Iterator[_Leaf]:
     """What names a part of this package, or a scalar that it logs."""
     for leaf in _leaves(part):
         here = type_name(leaf.value) in ours or _is_here(leaf.value)
@@ -212,19 +226,26 @@ def _traces(part: dict, ours: dict[str, type]) -> Iterator[_Leaf]:
             yield leaf
 
 
-def _extended_types(part: dict, ours: dict[str, type]) -> list[str]:
+def _extended_types(part: dict, ours: dict[str, Any], scope: str) -> list[str]:
     """Names, for each type of ours, the registered one that it extends, in place."""
     changes = []
     for leaf in _leaves(part):
         if leaf.key != 'type' or type_name(leaf.value) not in ours:
             continue
-        bases = ours[type_name(leaf.value)].__mro__
-        plain = [one for one in bases if not _is_here(one) and MODELS.get(one.__name__) is one]
+        bases = [one for one in _bases(ours[type_name(leaf.value)]) if not _is_here(one)]
+        with MODELS.switch_scope_and_registry(scope) as registry:
+            plain = [one for one in bases if registry.get(one.__name__) is one]
         if plain:
             leaf.holder['type'] = plain[0].__name__
             leaf.holder.pop('pfb', None)
             changes.append(f'{leaf.path}: {type_name(leaf.value)} -> {plain[0].__name__}')
     return changes
+
+
+def _bases(registered: Any) -> tuple[type, ...]:
+    """All that a type extends; none, if it is a function."""
+    found = awaited_class(registered)
+    return found.__mro__ if isinstance(found, type) else ()
 
 
 def _plain_imports(cfg: Config) -> list[str]:
@@ -240,7 +261,7 @@ def _plain_imports(cfg: Config) -> list[str]:
     return [f'custom_imports: {PACKAGE} left out']
 
 
-def _plain_hooks(cfg: Config, ours: dict[str, type]) -> list[str]:
+def _plain_hooks(cfg: Config, ours: dict[str, Any]) -> list[str]:
     custom, default = cfg.get('custom_hooks') or [], cfg.get('default_hooks') or {}
     gone = {i: leaf for i, hook in enumerate(custom) for leaf in _traces(hook, ours)}
     if gone:
@@ -264,7 +285,7 @@ def _find_config(
 
 
 def _check_fit(cfg: Config, state_dict: dict) -> None:
-    init_default_scope(cfg.get('default_scope') or 'mmseg')
+    init_default_scope(_scope(cfg))
     try:
         model = MODELS.build(copy.deepcopy(cfg.model))
     except KeyError as error:
