@@ -31,6 +31,7 @@ def test_classes_are_the_folders_in_alphabetical_order(tmp_path):
     dataset = ClassTarDataset(ann_file='train.tar', data_root=str(tmp_path))
     assert dataset.metainfo['classes'] == ('iris', 'rose')
     assert [dataset[i]['gt_label'] for i in range(3)] == [1, 0, 1]
+    assert dataset[1]['img_path'] == f'{tmp_path}/train.tar/x/iris/1.png'
     image = dataset[0]['img']
     assert image.shape == (4, 6, 3) and image.dtype == np.uint8
     assert (image == RED[::-1]).all()  # BGR

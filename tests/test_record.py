@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.structures import PixelData
+from mmengine.structures import BaseDataElement, PixelData
 from mmseg.structures import SegDataSample
 
-from pfb_mmseg.record import SelectionRecord, class_pixels
+from pfb_mmseg.record import SelectionRecord, class_counts, class_pixels, image_name
 from pfb_mmseg.reporting import read_scalars
 
 CLASSES = ['road', 'sky']
@@ -51,9 +51,10 @@ def check(record):
     assert timeline.candidates.tolist() == [0, 3, 2, 2]
     assert timeline.kept.tolist() == [0, 2, 1, 1]
     assert timeline.nonfinite.tolist() == [0, 1, 0, 0]
-    assert record.classes == CLASSES
+    assert (record.classes, record.class_unit) == (CLASSES, 'pixels')
     # dropped, kept
-    assert timeline.pixels.tolist() == [
+    np.testing.assert_array_equal(timeline.pixels, timeline.class_counts)
+    assert timeline.class_counts.tolist() == [
         [[0, 0], [0, 0]],
         [[1, 7], [5, 2]],
         [[0, 0], [0, 0]],
@@ -188,10 +189,21 @@ def test_merging_into_an_empty_record_takes_everything():
 def test_merging_goes_by_the_names_of_the_classes():
     record = hand_counted()
     other = SelectionRecord(['car', 'sky'])
-    other.add(1, ['a'], np.array([True]), pixels=np.array([[3, 4]]))
+    other.add(1, ['a'], np.array([True]), class_counts=np.array([[3, 4]]))
     record.merge(other)
     assert record.classes == ['road', 'sky', 'car']
-    assert record.timeline.pixels[1].tolist() == [[1, 7, 0], [5, 6, 3]]
+    assert record.timeline.class_counts[1].tolist() == [[1, 7, 0], [5, 6, 3]]
+
+
+def test_what_is_counted_of_the_classes_survives_a_file_and_merging(tmp_path):
+    record, whole = SelectionRecord(CLASSES), SelectionRecord(CLASSES)
+    assert record.class_unit is None
+    record.add(0, ['a'], np.array([True]), class_counts=np.array([[0, 1]]), class_unit='images')
+    record.save(tmp_path / 'record.npz')
+    whole.merge(SelectionRecord.load(tmp_path / 'record.npz'))
+    whole.merge(SelectionRecord(CLASSES))  # of a process that has counted nothing yet
+    assert whole.class_unit == 'images'
+    assert whole.timeline.class_counts.tolist() == [[[0, 0], [0, 1]]]
 
 
 def test_an_image_twice_in_a_batch_counts_twice():
@@ -286,6 +298,41 @@ class TestClassPixels:
     def test_there_are_none_without_labels_or_classes(self):
         assert class_pixels([SegDataSample()], 3) is None
         assert class_pixels([sample([[0]])], 0) is None
+
+
+def labelled(**fields):
+    return BaseDataElement(**{name: torch.tensor(value) for name, value in fields.items()})
+
+
+class TestClassCounts:
+    def test_of_label_maps_are_pixels(self):
+        assert class_counts([sample([[0, 1, 1]])], 2).unit == 'pixels'
+
+    def test_of_classes_are_images_which_may_be_of_several_or_none(self):
+        labels = ([1], [2, 0, 2], [], [-1], [3])
+        found = class_counts([labelled(gt_label=label) for label in labels], 3)
+        assert found.unit == 'images'
+        assert found.counts.tolist() == [[0, 1, 0], [1, 0, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
+
+    def test_the_class_that_an_image_was_loaded_with_counts_and_not_what_was_mixed_into_it(self):
+        mixed = labelled(gt_label=[1], gt_score=[0.7, 0.3])
+        assert class_counts([mixed], 2).counts.tolist() == [[0, 1]]
+
+    def test_of_shares_the_largest_count(self):
+        shares = [[0.2, 0.7, 0.1], [1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, -1.0, 0.0]]
+        found = class_counts([labelled(gt_score=share) for share in shares], 3).counts
+        assert found.tolist() == [[0, 1, 0], [1, 0, 1], [0, 0, 0], [1, 0, 0]]
+
+    def test_there_are_none_without_labels_or_classes(self):
+        assert class_counts([labelled()], 3) is None
+        assert class_counts([labelled(gt_label=[0]), labelled()], 3) is None
+        assert class_counts([labelled(gt_label=[0])], 0) is None
+
+
+def test_an_image_goes_by_its_path_or_else_by_its_place_in_the_data_set():
+    assert image_name('a/b.png', 3) == 'a/b.png'
+    assert image_name(None, 3) == 'image 3'
+    assert image_name(None, None) == '<no path>'
 
 
 def test_scalars_of_a_folder_without_a_run_are_refused(tmp_path):

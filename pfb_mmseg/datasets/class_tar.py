@@ -20,7 +20,8 @@ class ClassTarDataset(BaseDataset):
     Args:
         ann_file: the tar file, below ``data_root``.
         **kwargs: of MMEngine's ``BaseDataset``. The pipeline needs no step that loads: it gets
-            ``img``, (H, W, 3) uint8 in the order BGR, and ``gt_label``.
+            ``img``, (H, W, 3) uint8 in the order BGR, and ``gt_label``; ``img_path`` is that of the
+            tar file with the member's behind it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -37,10 +38,11 @@ class ClassTarDataset(BaseDataset):
                 image = mmcv.imfrombytes(tar.extractfile(member).read(), backend='cv2')
                 if image is None:
                     raise ValueError(f'{self.ann_file}: {member.name} is no image that can be read')
-                found.append((PurePosixPath(member.name).parent.name, image))
+                path = PurePosixPath(self.ann_file, member.name)
+                found.append((path.parent.name, str(path), image))
         if not found:
             raise ValueError(f'{self.ann_file} holds no image: expected members CLASS/NAME')
-        names = sorted({name for name, _ in found})
+        names = sorted({name for name, *_ in found})
         classes = self._metainfo.setdefault('classes', tuple(names))
         if unknown := sorted(set(names) - set(classes)):
             raise ValueError(
@@ -49,6 +51,6 @@ class ClassTarDataset(BaseDataset):
             )
         labels = {name: label for label, name in enumerate(classes)}
         return [
-            dict(img=image, gt_label=labels[name], ori_shape=image.shape[:2])
-            for name, image in found
+            dict(img=image, img_path=path, gt_label=labels[name], ori_shape=image.shape[:2])
+            for name, path, image in found
         ]

@@ -14,7 +14,7 @@ from mmengine.registry import HOOKS
 
 from ..core import Selection
 from ..core.ranks import Ranks
-from ..record import RECORD_NAME, SelectionRecord, class_pixels
+from ..record import RECORD_NAME, SelectionRecord, class_counts, image_name
 from ..record.files import write_atomically
 from .model import find_filter
 from .preflight import check_only_one
@@ -105,15 +105,19 @@ class PFBRecordHook(Hook):
 
     def _write_down(self, iteration: int, data_samples: list, selection: Selection) -> None:
         """Note which images were kept, and their scores. Waits for the device."""
-        paths = [str(getattr(sample, 'img_path', '<no path>')) for sample in data_samples]
-        found, pixels = selection.on_host, class_pixels(data_samples, len(self._classes))
+        paths = [
+            image_name(getattr(sample, 'img_path', None), getattr(sample, 'sample_idx', None))
+            for sample in data_samples
+        ]
+        found, counted = selection.on_host, class_counts(data_samples, len(self._classes))
         self._fresh.add(
             iteration,
             paths,
             found.kept.numpy(),
             None if found.score is None else found.score.numpy(),
-            None if pixels is None else pixels.cpu().numpy(),
+            None if counted is None else counted.counts.cpu().numpy(),
             found.score_name,
+            None if counted is None else counted.unit,
         )
 
     def _collect(self) -> None:

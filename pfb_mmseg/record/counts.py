@@ -24,14 +24,14 @@ _SEPARATOR = '\0'  # the one character that no path holds
 
 
 class SelectionRecord:
-    """Counts per image, identified by its path, and totals over stretches of the run.
+    """Counts per image, see :func:`image_name`, and totals over stretches of the run.
 
     A stretch is ``width`` iterations long: as many as ``num_iters`` asks for, twice as many
     whenever there are more than 256 stretches, so a record does not grow with the length of the
     run.
 
     Args:
-        classes: whose pixels are to be counted.
+        classes: whose pixels or images are to be counted.
         num_iters: length of the run, so that its stretches need not be joined later; 0 if unknown.
 
     Attributes:
@@ -43,12 +43,15 @@ class SelectionRecord:
         mean_score: (M,) float64, over the steps in which an image had a finite score; NaN where
             there was none.
         kept_share: float, share of the candidates that were kept; None before the first.
-        classes: list of str, whose pixels are counted.
+        classes: list of str, whose pixels or images are counted.
+        class_unit: str, which of the two, ``'pixels'`` (segmentation) or ``'images'``
+            (classification); None while nothing was counted.
         width: iterations in a stretch.
     """
 
     def __init__(self, classes: Sequence[str] = (), num_iters: int = 0) -> None:
         self.classes = list(classes)
+        self.class_unit: str | None = None
         self.score_name: str | None = None
         self.width = 1
         while self.width * _MAX_ROWS < num_iters:
@@ -99,7 +102,7 @@ class SelectionRecord:
         shape = {
             'totals': (4,),
             'scores': (2, len(edges) - 1),
-            'pixels': (2, len(self.classes)),
+            'class_counts': (2, len(self.classes)),
         }
         column = {
             name: np.array([getattr(row, name) for row in rows], np.int64).reshape(len(rows), *size)
@@ -114,8 +117,9 @@ class SelectionRecord:
         paths: Sequence[str],
         kept: np.ndarray,
         score: np.ndarray | None = None,
-        pixels: np.ndarray | None = None,
+        class_counts: np.ndarray | None = None,
         score_name: str | None = LOG_DENSITY,
+        class_unit: str | None = 'pixels',
     ) -> None:
         """Count one blocked batch.
 
@@ -124,8 +128,9 @@ class SelectionRecord:
             paths: of the N candidates.
             kept: (N,) bool, True for those that stayed.
             score: (N,), or None if nothing was scored.
-            pixels: (N, C) integers, of each of the ``classes``; None if there are no labels.
+            class_counts: (N, C) integers, of each of the ``classes``; None if there are no labels.
             score_name: what ``score`` is; not looked at where there is none.
+            class_unit: what ``class_counts`` counts, likewise.
         """
         rows = self._rows(paths)
         np.add.at(self._counts[:, 0], rows, 1)
@@ -141,8 +146,12 @@ class SelectionRecord:
             bins = np.searchsorted(self._edges, score[finite], side='right') - 1
             bins = bins.clip(0, len(self._edges) - 2)
             np.add.at(stretch.scores, (kept[finite].astype(int), bins), 1)
-        if pixels is not None:
-            stretch.pixels += [pixels[~kept].sum(axis=0), pixels[kept].sum(axis=0)]
+        if class_counts is not None:
+            self.class_unit = class_unit
+            stretch.class_counts += [
+                class_counts[~kept].sum(axis=0),
+                class_counts[kept].sum(axis=0),
+            ]
 
     def add_full(self, iteration: int, num_images: int) -> None:
         """Count a batch of which every image was trained on, without a choice."""
@@ -155,6 +164,7 @@ class SelectionRecord:
         """
         if other.score_name is not None:
             self._speak_of(other.score_name)
+        self.class_unit = other.class_unit or self.class_unit
         rows = self._rows(other.paths)
         self._counts[rows] += other._counts[: len(other)]
         self._score[rows] += other._score[: len(other)]
@@ -166,7 +176,8 @@ class SelectionRecord:
             stretch.totals += row.totals
             if other.score_name is not None:
                 stretch.scores += row.scores
-            np.add.at(stretch.pixels, (slice(None), columns), row.wider(len(columns)).pixels)
+            counts = row.wider(len(columns)).class_counts
+            np.add.at(stretch.class_counts, (slice(None), columns), counts)
 
     def to_bytes(self) -> bytes:
         """Everything, compressed, for a file or a checkpoint."""
@@ -179,6 +190,10 @@ class SelectionRecord:
         """The record that :meth:`to_bytes` described, in this version or in 0.1."""
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             state = dict(arrays)
+        if 'pixels' in state:  # 0.1, which knew of segmentation alone
+            state['class_counts'] = state.pop('pixels')
+            unit = 'pixels' if state['class_counts'].any() else ''
+            state['class_unit'] = _encode([unit])
         if 'log_density' in state:  # 0.1
             name = LOG_DENSITY if state['counts'][:, 2].any() else ''
             state['score'], state['score_name'] = state['log_density'], _encode([name])
@@ -198,17 +213,19 @@ class SelectionRecord:
             score=self._score[: len(self)],
             score_name=_encode([self.score_name or '']),
             classes=_encode(self.classes),
+            class_unit=_encode([self.class_unit or '']),
             width=np.array(self.width),
             first=timeline.first,
             totals=timeline.totals,
             scores=timeline.scores[..., first_bin:end_bin],
             first_bin=np.array(first_bin),
-            pixels=timeline.pixels,
+            class_counts=timeline.class_counts,
         )
 
     def __setstate__(self, state: dict[str, np.ndarray]) -> None:
         self.__init__(_decode(state['classes']))
         self.score_name = ''.join(_decode(state['score_name'])) or None
+        self.class_unit = ''.join(_decode(state['class_unit'])) or None
         self.width = int(state['width'])
         rows = self._rows(_decode(state['paths']))
         self._counts[rows] = state['counts']
@@ -218,7 +235,7 @@ class SelectionRecord:
             stretch = self._stretch(first)
             stretch.totals += state['totals'][index]
             stretch.scores[:, bins] += state['scores'][index]
-            stretch.pixels += state['pixels'][index]
+            stretch.class_counts += state['class_counts'][index]
 
     def save(self, path: str | os.PathLike) -> None:
         """Write to an ``.npz`` file; after a crash the old or the new file is there, never half."""
@@ -277,7 +294,7 @@ class SelectionRecord:
             whole = self._stretches.setdefault(index // 2, _Stretch(self._no_scores()))
             whole.wider(len(self.classes)).totals += half.totals
             whole.scores += half.scores
-            whole.pixels += half.wider(len(self.classes)).pixels
+            whole.class_counts += half.wider(len(self.classes)).class_counts
 
 
 class Timeline:
@@ -289,7 +306,8 @@ class Timeline:
         scores: (T, 2, B) int64: images by score.
         edges: (B + 1,) float64, borders of these bins: one nat wide for log densities, a sixteenth
             of a factor of two for any other score. What lies beyond is in the outermost bins.
-        pixels: (T, 2, C) int64: pixels of each class.
+        class_counts: (T, 2, C) int64: pixels of each class, or images, see
+            :attr:`SelectionRecord.class_unit`.
     """
 
     def __init__(
@@ -298,13 +316,18 @@ class Timeline:
         totals: np.ndarray,
         scores: np.ndarray,
         edges: np.ndarray,
-        pixels: np.ndarray,
+        class_counts: np.ndarray,
     ) -> None:
         self.first = first
         self.totals = totals
         self.scores = scores
         self.edges = edges
-        self.pixels = pixels
+        self.class_counts = class_counts
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """What :attr:`class_counts` was called when there was nothing else to count."""
+        return self.class_counts
 
     @property
     def density(self) -> np.ndarray:
@@ -338,14 +361,21 @@ class _Stretch:
     def __init__(self, scores: np.ndarray) -> None:
         self.totals = np.zeros(4, np.int64)
         self.scores = scores
-        self.pixels = np.zeros((2, 0), np.int64)
+        self.class_counts = np.zeros((2, 0), np.int64)
 
     def wider(self, num_classes: int) -> _Stretch:
         """Itself, with room for so many classes."""
-        missing = num_classes - self.pixels.shape[1]
+        missing = num_classes - self.class_counts.shape[1]
         if missing > 0:
-            self.pixels = np.pad(self.pixels, ((0, 0), (0, missing)))
+            self.class_counts = np.pad(self.class_counts, ((0, 0), (0, missing)))
         return self
+
+
+def image_name(path: str | os.PathLike | None, index: int | None) -> str:
+    """What an image goes by: its path or, if its data set has none, its place in there."""
+    if path is not None:
+        return str(path)
+    return '<no path>' if index is None else f'image {index}'
 
 
 def _encode(names: Sequence[str]) -> np.ndarray:
