@@ -32,6 +32,7 @@ class LinearExit(Exit):
     """
 
     trained = True
+    compares_vectors = True
 
     def __init__(
         self,

@@ -20,10 +20,13 @@ class Exit(nn.Module, ABC):
     Attributes:
         trained (bool): whether it has weights of its own, which learn from :meth:`losses`.
         behind (bool): whether it reads a module that runs after the blocking point.
+        compares_vectors (bool): whether it reads the vectors alone, and compares those of a batch:
+            the larger that is, the more its losses tell.
     """
 
     trained = False
     behind = False
+    compares_vectors = False
 
     def __init__(self, point: BlockingPoint) -> None:
         super().__init__()

@@ -18,12 +18,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..hooks.budget_hook import BUDGET_NAME
 from ..record.versions import this_code
-from ..reporting import read_scalars
+from ..reporting import METRICS, read_scalars
 
 # What a Python is asked for to train; works from a checkout and from an installed wheel.
 TRAIN = ('-m', 'pfb_mmseg.commands', 'train')
-# What accuracy is called, and by which key validation logs it.
-METRICS = {'mIoU': 'mIoU', 'top-1': 'accuracy/top1'}
 _PACKAGES = Path(__file__).resolve().parents[2]  # the folder that this package lies in
 
 

@@ -62,15 +62,14 @@ def write_ranking(
         pictures = []
         for i in chosen:
             name = PurePosixPath(paths[i].replace('\\', '/')).stem
-            remark = f'{words.label} {values[i]:.3g}'
+            remark = '; '.join([*images.classes_of(paths[i]), f'{words.label} {values[i]:.3g}'])
             pictures.append(Picture(images.picture(paths[i]), name, remark))
             tell('Drawing images', next(drawn), len(first) + len(last))
         return page.gallery(pictures)
 
     content = page.page(
         words.heading,
-        f'{len(paths):,} images by their {words.label} under the model, the ground truth drawn '
-        'over them',
+        f'{len(paths):,} images by their {words.label} under the model, {images.truth}',
         page.section(words.first.capitalize(), words.about_sought, show(first)),
         page.section(words.last.capitalize(), words.about_others, show(last)),
     )

@@ -1,4 +1,4 @@
-"""The images of a config's training set, by their path, and how they look with their labels."""
+"""The images of a config's training set, by their name, and how they look with their labels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ..datasets.leaves import build_lazily, leaf_configs
+from ..record import image_name
 
 _SHADE = 0.5  # of the labels over the image
 
@@ -24,8 +25,10 @@ class ImageSet:
         part: ``'train'``, ``'val'`` or ``'test'``.
 
     Attributes:
-        infos: dict from path to what the data set knows of the image.
+        infos: dict from name, see :func:`image_name`, to what the data set knows of the image.
         palette: (C, 3) uint8, RGB.
+        classes: list of str, what images or pixels are told apart by.
+        truth: str, what is shown of the labels, in words.
 
     Raises:
         OSError, AssertionError: the data set does not find its files.
@@ -41,15 +44,37 @@ class ImageSet:
         # What loads an image with its labels, and without.
         self._loaders: dict[str, tuple[Compose, Compose]] = {}
         self.palette = np.zeros((0, 3), dtype=np.uint8)
+        self.classes: list[str] = []
         for leaf in leaf_configs(dataloader['dataset']):
             steps = _loading_steps(leaf.get('pipeline', []))
             loaders = Compose(steps), Compose(without_annotations(steps))
             dataset = build_lazily(leaf)
             palette = np.array(dataset.metainfo.get('palette') or [], dtype=np.uint8)
             self.palette = palette.reshape(-1, 3) if len(palette) else self.palette
-            for info in dataset.load_data_list():
-                self.infos[info['img_path']] = info
-                self._loaders[info['img_path']] = loaders
+            for index, info in enumerate(dataset.load_data_list()):
+                name = image_name(info.get('img_path'), index)
+                self.infos[name] = info
+                self._loaders[name] = loaders
+            # A data set may learn its classes from its files.
+            self.classes = [str(one) for one in dataset.metainfo.get('classes') or self.classes]
+
+    @property
+    def truth(self) -> str:
+        if any('gt_label' in info for info in self.infos.values()):
+            return 'their classes beside their names'
+        return 'the ground truth drawn over them'
+
+    def classes_of(self, path: str) -> list[str]:
+        """Names of the classes that an image as a whole is of; none for segmentation.
+
+        Raises:
+            KeyError: the data set has no such image.
+        """
+        found = self.infos[path].get('gt_label', ())
+        # Of several tasks, each has its own.
+        labels = [] if isinstance(found, dict) else np.atleast_1d(found).astype(int).tolist()
+        known = range(len(self.classes))
+        return [self.classes[label] if label in known else str(label) for label in labels]
 
     def load(self, path: str) -> tuple[np.ndarray, np.ndarray | None]:
         """An image, (H, W, 3) uint8 in BGR, and its labels, (H, W), if it has any.
@@ -62,7 +87,9 @@ class ImageSet:
         labelled, bare = self._loaders[path]
         labels = info.get('seg_map_path')
         loader = labelled if labels is not None and fileio.exists(labels) else bare
-        results = loader(copy.deepcopy(info))
+        results = copy.deepcopy(info)
+        if 'img' not in info:  # some data sets hold their images in memory
+            results = loader(results)
         image = np.asarray(results['img'])
         if image.ndim == 2 or image.shape[2] != 3:
             image = np.repeat(image.reshape(*image.shape[:2], -1)[..., :1], 3, axis=2)

@@ -74,12 +74,12 @@ def centroid_usage(counts: np.ndarray, idle: np.ndarray) -> bytes:
     return _png(figure)
 
 
-def class_shares(classes: Sequence[str], pixels: np.ndarray) -> bytes:
-    """Share of each class among the pixels of dropped and kept images; (2, C) counts.
+def class_shares(classes: Sequence[str], counts: np.ndarray, counted: str) -> bytes:
+    """Share of each class in what is counted of dropped and kept images; (2, C) counts.
 
     Of many classes, those whose shares differ most.
     """
-    share = pixels / np.maximum(pixels.sum(axis=1, keepdims=True), 1)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     order = np.argsort(-np.abs(share[1] - share[0]), kind='stable')[:_MOST_CLASSES]
     order = order[np.argsort(share[:, order].sum(axis=0), kind='stable')]
     figure = Figure(figsize=(5, 1.1 + 0.28 * len(order)), layout='constrained')
@@ -89,7 +89,7 @@ def class_shares(classes: Sequence[str], pixels: np.ndarray) -> bytes:
     axes.barh(places + 0.2, share[1, order], 0.38, color=ACCENT, label='in kept images')
     axes.barh(places - 0.2, share[0, order], 0.38, color=GREY, label='in dropped images')
     axes.set_yticks(places, [_short(classes[c]) for c in order])
-    axes.set(xlabel='share of the labelled pixels', ylim=(-0.7, len(order) - 0.3))
+    axes.set(xlabel=f'share of the {counted}', ylim=(-0.7, len(order) - 0.3))
     axes.xaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
     axes.legend(frameon=False, loc='lower right')
     return _png(figure)

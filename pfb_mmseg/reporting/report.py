@@ -17,6 +17,7 @@ from . import page, plots
 from .images import ImageSet
 from .page import Picture
 from .run import RunFiles
+from .scalars import METRICS
 from .scores import words_for
 
 _CENTROIDS_SHOWN, _IMAGES_A_CENTROID = 6, 6
@@ -100,8 +101,9 @@ def _numbers(run: RunFiles) -> dict[str, str]:
     if run.record is not None and len(run.record):
         never = int((run.record.kept == 0).sum())
         numbers[f'of {len(run.record):,} images looked at were never kept'] = f'{never:,}'
-    if run.val and 'mIoU' in run.val[-1]:
-        numbers['mIoU of the last validation'] = f'{run.val[-1]["mIoU"]:.2f}'
+    for name, key in METRICS.items():
+        if run.val and key in run.val[-1]:
+            numbers[f'{name} of the last validation'] = f'{run.val[-1][key]:.2f}'
     return numbers
 
 
@@ -136,11 +138,12 @@ def _figures(run: RunFiles) -> dict[str, tuple[bytes, str, str]]:
             f'{words.label.capitalize()} of the candidates in the first, middle and last third of '
             'the pruned iterations. The wider the spread, the more there is to choose by.',
         )
-    if timeline is not None and timeline.pixels.any():
+    if timeline is not None and timeline.class_counts.any():
+        counted = {'pixels': 'labelled pixels', 'images': 'images'}[run.record.class_unit]
         figures['class_share'] = (
-            plots.class_shares(run.record.classes, timeline.pixels.sum(axis=0)),
+            plots.class_shares(run.record.classes, timeline.class_counts.sum(axis=0), counted),
             'Classes in kept and dropped images',
-            'Share of each class among the labelled pixels, while images were being looked at. '
+            f'Share of each class among the {counted}, while images were being looked at. '
             'Where the grey bar is the longer one, a class was skipped more than others.',
         )
     if run.estimator:
@@ -222,11 +225,12 @@ def _galleries(run: RunFiles, num_images: int, scan_seconds: float, tell: Tell) 
 
     # Between images of equal counts: those that the criterion seeks first, or last.
     wanted, unscored = words.sought * score, np.isnan(score)
-    order = '' if unscored.all() else f'The {words.first} among them first, with the'
+    truth = 'the ground truth drawn over them' if images is None else images.truth
+    order = '' if unscored.all() else f'the {words.first} among them first, '
     parts = [
         page.section(
             'Most often kept',
-            f'{order or "With the"} ground truth drawn over them.',
+            f'{order}with {truth}.'.capitalize(),
             show(np.lexsort((-wanted, unscored, dropped, -kept))),
         ),
         page.section(
@@ -262,6 +266,7 @@ def _picture(images: ImageSet | None, path: str, remark: str) -> Picture:
     if images is None:
         return Picture(None, path, remark)
     try:
+        remark = '; '.join([*images.classes_of(path), remark])
         return Picture(images.picture(path), name, remark)
     except (OSError, KeyError):
         return Picture(None, path, f'{remark}; its file is not there any more')

@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 
+# What accuracy is called, and by which key validation logs it.
+METRICS = {'mIoU': 'mIoU', 'top-1': 'accuracy/top1'}
 _OURS = ('pfb/', 'infobatch/', 'sampling/')
 
 

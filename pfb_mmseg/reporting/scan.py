@@ -28,6 +28,8 @@ from .images import without_annotations
 from .run import load_checkpoint
 
 _IGNORE = 255
+_LABELS = ('gt_sem_seg', 'gt_label', 'gt_score')
+_MOST_COMPARED = 4096
 # What shapes the scoring pass of a training step: here, images are seen as they are, one by one.
 _AS_THEY_ARE = dict(
     strategy='two_pass',
@@ -43,7 +45,8 @@ class Scanner:
 
     An image's score here depends on the image alone: BatchNorm uses its running statistics, images
     go through the test pipeline, and nothing is learnt. An exit of its own, which has no running
-    statistics, is the exception: it normalises by the images that are run together.
+    statistics, is the exception: it normalises by the images that are run together; that of a
+    classifier by all images, or by thousands of them that are drawn at random.
 
     Args:
         config: with or without PFB.
@@ -107,6 +110,9 @@ class Scanner:
         self._reads_labels = (
             self.criterion.exit_options is not None or self.criterion.scoring_pass == 'whole'
         )
+        exit = model.pfb.exit
+        compares = exit is not None and exit.compares_vectors
+        self._compares = compares and self.criterion.scoring_pass != 'whole'
         self._pipeline = Compose(_test_pipeline(config, self._reads_labels))
 
     @property
@@ -137,18 +143,36 @@ class Scanner:
         Raises:
             ValueError: the criterion compares images by their labels, and one has none.
         """
-        rows, done, stop = [], 0, time.monotonic() + seconds
+        rows, samples, done, stop = [], [], 0, time.monotonic() + seconds
         for batch in _batches(map(self._load, infos), batch_size):
             data = {key: [item[key] for item in batch] for key in ('inputs', 'data_samples')}
-            images = self.model.data_preprocessor(data, training=False)['inputs']
-            labels = self._labels(batch, images) if self._reads_labels else data['data_samples']
+            data = self.model.data_preprocessor(data, training=False)
+            images, labels = data['inputs'], data['data_samples']
+            if self._reads_labels and 'gt_sem_seg' in labels[0]:
+                labels = self._label_maps(batch, images)
             candidates = HostCandidates(self.model, self.model.pfb, images, labels)
-            rows.append(self.criterion.observe(candidates).cpu())
+            if self._compares:
+                rows.append(candidates.features().cpu())
+                samples += labels
+            else:
+                rows.append(self.criterion.observe(candidates).cpu())
             done += len(batch)
             progress(done)
             if time.monotonic() > stop:
                 break
-        return torch.cat(rows) if rows else torch.zeros(0)
+        observed = torch.cat(rows) if rows else torch.zeros(0)
+        return self._compare(observed, samples) if self._compares else observed
+
+    def _compare(self, vectors: Tensor, samples: list) -> Tensor:
+        """(M,) of all images: neighbours in a data set, such as those of one class, tell nothing
+        of what is usual."""
+        observed = torch.zeros(len(vectors))
+        order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))
+        for rows in order.tensor_split(-(-len(order) // _MOST_COMPARED) or 1):
+            part, labels = vectors[rows].to(self.device), [samples[i] for i in rows.tolist()]
+            candidates = HostCandidates(self.model, self.model.pfb, part, labels, part)
+            observed[rows] = self.criterion.observe(candidates).cpu()
+        return observed
 
     def _load(self, info: dict) -> dict:
         if not self._reads_labels:
@@ -157,17 +181,17 @@ class Scanner:
             item = self._pipeline(copy.deepcopy(info))
         except KeyError as error:
             raise self._unlabelled(info) from error
-        if 'gt_sem_seg' not in item['data_samples']:
+        if not any(name in item['data_samples'] for name in _LABELS):
             raise self._unlabelled(info)
         return item
 
     def _unlabelled(self, info: dict) -> ValueError:
         return ValueError(
-            f'{info["img_path"]} has no labels, by which {self.score_name} is measured; rank by '
-            "criterion 'rare', which needs none, or another part of the data"
+            f'{info.get("img_path", "an image")} has no labels, by which {self.score_name} is '
+            "measured; rank by criterion 'rare', which needs none, or another part of the data"
         )
 
-    def _labels(self, batch: list[dict], images: Tensor) -> Tensor:
+    def _label_maps(self, batch: list[dict], images: Tensor) -> Tensor:
         """(N, 1, H, W) labels laid over the images, as these came out of the preprocessor."""
         size = batch[0]['inputs'].shape[-2:]
         # Test pipelines resize the image alone.
