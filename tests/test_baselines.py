@@ -320,6 +320,11 @@ class TestRuns:
             assert images == (kept, kept, kept)
         elif method == 'hard':
             assert images == (kept + 4 * blocked, kept, kept)
+        elif method == 'two_stage':  # after an epoch, of each batch 4 / sqrt(2) are loaded
+            loaded = 3 * 4 + 36
+            assert images == (kept + loaded, kept, kept)
+            assert budget['loaded'] == loaded + (18 - blocked) * 4
+            assert budget['candidates'] == 72
         elif method in ('loss_topk', 'divbs'):
             assert images == (kept + 4 * blocked, kept + 4 * blocked, kept)
         else:
@@ -337,8 +342,10 @@ class TestRuns:
             seen = runner.train_dataloader.sampler.scores.isfinite()
             assert seen.all() if name == 'infobatch' else seen.sum() >= 6
         if method not in SAMPLED:
-            assert iterations == 18 and budget['candidates'] == budget['loaded']
-        assert budget['loaded'] == (2 if method == 'small' else 4) * iterations
+            assert iterations == 18
+        if method != 'two_stage':
+            assert budget['loaded'] == (2 if method == 'small' else 4) * iterations
+            assert (budget['candidates'] == budget['loaded']) == (method not in SAMPLED)
         assert budget['seconds'] > 0 and budget['peak_memory_mib'] > 1
 
     def test_pruned_samples_are_not_loaded(self, tmp_path, monkeypatch):
@@ -492,6 +499,8 @@ class TestMethods:
                 set_iters(one, 300)
             if method == 'ohem':
                 one.model.decode_head.pop('sampler', None)
+            if method == 'two_stage':
+                one.train_dataloader.pop('batch_sampler', None)
         assert config.to_dict() == plain.to_dict()
 
     def test_pfb_options_and_schedule_of_the_config_are_kept(self):

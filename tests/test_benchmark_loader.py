@@ -115,10 +115,10 @@ def logged(run):
 
 def test_it_measures_writes_tables_and_keeps_its_runs(tmp_path, monkeypatch, capsys):
     arguments = ['--methods', 'hard', 'orderdp', '--ratios', '0.5', '--heights', '16']
-    arguments += ['--images', '6', '--batch-size', '2', '--iters', '12', '--work-dir', 'out']
+    arguments += ['--images', '6', '--batch-size', '2', '--iters', '21', '--work-dir', 'out']
     call(monkeypatch, tmp_path, *arguments)
     found = json.loads((tmp_path / 'out/loader.json').read_text())
-    assert (found['images'], found['iters'], found['workers']) == (6, 12, 1)
+    assert (found['images'], found['iters'], found['workers']) == (6, 21, 1)
     lines = {line['row']: line for line in found['benches']['16']}
     assert list(lines) == ['full', 'hard-p50', 'orderdp-p50']
     for row, line in lines.items():
@@ -127,7 +127,7 @@ def test_it_measures_writes_tables_and_keeps_its_runs(tmp_path, monkeypatch, cap
         assert line['loaded'] == budget['loaded'] == 2 * line['iterations']
         entries = logged(run)
         assert len(entries) == line['iterations']
-        counted = entries[3:]  # the first iteration, and two batches that a worker loads ahead
+        counted = entries[6:]  # the first, two that a worker loads ahead, and an epoch
         seconds, waited = (sum(column) for column in zip(*counted, strict=True))
         assert line['seconds'] == pytest.approx(seconds / len(counted) * len(entries))
         assert line['wait'] == pytest.approx(waited / len(counted))
@@ -135,10 +135,10 @@ def test_it_measures_writes_tables_and_keeps_its_runs(tmp_path, monkeypatch, cap
         saved = 1 - line['seconds'] / lines['full']['seconds']
         assert line['saved'] == (None if row == 'full' else pytest.approx(saved))
         if row == 'hard-p50':  # from the first iteration to the last
-            assert budget['backward'] == 12
+            assert budget['backward'] == 21
         assert not list(run.rglob('*.pth'))
-    assert lines['full']['loaded'] == lines['hard-p50']['loaded'] == 24
-    assert lines['orderdp-p50']['loaded'] == 8
+    assert lines['full']['loaded'] == lines['hard-p50']['loaded'] == 42
+    assert lines['orderdp-p50']['loaded'] == 14
 
     capsys.readouterr()
     call(monkeypatch, tmp_path, *arguments)
@@ -167,7 +167,7 @@ def test_it_measures_writes_tables_and_keeps_its_runs(tmp_path, monkeypatch, cap
         (['--methods', 'long'], "invalid choice: 'long'"),
         (
             ['--images', '1', '--iters', '10', '--workers', '5', '--methods', 'pfb'],
-            '--iters 10: full takes 10 iterations, of which the first 11 are not counted with 5',
+            '--iters 10: full takes 10 iterations, of which the first 12 are not counted with 5',
         ),
     ],
 )

@@ -191,6 +191,11 @@ def test_two_cpu_processes_test(trained, folder):
     [
         ('train.py', ['absent.py'], "config 'absent.py' is not a file"),
         ('train.py', ['plain.py', '--prune-ratio', '1'], 'prune_ratio=1.0: expected'),
+        (
+            'train.py',
+            ['plain.py', '--skip-loading', '0.3'],
+            '--skip-loading 0.3 needs --prune-ratio',
+        ),
         ('train.py', ['plain.py', '--amp'], '--amp: mixed precision needs a GPU'),
         ('test.py', ['plain.py', 'absent.pth'], "checkpoint 'absent.pth' is not a file"),
         ('test.py', ['bare.py', 'empty.pth', '--tta'], '--tta needs tta_model in the config'),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,15 @@ CRITERIA = {
 INFOBATCH = {'infobatch': (95, 0.95), 'infobatch_mean': (None, 0.5)}
 # With small images at first, and otherwise as the other one.
 RESIZED = {'resize': 'full', 'resize_pfb': 'pfb'}
-PRUNING_METHODS = (*CRITERIA, 'random_once', *INFOBATCH, 'orderdp', 'seta', 'resize_pfb')
+PRUNING_METHODS = (
+    *CRITERIA,
+    'two_stage',
+    'random_once',
+    *INFOBATCH,
+    'orderdp',
+    'seta',
+    'resize_pfb',
+)
 # They have no ratio, and are as long as full data.
 WHOLE_METHODS = ('full', 'resize', 'rcs', 'ohem')
 METHODS = ('full', 'short', 'small', 'resize', 'rcs', 'ohem', *PRUNING_METHODS)
@@ -51,6 +60,7 @@ DESCRIPTIONS = {
     'resize': 'all images, at half size in the first third of the run (progressive resizing)',
     'pfb': "PFB, with the config's own options",
     'hard': 'PFB by the highest losses of an exit at the blocking point',
+    'two_stage': 'hard, behind a loader that leaves out images that were easy when last looked at',
     'random': 'a new random part of each batch',
     'random_once': 'a random part of the data, drawn once before training',
     'common': "PFB's criterion reversed: the most common images",
@@ -115,6 +125,10 @@ def apply_method(
     elif method in CRITERIA:
         apply_pfb(cfg, prune_ratio)
         _choose_criterion(cfg, CRITERIA[method])
+    elif method == 'two_stage':
+        # Each of the stages leaves out the same share of what it is given.
+        apply_pfb(cfg, prune_ratio, 1 - math.sqrt(1 - prune_ratio))
+        _choose_criterion(cfg, 'hard')
     else:
         remove_pfb(cfg)
         _choose_by_score(cfg, method, prune_ratio, num_processes)

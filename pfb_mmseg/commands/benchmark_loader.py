@@ -25,7 +25,7 @@ def add_arguments(parser: ToolParser) -> None:
         '--methods',
         nargs='+',
         choices=METHODS,
-        default=['pfb', 'hard', 'orderdp'],
+        default=['pfb', 'hard', 'two_stage', 'orderdp'],
         metavar='METHOD',
         help='beside full (default: %(default)s)',
     )
@@ -48,8 +48,8 @@ def add_arguments(parser: ToolParser) -> None:
         '%(default)s)',
     )
     for name, default, about in (
-        ('images', 40, 'files'),
-        ('iters', 30, 'iterations of full data'),
+        ('images', 24, 'files'),
+        ('iters', 50, 'iterations of full data'),
         ('batch-size', 4, 'images of a step'),
         ('workers', 1, 'processes of the loader; 0: the training process loads'),
     ):

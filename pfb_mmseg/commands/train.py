@@ -19,6 +19,12 @@ def add_arguments(parser: ToolParser) -> None:
         help='train with PFB and prune this share of every batch, in [0, 1)',
     )
     parser.add_argument(
+        '--skip-loading',
+        type=float,
+        metavar='S',
+        help='with --prune-ratio, leave out this share of every batch before it is loaded',
+    )
+    parser.add_argument(
         '--resume', action='store_true', help='go on from the latest checkpoint in the work dir'
     )
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
@@ -35,8 +41,10 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     cfg = launch.load_config(parser, args)
     try:
         if args.prune_ratio is not None:
-            for change in apply_pfb(cfg, args.prune_ratio):
+            for change in apply_pfb(cfg, args.prune_ratio, args.skip_loading or 0.0):
                 launch.say(f'--prune-ratio: {change}')
+        elif args.skip_loading is not None:
+            parser.error(f'--skip-loading {args.skip_loading:g} needs --prune-ratio')
         if args.amp:
             launch.turn_on_amp(cfg)
     except (TypeError, ValueError) as error:

@@ -28,6 +28,7 @@ class Criterion(nn.Module, ABC):
     Attributes:
         score_name (str | None): what :meth:`score` measures, for the log, the record and the
             report, as ``'exit_loss'``; None where it tells nothing about the image itself.
+        sought (int): 1 where images of a high score stay, -1 where those of a low one do.
         learns (bool): whether :meth:`learn` wants the observations of the images that stayed.
         exit_options (dict | None): options of the exit that :meth:`Candidates.exit_losses` takes;
             None where it is not asked.
@@ -37,6 +38,7 @@ class Criterion(nn.Module, ABC):
     """
 
     score_name: str | None = None
+    sought = 1
     learns = False
     exit_options: dict | None = None
     scoring_pass = 'shallow'

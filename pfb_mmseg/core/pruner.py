@@ -64,6 +64,8 @@ class BatchPruner(nn.Module):
     Attributes:
         full_size (int | None): images per process in a full batch; None until the processes have
             agreed on it, in their first iteration. A single process asks every batch for its own.
+        num_proposed (int | None): how many images the batch to come had before some were left out
+            by others, who did not load them; as many stay as of all of these. None: all are there.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class BatchPruner(nn.Module):
         self.selection_scope = selection_scope
         self.ranks = process_group if isinstance(process_group, Ranks) else Ranks(process_group)
         self.full_size: int | None = None
+        self.num_proposed: int | None = None
         self._step = 0
         self._open: Decision | None = None
 
@@ -224,7 +227,7 @@ class BatchPruner(nn.Module):
     def _agree_on_full_size(self, batch_size: int, device: torch.device) -> int:
         """N of a full batch, on whichever process. If nobody said it, the first call asks all."""
         if self.ranks.size == 1:
-            return batch_size
+            return max(batch_size, self.num_proposed or 0)
         if self.full_size is None:
             self.full_size = max(n for (n,) in self.ranks.all_values((batch_size,), device))
         if batch_size > self.full_size:

@@ -29,6 +29,7 @@ class Rare(Criterion):
     """
 
     score_name = LOG_DENSITY
+    sought = -1
     learns = True
 
     def __init__(
@@ -96,6 +97,8 @@ class Rare(Criterion):
 @CRITERIA.register_module('common')
 class Common(Rare):
     """The reverse of the paper's criterion, a control: the images of highest density stay."""
+
+    sought = 1
 
     def importance(self, score: Tensor, generator: Generator) -> Tensor:
         """Log of Eq. 2, turned round; an image without a density still goes first."""

@@ -1,6 +1,7 @@
 """Data sets that OpenMMLab does not bring: demo scenes, CamVid, Clothing Co-Parsing, and tar files
-of classes."""
+of classes; and a sampler that leaves images out before they are loaded."""
 
+from .batch_sampler import PFBBatchSampler
 from .camvid import CamVidDataset
 from .ccp import CCPCoarseDataset, CCPDataset
 from .class_tar import ClassTarDataset
@@ -14,6 +15,7 @@ __all__ = [
     'ClassTarDataset',
     'LoadDemoLabels',
     'LoadDemoScene',
+    'PFBBatchSampler',
     'PFBDemoDataset',
     'WrongLabelsMixin',
 ]

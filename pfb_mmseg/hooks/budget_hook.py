@@ -25,7 +25,7 @@ class BudgetHook(Hook):
 
     - ``iterations``
     - ``candidates``: images that those loaded were chosen from; as many as were loaded, unless the
-      sampler leaves some out and counts them (``candidates``, see ScoreSampler).
+      sampler leaves some out and counts them (``candidates``, see ScoreSampler, PFBBatchSampler).
     - ``loaded``: images that the data loader handed out.
     - ``shallow``: images that entered the backbone in training steps, those only scored included;
       an image that is scored and trained on counts twice.
@@ -99,9 +99,15 @@ class BudgetHook(Hook):
         }
         for key in ('loaded', 'shallow', 'deep', 'backward'):
             budget[key] *= get_world_size()
-        sampler = runner.train_dataloader.sampler
-        budget['candidates'] = round(getattr(sampler, 'candidates', budget['loaded']))
+        budget['candidates'] = self._candidates(runner.train_dataloader, budget['loaded'])
         (Path(runner.work_dir) / BUDGET_NAME).write_text(json.dumps(budget, indent=1) + '\n')
+
+    def _candidates(self, loader: Any, loaded: int) -> int:
+        if hasattr(loader.sampler, 'candidates'):  # of all processes
+            return round(loader.sampler.candidates)
+        if hasattr(loader.batch_sampler, 'candidates'):
+            return loader.batch_sampler.candidates * get_world_size()
+        return loaded
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         checkpoint['budget'] = {**self._spent, 'first': self._first}

@@ -129,7 +129,8 @@ class Health:
                 'blocked iteration passes between the steps, mostly waiting for the data loader, '
                 'which loads the dropped images as well. Raise train_dataloader.num_workers, with '
                 'persistent_workers=True, or make the pipeline cheaper (images stored at the size '
-                'they are used at, fewer augmentations).',
+                'they are used at, fewer augmentations), or leave images out before they are '
+                "loaded, train_dataloader=dict(batch_sampler=dict(type='PFBBatchSampler')).",
             )
 
     def _tell(self, sign: str, sentence: str) -> None:

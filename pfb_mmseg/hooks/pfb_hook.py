@@ -11,7 +11,9 @@ from mmengine.runner import get_priority
 
 from ..blocking import is_sharded
 from ..core.checks import check_integer, check_keys
+from ..datasets import PFBBatchSampler
 from ..record.versions import installed_versions
+from .loading import Loading
 from .model import find_filter, unwrapped
 from .pfb_log_hook import PFBLogHook
 from .pfb_record_hook import PFBRecordHook
@@ -20,6 +22,7 @@ from .preflight import (
     check_loader,
     check_only_one,
     describe_quota,
+    full_batch,
     warn_of_strategy,
     warn_of_what_comes_later,
 )
@@ -69,6 +72,8 @@ class PFBHook(Hook):
         if interval is not None:
             check_integer('interval', interval, low=1)
         self.interval = interval
+        self._loading: Loading | None = None
+        self._loading_state: dict[str, Any] | None = None
 
     def before_run(self, runner) -> None:
         """Refuse to resume where MMEngine would fail to, before it does."""
@@ -85,7 +90,9 @@ class PFBHook(Hook):
         if not is_sharded(runner.model, unwrapped(runner.model)):
             self._pfb.prepare()
         warn_of_strategy(getattr(runner, 'strategy', None))
-        batch_size, num_ranks = runner.train_dataloader.batch_size, self._pfb.pruner.ranks.size
+        batch_sampler = runner.train_dataloader.batch_sampler
+        batch_size = full_batch(runner.train_dataloader)
+        num_ranks = self._pfb.pruner.ranks.size
         if batch_size is not None:  # the first batch of a run may be a short one
             self._pfb.pruner.full_size = batch_size
         warn_of_what_comes_later(
@@ -98,15 +105,29 @@ class PFBHook(Hook):
             f'{runner.max_iters}. {describe_quota(self._pfb.quota, batch_size, num_ranks)}',
             logger='current',
         )
+        if isinstance(batch_sampler, PFBBatchSampler):
+            self._loading = Loading(batch_sampler, self._pfb)
+            self._loading.start(runner, self._begin, self._end, self._loading_state)
+            print_log(self._loading.describe(), logger='current')
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         self._pfb.pruning = self._begin <= runner.iter < self._end
+        if self._loading:
+            self._loading.before_step()
+
+    def after_train_iter(
+        self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        if self._loading:
+            self._loading.after_step()
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         _publish_live_state(checkpoint)
         checkpoint.setdefault('pfb', {}).update(
             world_size=find_filter(runner.model).pruner.ranks.size, versions=installed_versions()
         )
+        if self._loading:
+            checkpoint['pfb']['loading'] = self._loading.sampler.state_dict()
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Say what does not go on; before ``before_run`` where FlexibleRunner loads it."""
@@ -121,6 +142,7 @@ class PFBHook(Hook):
                 logger='current',
             )
             return
+        self._loading_state = state.get('loading')
         num_ranks = find_filter(runner.model).pruner.ranks.size
         if state['world_size'] != num_ranks:
             print_log(

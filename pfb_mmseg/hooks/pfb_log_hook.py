@@ -25,6 +25,7 @@ class PFBLogHook(Hook):
     backends, over the steps since the last one and of this process alone:
 
     - ``pfb/kept`` and ``pfb/candidates``: images trained on, and looked at.
+    - ``pfb/proposed``: images that those looked at were loaded from, with PFBBatchSampler.
     - ``pfb/log_density_kept`` and ``pfb/log_density_dropped``: means of the criterion's score, and
       named after it: ``pfb/exit_loss_kept``. Absent where no image was scored.
     - ``pfb/nonfinite``: images without a finite score, if there were any.
@@ -65,6 +66,7 @@ class PFBLogHook(Hook):
         self._entries = LogEntries('pfb/', interval)
         self._health = Health()
         self._statistics = SelectionStatistics()
+        self._proposed = 0
 
     def before_train(self, runner) -> None:
         self._pfb = find_filter(runner.model)
@@ -79,6 +81,7 @@ class PFBLogHook(Hook):
         selection = self._pfb.selection
         self.clock.stop(full=selection is None)
         batch_size = len(data_batch['inputs'])
+        self._proposed += self._pfb.pruner.num_proposed or 0
         if selection is None:
             self._statistics.count_full(batch_size)
         else:
@@ -122,6 +125,8 @@ class PFBLogHook(Hook):
         if not counts['nonfinite']:
             del counts['nonfinite']
         scalars = counts | totals
+        if self._proposed:
+            scalars['proposed'], self._proposed = self._proposed, 0
         if self._pfb.estimator is not None:
             scalars['centroids'] = int(self._pfb.estimator.num_active())
         for name in ('time_saved', 'step_time_saved'):

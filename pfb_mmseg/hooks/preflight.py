@@ -76,7 +76,7 @@ def check_loader(loader: DataLoader, quota: KeepQuota) -> None:
             f'batch_size={loader.batch_size}, drop_last=True; lower batch_size or leave '
             'drop_last out'
         )
-    size = loader.batch_size
+    size = full_batch(loader)
     if size is None or quota.prune_ratio == 0 or quota.mean(size) < size:
         return
     raise ValueError(
@@ -90,6 +90,12 @@ def check_loader(loader: DataLoader, quota: KeepQuota) -> None:
             else ''
         )
     )
+
+
+def full_batch(loader: DataLoader) -> int | None:
+    """Images per process in a full batch, those included that its sampler may leave out; None
+    where that is not known."""
+    return getattr(loader.batch_sampler, 'batch_size', loader.batch_size)
 
 
 def warn_of_what_comes_later(

@@ -56,7 +56,7 @@ def blocked_class(host: type) -> type:
     return type(f'PFB{host.__name__}', (PFBMixin, host), {'__doc__': doc})
 
 
-def apply_pfb(cfg: Config, prune_ratio: float) -> list[str]:
+def apply_pfb(cfg: Config, prune_ratio: float, skip_loading: float = 0.0) -> list[str]:
     """Changes a config in place so that its model trains with PFB.
 
     The model's type becomes its PFB counterpart, ``model.pfb`` gets the ratio, and what registers
@@ -65,6 +65,8 @@ def apply_pfb(cfg: Config, prune_ratio: float) -> list[str]:
     Args:
         cfg: Config of a segmentor or a classifier.
         prune_ratio: Share of each batch that is pruned, in [0, 1).
+        skip_loading: Share of each batch that is left out before it is loaded, in [0, prune_ratio);
+            0 leaves the loader as it is, see :class:`PFBBatchSampler`.
 
     Returns:
         A sentence for each change.
@@ -75,6 +77,7 @@ def apply_pfb(cfg: Config, prune_ratio: float) -> list[str]:
             nor one that has PFBMixin.
     """
     check_number('prune_ratio', prune_ratio, 0, 1, open_high=True)
+    check_number('skip_loading', skip_loading, 0, 1, open_high=True)
     changes = []
 
     plain = cfg.model.type
@@ -100,7 +103,26 @@ def apply_pfb(cfg: Config, prune_ratio: float) -> list[str]:
     if not any(type_name(hook.get('type')) == 'PFBHook' for hook in hooks):
         cfg.custom_hooks = [*hooks, dict(type='PFBHook')]
         changes.append('custom_hooks: PFBHook added')
+
+    if skip_loading:
+        cfg.train_dataloader.batch_sampler = _batch_sampler(cfg, skip_loading)
+        changes.append(f'train_dataloader.batch_sampler: PFBBatchSampler, {skip_loading=}')
     return changes
+
+
+def _batch_sampler(cfg: Config, skip_loading: float) -> dict[str, Any]:
+    """The options of PFBBatchSampler, beside those that the config gives it."""
+    loader = cfg.train_dataloader
+    found = loader.get('batch_sampler') or {}
+    if found and type_name(found.get('type')) != 'PFBBatchSampler':
+        raise ValueError(
+            f'skip_loading={skip_loading}: train_dataloader.batch_sampler is {found["type"]!r} '
+            'already; remove it'
+        )
+    options = {'type': 'PFBBatchSampler', **found, 'skip_loading': skip_loading}
+    if loader.pop('drop_last', False):  # torch takes it from the batch sampler, if there is one
+        options['drop_last'] = True
+    return options
 
 
 def remove_pfb(cfg: Config) -> None:
@@ -114,6 +136,11 @@ def remove_pfb(cfg: Config) -> None:
     """
     plain = _plain_type(cfg)
     cfg.model.pop('pfb', None)
+    found = (cfg.get('train_dataloader') or {}).get('batch_sampler') or {}
+    if type_name(found.get('type')) == 'PFBBatchSampler':
+        cfg.train_dataloader.pop('batch_sampler')
+        if found.get('drop_last'):
+            cfg.train_dataloader.drop_last = True
     if type_name(cfg.model.type) == 'PFBModel':
         cfg.model.pop('host')
     cfg.model.type = plain

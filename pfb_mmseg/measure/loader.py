@@ -89,9 +89,10 @@ class Request:
 
     @property
     def uncounted(self) -> int:
-        """First iterations of a run that are not measured: the first one is slow, and the next may
-        find batches that the workers loaded before it began."""
-        return 1 + _PREFETCHED * self.workers
+        """First iterations of a run that are not measured: the first one is slow, the next may
+        find batches that the workers loaded before it began, and two_stage looks at each image once
+        before it leaves any out."""
+        return 1 + _PREFETCHED * self.workers + -(-self.images // self.batch_size)
 
 
 @dataclass(frozen=True)
