@@ -168,7 +168,7 @@ class TestStandings:
 
 def stream(sampler, loader, steps):
     """Batches as a loop gets them, with what it tells the sampler of each."""
-    batches = iter(loader)
+    batches = iter(loader)  # of an iterator, itself
     for _ in range(steps):
         batch = next(batches)
         proposed, mask = sampler.take()
@@ -178,26 +178,29 @@ def stream(sampler, loader, steps):
         yield batch.tolist()
 
 
-def endless(iteration=0, num_discarded=0, num_workers=0):
+def endless(iteration=0, num_discarded=0, num_workers=0, eager=False):
+    """``eager``: the loader begins to read before anything is known of the run, as in OpenMMLab's
+    mmengine."""
     sampler = PFBBatchSampler(InfiniteSampler(range(23), seed=1), 8, 0.4, seed=5)
-    ahead = 2 * num_workers
-    sampler.start(23, 4, 10**9, ahead, iteration, num_discarded)
-    options = dict(num_workers=num_workers)
-    return sampler, DataLoader(range(23), batch_sampler=sampler, **options)
+    loader = DataLoader(range(23), batch_sampler=sampler, num_workers=num_workers)
+    batches = iter(loader) if eager else loader
+    sampler.start(23, 4, 10**9, 2 * num_workers, iteration, num_discarded)
+    return sampler, batches
 
 
 class TestStream:
+    @pytest.mark.parametrize('eager', [False, True])
     @pytest.mark.parametrize('num_workers', [0, 2])
     @pytest.mark.parametrize('at', [1, 3, 17])
-    def test_a_resumed_stream_is_the_one_that_was_not_interrupted(self, num_workers, at):
-        sampler, loader = endless(num_workers=num_workers)
+    def test_a_resumed_stream_is_the_one_that_was_not_interrupted(self, num_workers, at, eager):
+        sampler, loader = endless(num_workers=num_workers, eager=eager)
         states, whole = [], []
         for batch in stream(sampler, loader, 40):
             whole.append(batch)
             states.append(copy.deepcopy(sampler.state_dict()))
         assert {len(batch) for batch in whole} == {8, 5, 4}
 
-        resumed, loader = endless(at, at, num_workers)
+        resumed, loader = endless(at, at, num_workers, eager)
         resumed.load_state_dict(states[at - 1])
         batches = iter(loader)
         for _ in range(at):  # as a loop does to get there
