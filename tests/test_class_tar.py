@@ -37,6 +37,15 @@ def test_classes_are_the_folders_in_alphabetical_order(tmp_path):
     assert (image == RED[::-1]).all()  # BGR
 
 
+def test_of_a_file_that_goes_class_by_class_a_part_of_each_can_be_taken(tmp_path):
+    members = {f'{name}/{i}.png': RED for name in ('iris', 'rose') for i in range(6)}
+    write(tmp_path / 'train.tar', members)
+    dataset = ClassTarDataset(ann_file='train.tar', data_root=str(tmp_path), every=3)
+    assert [dataset[i]['gt_label'] for i in range(len(dataset))] == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match='every=0: expected'):
+        ClassTarDataset(ann_file='train.tar', data_root=str(tmp_path), every=0)
+
+
 def test_named_classes_keep_their_places(tmp_path):
     write(tmp_path / 'val.tar', {'rose/1.png': RED})
     classes = ('tulip', 'rose')

@@ -23,6 +23,7 @@ from pfb_mmseg.reporting import read_scalars
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 SMALL = CONFIGS / 'cifar10/resnet18-small_1xb128-8e_cifar10-jpeg.py'
+QUARTER = CONFIGS / 'cifar10/resnet18-quarter_1xb128-40e_cifar10tenth-jpeg.py'
 ALL = sorted(
     path for folder in ('cifar10', 'cifar100', 'imagenet') for path in (CONFIGS / folder).glob('*')
 )
@@ -230,6 +231,7 @@ def shrink(config, root, work_dir):
         loader = config[f'{part}_dataloader']
         loader.update(num_workers=0, persistent_workers=False, batch_size=4)
         loader.dataset.data_root = str(root)
+        loader.dataset.pop('every', None)
         for step in loader.dataset.pipeline:
             sizes = {'RandomResizedCrop': 'scale', 'ResizeEdge': 'scale', 'CenterCrop': 'crop_size'}
             if step.type in sizes:
@@ -249,6 +251,7 @@ LAYOUTS = pytest.mark.parametrize(
         (R50, 'imagenet_root'),
         (SWIN, 'imagenet_root'),
         (SMALL, 'tar_root'),
+        (QUARTER, 'tar_root'),
     ],
     ids=lambda value: getattr(value, 'stem', ''),
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .arguments import ToolParser, add_config, add_config_options, add_reuse_option, seed_number
 
-CONFIG = 'resnet18-small_pfb-p50_1xb128-8e_cifar10-jpeg'
+CONFIG = 'resnet18-quarter_pfb-p50_1xb128-40e_cifar10tenth-jpeg'
 
 
 def add_arguments(parser: ToolParser) -> None:

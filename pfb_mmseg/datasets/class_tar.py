@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import tarfile
+from itertools import islice
 from pathlib import PurePosixPath
+from typing import Any
 
 import mmcv
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
+
+from ..core.checks import check_integer
 
 
 @DATASETS.register_module()
@@ -19,6 +23,8 @@ class ClassTarDataset(BaseDataset):
 
     Args:
         ann_file: the tar file, below ``data_root``.
+        every: every so many-th image is taken; 1: all. Where the file goes class by class, so many
+            times fewer of each.
         **kwargs: of MMEngine's ``BaseDataset``. The pipeline needs no step that loads: it gets
             ``img``, (H, W, 3) uint8 in the order BGR, and ``gt_label``; ``img_path`` is that of the
             tar file with the member's behind it.
@@ -26,15 +32,20 @@ class ClassTarDataset(BaseDataset):
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it holds an image that cannot be read, none at all, or one of no known class.
+        TypeError, ValueError: ``every`` is outside its range.
     """
+
+    def __init__(self, *args: Any, every: int = 1, **kwargs: Any) -> None:
+        check_integer('every', every, low=1)
+        self._every = every
+        super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """One dict for each image, in the order of the tar file."""
         found = []
         with tarfile.open(self.ann_file) as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
+            members = (member for member in tar if member.isfile())
+            for member in islice(members, 0, None, self._every):
                 image = mmcv.imfrombytes(tar.extractfile(member).read(), backend='cv2')
                 if image is None:
                     raise ValueError(f'{self.ann_file}: {member.name} is no image that can be read')

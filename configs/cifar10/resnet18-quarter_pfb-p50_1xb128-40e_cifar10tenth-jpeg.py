@@ -1,0 +1,14 @@
+_base_ = './resnet18-quarter_1xb128-40e_cifar10tenth-jpeg.py'
+model = dict(
+    type='PFBImageClassifier',
+    pfb=dict(
+        prune_ratio=0.5,
+        block_after='backbone.layer1',
+        estimator=dict(num_centroids=64),
+        exploration=0.01,
+    ),
+)
+custom_hooks = [
+    dict(type='ChannelsLastHook'),
+    dict(type='PFBHook', begin=1, end=36, by_epoch=True),
+]
