@@ -78,7 +78,8 @@ class PFBBatchSampler(Sampler):
         options = ('skip_loading', 'contrast', 'drop_last', 'seed')
         check_keys('PFBBatchSampler', unknown, options)
         check_integer('batch_size', batch_size, low=1)
-        check_number('contrast', contrast, 0, float('inf'))
+        check_number('skip_loading', skip_loading, 0, 1, open_high=True)
+        check_number('contrast', contrast, 0, float('inf'), open_high=True)
         check_bool('drop_last', drop_last)
         if seed is not None:
             check_integer('seed', seed, low=0)
