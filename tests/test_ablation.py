@@ -2,15 +2,12 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from demo_runs import DEMO_CONFIG
 from mmengine.config import Config
-from test_compare import VALIDATION, outcome
+from test_compare import VALIDATION, outcome, start
 from test_tools import CONFIG, write_data
 
 from pfb_mmseg.measure.ablation import ABLATIONS, Line, Plan, plan, tables
@@ -129,27 +126,22 @@ def test_differences_are_paired_by_seed():
 
 
 def call(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, str(TOOL), *arguments],
-        cwd=folder,
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'COLUMNS': '200'},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    """Exit status and output."""
+    process = start(folder, *arguments, command=[TOOL])
+    output, _ = process.communicate()
+    return process.returncode, output
 
 
 def test_it_trains_writes_tables_and_goes_on_where_it_stopped(tmp_path):
     write_data(tmp_path)
     (tmp_path / 'small.py').write_text(CONFIG + VALIDATION)
     arguments = ['small.py', '--seeds', '0', '--work-dir', 'out']
-    first = call(tmp_path, *arguments, '--vary', 'weighted')
-    assert first.returncode == 0, first.stdout
-    whole = call(tmp_path, *arguments, '--vary', 'weighted', 'exploration')
-    assert whole.returncode == 0, whole.stdout
+    code, output = call(tmp_path, *arguments, '--vary', 'weighted')
+    assert code == 0, output
+    code, output = call(tmp_path, *arguments, '--vary', 'weighted', 'exploration')
+    assert code == 0, output
     for name in ('own', 'weighted-False'):
-        assert f'{name} seed 0: reused' in whole.stdout
+        assert f'{name} seed 0: reused' in output
     root = tmp_path / 'out/small'
     found = json.loads((root / 'ablation.json').read_text())
     assert {run['row'] for run in found['runs']} == {
@@ -175,6 +167,6 @@ def test_it_trains_writes_tables_and_goes_on_where_it_stopped(tmp_path):
     ],
 )
 def test_mistakes_are_told_at_once(tmp_path, arguments, complaint):
-    run = call(tmp_path, *arguments)
-    assert run.returncode == 2
-    assert complaint in run.stdout
+    code, output = call(tmp_path, *arguments)
+    assert code == 2
+    assert complaint in output

@@ -45,9 +45,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-def start(folder, *arguments):
+def start(folder, *arguments, command=(TOOL, 'small.py')):
     return subprocess.Popen(
-        [sys.executable, str(TOOL), 'small.py', *arguments],
+        [sys.executable, *map(str, command), *arguments],
         cwd=folder,
         env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'COLUMNS': '200'},
         stdin=subprocess.DEVNULL,

@@ -11,7 +11,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .arguments import ToolParser, add_config, add_config_options, add_reuse_option, seed_number
+from .arguments import (
+    ToolParser,
+    add_config,
+    add_config_options,
+    add_reuse_option,
+    check_counts,
+    seed_number,
+)
 
 CONFIG = 'resnet18-quarter_pfb-p50_1xb128-40e_cifar10tenth-jpeg'
 
@@ -37,12 +44,9 @@ def add_arguments(parser: ToolParser) -> None:
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
-    if args.jobs < 1:
-        parser.error(f'--jobs {args.jobs}: expected an integer >= 1')
+    check_counts(parser, args, 'jobs')
     if not 0 < args.ratio < 1:
         parser.error(f'--ratio {args.ratio:g}: expected a number in (0, 1)')
-    if len(set(args.seeds)) < len(args.seeds):
-        parser.error(f'--seeds {" ".join(map(str, args.seeds))}: a seed stands there twice')
     from rich.console import Console
     from rich.markdown import Markdown
 

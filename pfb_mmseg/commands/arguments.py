@@ -61,6 +61,16 @@ def add_config(
     )
 
 
+def check_counts(parser: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:
+    """Ends in an error where an option is less than 1, or a seed of ``args.seeds`` stands twice."""
+    for name in names:
+        value = getattr(args, name)
+        if value < 1:
+            parser.error(f'--{name} {value}: expected an integer >= 1')
+    if len(set(args.seeds)) < len(args.seeds):
+        parser.error(f'--seeds {" ".join(map(str, args.seeds))}: a seed stands there twice')
+
+
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Adds --cfg-options."""
     parser.add_argument(

@@ -24,6 +24,7 @@ from .arguments import (
     add_config,
     add_config_options,
     add_reuse_option,
+    check_counts,
     seed_number,
 )
 
@@ -73,11 +74,7 @@ def add_arguments(parser: ToolParser) -> None:
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
-    for name, value in (('--jobs', args.jobs), ('--gpus', args.gpus)):
-        if value < 1:
-            parser.error(f'{name} {value}: expected an integer >= 1')
-    if len(set(args.seeds)) < len(args.seeds):
-        parser.error(f'--seeds {" ".join(map(str, args.seeds))}: a seed stands there twice')
+    check_counts(parser, args, 'jobs', 'gpus')
     from rich.console import Console
 
     from ..measure import compare, rows
