@@ -40,7 +40,7 @@ def _mean(old: Tensor, old_n: Tensor, received: Tensor, beta: float) -> Tensor:
 
 
 _FOREVER = 2**62  # updates; room is left to count on
-_REVIEW = 4  # updates; looking for idle centroids in each one would cost a third of it
+_REVIEW = 16  # updates; looking for idle centroids in each one would cost a third of it
 
 UPDATE_RULES = {'normalized': _normalized, 'literal': _literal, 'mean': _mean}
 
@@ -63,9 +63,10 @@ class AdaptiveDensityEstimator(nn.Module):
             clusters that received nothing alone; ``'literal'`` is Eq. 8 as printed, which
             collapses; ``'mean'`` is the running mean.
         revive_after: a centroid that has received nothing for this many updates moves, within the
-            next few, to a row of the current update; the samples it stood for are counted with
-            its nearest neighbour. None revives only centroids that never received any (the
-            paper's behaviour: there are none as long as all representations are finite).
+            next 16 or a sixth of so many, whichever is less, to a row of the current update; the
+            samples it stood for are counted with its nearest neighbour. None revives only centroids
+            that never received any (the paper's behaviour: there are none as long as all
+            representations are finite).
 
     Attributes:
         dim: D; None until :meth:`resolve_dim` if it was None.
@@ -105,6 +106,8 @@ class AdaptiveDensityEstimator(nn.Module):
         self.momentum = momentum
         self.update_rule = update_rule
         self.revive_after = revive_after
+        # Updates from one look for idle centroids to the next.
+        self._review = _REVIEW if revive_after is None else min(_REVIEW, 1 + revive_after // 6)
         self._start(torch.empty(0).device)
 
     def _start(self, device: torch.device) -> None:
@@ -256,7 +259,7 @@ class AdaptiveDensityEstimator(nn.Module):
         self._settle()
 
     def _follow(self, x: Tensor) -> None:
-        if self._updates % _REVIEW == 0:
+        if self._updates % self._review == 0:
             self._revive(x)
         self._updates += 1
         rows = self._homogeneous(x)
@@ -290,7 +293,7 @@ class AdaptiveDensityEstimator(nn.Module):
         As many as it takes for each centroid to have had its turn within ``revive_after`` updates.
         """
         patience = _FOREVER if self.revive_after is None else self.revive_after
-        turns = math.ceil(_REVIEW * self.num_centroids / patience)
+        turns = math.ceil(self._review * self.num_centroids / patience)
         places = min(len(x), turns, self.num_centroids)
         x = x[:places]
         last, slots = self._last[1:].sort(stable=True)

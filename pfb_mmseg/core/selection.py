@@ -100,43 +100,32 @@ def explored_log_density(
         generator: source of the draws, on the same device.
 
     Returns:
-        (N,); an image without a finite density ranks as the most common of all.
+        (N,); NaN for an image that has none.
     """
-    # What has no finite density becomes +inf, which no noise changes.
-    score = log_density.nan_to_num(torch.inf, torch.inf, torch.inf)
     if exploration == 0:
-        return score
+        return log_density
     if exploration_space == 'density':
         highest = log_density.nan_to_num(-torch.inf, -torch.inf, -torch.inf).amax()
         alpha = torch.empty_like(log_density).uniform_(0, exploration, generator=generator)
-        return torch.logaddexp(score, alpha.log_().add_(highest))
+        return torch.logaddexp(log_density, alpha.log_().add_(highest))
     largest = log_density.nan_to_num(0, 0, 0).abs().amax()
     noise = torch.empty_like(log_density).normal_(generator=generator)
     # Noise on a density at the edge of float32 leaves it; that is no reason to drop the image.
-    limit = torch.finfo(score.dtype).max
-    return torch.where(
-        score.isposinf(), score, (score + exploration * noise * largest).clamp(-limit, limit)
-    )
+    limit = torch.finfo(log_density.dtype).max
+    return (log_density + exploration * noise * largest).clamp(-limit, limit)
 
 
 def keep_lowest(score: Tensor, num_keep: int) -> Tensor:
     """Ascending positions of the ``num_keep`` lowest scores; of equal ones the first (Eq. 1).
 
     Args:
-        score: (N,).
+        score: (N,); NaN counts as the highest of all, as PyTorch sorts it.
         num_keep: K, in [1, N].
 
     Raises:
         ValueError: ``num_keep`` is outside [1, N], or ``score`` is not one-dimensional.
     """
-    if score.ndim != 1:
-        raise ValueError(f'expected one score per image, shape (N,), got {tuple(score.shape)}')
-    check_integer('num_keep', num_keep, low=1)
-    if num_keep > len(score):
-        raise ValueError(
-            f'num_keep={num_keep}: expected at most the number of images, {len(score)}'
-        )
-    return score.argsort(stable=True)[:num_keep].sort().values
+    return _first(score, num_keep, descending=False)
 
 
 def keep_highest(importance: Tensor, num_keep: int) -> Tensor:
@@ -149,7 +138,19 @@ def keep_highest(importance: Tensor, num_keep: int) -> Tensor:
     Raises:
         ValueError: see :func:`keep_lowest`.
     """
-    return keep_lowest(importance.neg().nan_to_num(torch.inf, torch.inf, -torch.inf), num_keep)
+    known = importance.nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    return _first(known, num_keep, descending=True)
+
+
+def _first(score: Tensor, num_keep: int, descending: bool) -> Tensor:
+    if score.ndim != 1:
+        raise ValueError(f'expected one score per image, shape (N,), got {tuple(score.shape)}')
+    check_integer('num_keep', num_keep, low=1)
+    if num_keep > len(score):
+        raise ValueError(
+            f'num_keep={num_keep}: expected at most the number of images, {len(score)}'
+        )
+    return score.argsort(descending=descending, stable=True)[:num_keep].sort().values
 
 
 def select_rare(

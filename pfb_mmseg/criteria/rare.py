@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 
-import torch
 from torch import Generator, Tensor
 
 from ..core import AdaptiveDensityEstimator, pool_features
@@ -101,9 +100,8 @@ class Common(Rare):
     sought = 1
 
     def importance(self, score: Tensor, generator: Generator) -> Tensor:
-        """Log of Eq. 2, turned round; an image without a density still goes first."""
-        importance = super().importance(score, generator)
-        return torch.where(importance.isneginf(), importance, -importance)
+        """Log of Eq. 2, turned round."""
+        return -super().importance(score, generator)
 
     def describe(self) -> str:
         return 'those of highest density'

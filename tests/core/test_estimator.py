@@ -235,11 +235,11 @@ def test_seeding_with_nothing_but_nan_recovers():
     assert estimator.counts.sum().item() == 0
     assert estimator.log_density(torch.zeros(2, 2)).isfinite().all()
     x = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
-    for _ in range(20):
+    for _ in range(40):
         for row in x:
             estimator.update(row[None])
     torch.testing.assert_close(torch.tensor(sorted(estimator.centroids.tolist())), x)
-    assert estimator.counts.sum().item() == 60
+    assert estimator.counts.sum().item() == 120
 
 
 @pytest.mark.parametrize('rule', ['normalized', 'mean'])
