@@ -2,6 +2,7 @@
 
 import copy
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -138,7 +139,7 @@ def test_it_trains_writes_tables_and_goes_on_where_it_stopped(tmp_path):
     arguments = ['small.py', '--seeds', '0', '--work-dir', 'out']
     code, output = call(tmp_path, *arguments, '--vary', 'weighted')
     assert code == 0, output
-    code, output = call(tmp_path, *arguments, '--vary', 'weighted', 'exploration')
+    code, output = call(tmp_path, *arguments, '--vary', 'weighted', 'bandwidth')
     assert code == 0, output
     for name in ('own', 'weighted-False'):
         assert f'{name} seed 0: reused' in output
@@ -147,11 +148,12 @@ def test_it_trains_writes_tables_and_goes_on_where_it_stopped(tmp_path):
     assert {run['row'] for run in found['runs']} == {
         'own',
         'weighted-False',
-        *(f'exploration-{b}' for b in (0.001, 0.1, 1.0, 10.0)),
+        'bandwidth-identity',
+        'bandwidth-scott',
     }
     text = (root / 'ablation.md').read_text()
     assert text.count("(the config's own)") == 2
-    assert text.count('\n| ') == 2 * 2 + 2 + 5
+    assert text.count('\n| ') == 2 * 2 + 2 + 3
     model = Config.fromfile(root / 'configs/weighted-False_seed0.py').model
     assert model.pfb.estimator.weighted is False and model.pfb.prune_ratio == 0.5
 
@@ -166,7 +168,9 @@ def test_it_trains_writes_tables_and_goes_on_where_it_stopped(tmp_path):
         (['nowhere.py'], 'nowhere.py'),
     ],
 )
-def test_mistakes_are_told_at_once(tmp_path, arguments, complaint):
-    code, output = call(tmp_path, *arguments)
-    assert code == 2
-    assert complaint in output
+def test_mistakes_are_told_at_once(monkeypatch, capsys, arguments, complaint):
+    monkeypatch.setattr('sys.argv', [str(TOOL), *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(TOOL), run_name='__main__')
+    assert end.value.code == 2
+    assert complaint in capsys.readouterr().err

@@ -113,6 +113,7 @@ def logged(run):
     return [(entry['time'], entry['data_time']) for entry in entries if 'data_time' in entry]
 
 
+@pytest.mark.slow
 def test_it_measures_writes_tables_and_keeps_its_runs(tmp_path, monkeypatch, capsys):
     arguments = ['--methods', 'hard', 'orderdp', '--ratios', '0.5', '--heights', '16']
     arguments += ['--images', '6', '--batch-size', '2', '--iters', '21', '--work-dir', 'out']

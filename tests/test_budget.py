@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from pfb_mmseg.hooks import BudgetHook
 
@@ -22,7 +23,7 @@ class Classifier(nn.Module):
 
 def test_images_are_counted_where_they_enter_the_last_layer_of_a_classifier(tmp_path):
     model = Classifier(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
-    loader = SimpleNamespace(sampler=None)
+    loader = DataLoader(range(4), batch_size=4)
     runner = SimpleNamespace(model=model, iter=1, work_dir=tmp_path, train_dataloader=loader)
     hook = BudgetHook()
     hook.before_train(runner)
