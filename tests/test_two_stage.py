@@ -285,13 +285,19 @@ class TestRuns:
 
     @pytest.mark.parametrize('num_workers', [0, 2])
     def test_a_run_resumes_bit_for_bit(self, tmp_path, num_workers):
+        # No checkpoint is where the log has an entry.
         options = {'default_hooks.checkpoint.interval': 5, 'max_iters': 24}
+        options['default_hooks.logger.interval'] = 4
         options['train_dataloader.num_workers'] = num_workers
         options['train_dataloader.persistent_workers'] = num_workers > 0
         whole = train(method_config(tmp_path / 'whole', 'two_stage', 0.75, **options))
         config = method_config(tmp_path / 'cut', 'two_stage', 0.75, **options)
         config.resume, config.load_from = True, str(tmp_path / 'whole/iter_10.pth')
         self.check_resumed(train(config), whole, tmp_path)
+        (cut, _), (uncut, _) = (read_scalars(tmp_path / name) for name in ('cut', 'whole'))
+        proposed = {e['step']: e['pfb/proposed'] for e in uncut if 'pfb/proposed' in e}
+        assert proposed[12] == 4 * 4
+        assert [e['pfb/proposed'] for e in cut if e['step'] == 12] == [proposed[12]]
 
     def test_a_run_of_epochs_resumes_bit_for_bit(self, tmp_path):
         options = {'train_dataloader.sampler': dict(type='DefaultSampler', shuffle=True)}

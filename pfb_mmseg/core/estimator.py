@@ -107,7 +107,7 @@ class AdaptiveDensityEstimator(nn.Module):
         self.update_rule = update_rule
         self.revive_after = revive_after
         # Updates from one look for idle centroids to the next.
-        self._review = _REVIEW if revive_after is None else min(_REVIEW, 1 + revive_after // 6)
+        self._review = _REVIEW if revive_after is None else min(_REVIEW, max(1, revive_after // 6))
         self._start(torch.empty(0).device)
 
     def _start(self, device: torch.device) -> None:

@@ -13,7 +13,7 @@ from ..core import Selection
 from ..datasets.batch_sampler import SKIPPED, PFBBatchSampler
 from ..hosts import PartialForwardBlocking
 
-NOT_PROPOSED = -1  # fills a short batch up
+_NOT_PROPOSED = -1  # fills a short batch up
 
 
 class Loading:
@@ -30,7 +30,6 @@ class Loading:
 
     def __init__(self, sampler: PFBBatchSampler, pfb: PartialForwardBlocking) -> None:
         self.sampler, self._pfb = sampler, pfb
-        self._remembered: dict[str, Any] | None = None
         skip, ratio, criterion = sampler.skip_loading, pfb.quota.prune_ratio, pfb.pruner.criterion
         if not skip < ratio:
             raise ValueError(
@@ -87,14 +86,14 @@ class Loading:
         if selection is None or selection.score is None:
             return
         standing = np.full(self.sampler.batch_size, np.nan, np.float32)
-        indices = np.full(self.sampler.batch_size, NOT_PROPOSED, np.int32)
+        indices = np.full(self.sampler.batch_size, _NOT_PROPOSED, np.int32)
         num = len(self._proposed)
         indices[:num] = self._proposed
         standing[:num][self._loaded] = standings(selection, self._pfb.pruner.criterion.sought)
         standing[:num][~self._loaded] = SKIPPED
         rows = torch.from_numpy(np.stack([indices, standing.view(np.int32)], axis=1))
         rows = ranks.gather(rows.to(selection.score.device)).wait().cpu().numpy()
-        rows = rows[rows[:, 0] != NOT_PROPOSED]
+        rows = rows[rows[:, 0] != _NOT_PROPOSED]
         standing = np.ascontiguousarray(rows[:, 1]).view(np.float32)
         self.sampler.update(rows[:, 0].astype(np.int64), standing)
 

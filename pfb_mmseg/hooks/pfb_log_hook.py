@@ -110,13 +110,16 @@ class PFBLogHook(Hook):
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         self.clock.pause()
         checkpoint.setdefault('pfb', {}).update(
-            statistics=self._statistics.state_dict(), clock=self.clock.state_dict()
+            statistics=self._statistics.state_dict(),
+            clock=self.clock.state_dict(),
+            proposed=self._proposed,
         )
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if runner._resume and 'statistics' in checkpoint.get('pfb', {}):
             self._statistics.load_state_dict(checkpoint['pfb']['statistics'])
             self.clock.load_state_dict(checkpoint['pfb']['clock'])
+            self._proposed = checkpoint['pfb'].get('proposed', 0)
 
     def _scalars(self) -> dict[str, int | float]:
         """Totals since the last call, by the names that they have in the log."""
