@@ -80,14 +80,18 @@ def write_report(
 
 
 def _status(run: RunFiles) -> str:
-    if run.max_iters is None:
-        return f'{run.iteration:,} iterations logged'
-    if run.iteration >= run.max_iters:
-        return f'Finished after {run.max_iters:,} iterations'
-    return (
-        f'Iteration {run.iteration:,} of {run.max_iters:,}: the run is still going or was '
-        'interrupted'
-    )
+    for unit, done, all_ in (
+        ('iteration', run.iteration, run.max_iters),
+        ('epoch', run.epoch, run.max_epochs),
+    ):
+        if done is None or all_ is None:
+            continue
+        if done >= all_:
+            return f'Finished after {all_:,} {unit}s'
+        return (
+            f'{unit.capitalize()} {done:,} of {all_:,}: the run is still going or was interrupted'
+        )
+    return f'{run.iteration:,} iterations logged'
 
 
 def _numbers(run: RunFiles) -> dict[str, str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ class RunFiles:
         config: as the run was started last, or None.
         record: SelectionRecord; None before the first checkpoint.
         checkpoint: path of the newest that can be read, or None.
+        epoch: how many it was written after, in a run that counts them; else None.
         estimator: dict of the density estimate in it, empty if there is none.
         versions: dict of str, with which the run was made; empty before the first checkpoint.
         notes: list of str: what is missing, and why.
@@ -45,6 +48,7 @@ class RunFiles:
         self.train, self.val = read_scalars(work_dir)
         self.config = self._read_config()
         self.checkpoint, state = self._read_checkpoint()
+        self.epoch = None if self.max_epochs is None else state.get('meta', {}).get('epoch')
         weights, pfb = state.get('state_dict', {}), state.get('pfb', {})
         found = (read_estimate(weights, prefix) for prefix in _ESTIMATOR)
         self.estimator = next((estimate for estimate in found if estimate), {})
@@ -63,7 +67,16 @@ class RunFiles:
     @property
     def max_iters(self) -> int | None:
         """Length of the run; None where the config does not tell, as in runs by epoch."""
-        return None if self.config is None else self.config.get('train_cfg', {}).get('max_iters')
+        return self._train_cfg.get('max_iters')
+
+    @property
+    def max_epochs(self) -> int | None:
+        """Length of a run by epoch."""
+        return self._train_cfg.get('max_epochs')
+
+    @property
+    def _train_cfg(self) -> Mapping[str, Any]:
+        return {} if self.config is None else self.config.get('train_cfg', {})
 
     def column(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Iterations and values of a scalar, where it was logged."""

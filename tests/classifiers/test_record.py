@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.testing import assert_close
 from pfb_mmseg.commands.main import read
 from pfb_mmseg.record import SelectionRecord
 from pfb_mmseg.reporting.images import ImageSet
+from pfb_mmseg.reporting.report import write_report
 from pfb_mmseg.reporting.scan import Scanner
 
 MIXED = [dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]
@@ -80,12 +82,22 @@ def test_the_report_speaks_of_images_and_names_their_classes(run, tmp_path):
     read(['report', str(run), '--out', str(tmp_path), '--images', '3'])()
     text = text_of((tmp_path / 'index.html').read_text())
     assert 'Share of each class among the images, while' in text
+    assert 'Finished after 3 epochs' in text
     assert 'top-1 of the last validation' in text
     assert 'with their classes beside their names' in text
     assert re.search(r'\d (cat|dog|owl); kept \d of \d; log density', text)
     assert 'Closest to the busiest centroids' in text
     assert 'pixel' not in text and 'ground truth' not in text
     assert (tmp_path / 'class_share.png').is_file()
+
+
+def test_the_report_of_an_interrupted_run_says_how_many_epochs_are_done(run, tmp_path):
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    config = Config.fromfile(config_of(tmp_path))
+    config.train_cfg.max_epochs = 9
+    config.dump(config_of(tmp_path))
+    text = text_of(write_report(tmp_path, num_images=0, scan_seconds=0).read_text())
+    assert 'Epoch 3 of 9: the run is still going or was interrupted' in text
 
 
 def test_images_without_a_file_go_by_their_place_in_the_data_set(tmp_path):
