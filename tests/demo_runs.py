@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -19,7 +20,7 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner, find_latest_checkpoint, loops
 
 import pfb_mmseg  # noqa: F401  registers its types
 from pfb_mmseg.compat import find_distributions, why_no_resume
@@ -114,7 +115,10 @@ def _train(config: Config) -> Runner:
     # MMEngine shares what has a name between all runs of a process.
     config.experiment_name = config.visualizer.name = f'test-{time.perf_counter_ns()}'
     runner = Runner.from_cfg(config)
-    runner.train()
+    # Where a sampler ends, MMEngine's iterations wait two seconds for workers that may hang.
+    hurried = SimpleNamespace(**{**vars(time), 'sleep': lambda seconds: None})
+    with mock.patch.object(loops, 'time', hurried):
+        runner.train()
     return runner
 
 

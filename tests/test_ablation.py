@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from demo_runs import DEMO_CONFIG
 from mmengine.config import Config
-from test_compare import VALIDATION, outcome, start
+from test_compare import VALIDATION, outcome
 from test_tools import CONFIG, write_data
 
+from pfb_mmseg.measure import runs
 from pfb_mmseg.measure.ablation import ABLATIONS, Line, Plan, plan, tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,36 +127,64 @@ def test_differences_are_paired_by_seed():
         assert ABLATIONS[name].source in text and ABLATIONS[name].finding in text
 
 
-def call(folder, *arguments):
-    """Exit status and output."""
-    process = start(folder, *arguments, command=[TOOL])
-    output, _ = process.communicate()
-    return process.returncode, output
+TRAIN = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[sys.argv.index('--work-dir') + 1])
+logs = folder / '20260101_000000/vis_data'
+logs.mkdir(parents=True)
+identity = "bandwidth='identity'" in pathlib.Path(sys.argv[1]).read_text()
+scores = dict(step=4, mIoU=40.0 if identity else 50.0)
+(logs / 'scalars.json').write_text(json.dumps(scores) + chr(10))
+books = dict.fromkeys(['candidates', 'loaded', 'shallow', 'deep', 'backward', 'iterations'], 4)
+(folder / 'budget.json').write_text(json.dumps(dict(books, seconds=1.0, peak_memory_mib=1.0)))
+"""
 
 
-def test_it_trains_writes_tables_and_goes_on_where_it_stopped(tmp_path):
-    write_data(tmp_path)
-    (tmp_path / 'small.py').write_text(CONFIG + VALIDATION)
-    arguments = ['small.py', '--seeds', '0', '--work-dir', 'out']
-    code, output = call(tmp_path, *arguments, '--vary', 'weighted')
-    assert code == 0, output
-    code, output = call(tmp_path, *arguments, '--vary', 'weighted', 'bandwidth')
-    assert code == 0, output
-    for name in ('own', 'weighted-False'):
-        assert f'{name} seed 0: reused' in output
-    root = tmp_path / 'out/small'
-    found = json.loads((root / 'ablation.json').read_text())
-    assert {run['row'] for run in found['runs']} == {
-        'own',
-        'weighted-False',
-        'bandwidth-identity',
-        'bandwidth-scott',
-    }
-    text = (root / 'ablation.md').read_text()
-    assert text.count("(the config's own)") == 2
-    assert text.count('\n| ') == 2 * 2 + 2 + 3
-    model = Config.fromfile(root / 'configs/weighted-False_seed0.py').model
-    assert model.pfb.estimator.weighted is False and model.pfb.prune_ratio == 0.5
+class TestCalls:
+    """From the command line, twice, with a second thing to vary in the second call."""
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path, monkeypatch):
+        (tmp_path / 'small.py').write_text(CONFIG + VALIDATION)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv('COLUMNS', '200')
+
+    def call(self, monkeypatch, capsys, *vary):
+        arguments = ['small.py', '--seeds', '0', '--work-dir', 'out', '--vary', *vary]
+        monkeypatch.setattr('sys.argv', [str(TOOL), *arguments])
+        runpy.run_path(str(TOOL), run_name='__main__')
+        return capsys.readouterr().out
+
+    def check(self, root, monkeypatch, capsys):
+        self.call(monkeypatch, capsys, 'weighted')
+        output = self.call(monkeypatch, capsys, 'weighted', 'bandwidth')
+        for name in ('own', 'weighted-False'):
+            assert f'{name} seed 0: reused' in output
+        found = json.loads((root / 'ablation.json').read_text())
+        assert {run['row'] for run in found['runs']} == {
+            'own',
+            'weighted-False',
+            'bandwidth-identity',
+            'bandwidth-scott',
+        }
+        text = (root / 'ablation.md').read_text()
+        assert text.count("(the config's own)") == 2
+        assert text.count('\n| ') == 2 * 2 + 2 + 3
+        model = Config.fromfile(root / 'configs/weighted-False_seed0.py').model
+        assert model.pfb.estimator.weighted is False and model.pfb.prune_ratio == 0.5
+        return text
+
+    def test_it_writes_tables_and_goes_on_where_it_stopped(self, tmp_path, monkeypatch, capsys):
+        """What trains is a stub, to which the identity is worth 10 mIoU less."""
+        (tmp_path / 'train.py').write_text(TRAIN)
+        monkeypatch.setattr(runs, 'TRAIN', (str(tmp_path / 'train.py'),))
+        text = self.check(tmp_path / 'out/small', monkeypatch, capsys)
+        assert '| identity | 40.00 | -10.00 |' in text
+
+    @pytest.mark.slow
+    def test_its_runs_train(self, tmp_path, monkeypatch, capsys):
+        write_data(tmp_path)
+        self.check(tmp_path / 'out/small', monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What the pages show can be done: links lead somewhere, commands are understood, Python runs."""
 
 import argparse
+import functools
 import re
 import runpy
 import shutil
@@ -243,10 +244,16 @@ def test_issue_templates_ask_for_versions_by_a_command_that_works(template):
     fields = {field.get('id'): field for field in yaml.safe_load(template.read_text())['body']}
     asked = fields['versions']['attributes']['description']
     assert '`pfb --version`' in asked
-    command = re.search(r'`python (.+)`', asked)[1].split()
-    run = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert f'pfb_mmseg: {pfb_mmseg.__version__}' in output_of(re.search(r'`python (.+)`', asked)[1])
+
+
+@functools.cache
+def output_of(command):
+    run = subprocess.run(
+        [sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
-    assert f'pfb_mmseg: {pfb_mmseg.__version__}' in run.stdout
+    return run.stdout
 
 
 def test_what_is_said_of_versions_is_the_same_everywhere():

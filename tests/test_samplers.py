@@ -481,9 +481,8 @@ class TestRuns:
         options = {'default_hooks.checkpoint.interval': 5, 'train_dataloader.num_workers': 2}
         options['train_dataloader.persistent_workers'] = True
         whole = train(method_config(tmp_path / 'whole', method, max_iters=30, **options))
-        train(method_config(tmp_path / 'cut', method, max_iters=30, **options))
         config = method_config(tmp_path / 'cut', method, max_iters=30, **options)
-        config.resume, config.load_from = True, str(tmp_path / 'cut/iter_10.pth')
+        config.resume, config.load_from = True, str(tmp_path / 'whole/iter_10.pth')
         self.check_resumed(train(config), whole, tmp_path)
 
     @pytest.mark.parametrize('at', ['epoch_2', 'iter_3'])

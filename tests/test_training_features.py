@@ -346,7 +346,9 @@ class TestCompile:
         yield
         torch.compiler.reset()
 
-    @STRATEGIES
+    @pytest.mark.parametrize(
+        'strategy', ['two_pass', pytest.param('single_pass', marks=pytest.mark.slow)]
+    )
     def test_run_is_the_one_that_is_not_compiled(self, tmp_path, plain, strategy):
         with float64():
             compiled = train(tmp_path, strategy, compile=dict(backend='eager'))
