@@ -30,6 +30,7 @@ section > img { display: block; width: 100%; height: auto; max-width: 620px; mar
 table { border-collapse: collapse; width: 100%; font-size: .9rem }
 th { text-align: left; color: var(--soft); font-weight: 500 }
 th, td { padding: 4px 10px 4px 0; border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
+td:first-child { min-width: 6em }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 .bar { width: 34% } .bar i { display: block; height: 10px; border-radius: 3px; min-width: 2px;
   background: var(--accent) }
