@@ -23,7 +23,7 @@ from pfb_mmseg.reporting import read_scalars
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 SMALL = CONFIGS / 'cifar10/resnet18-small_1xb128-8e_cifar10-jpeg.py'
-TENTH = CONFIGS / 'cifar10/resnet18-small_1xb128-30e_cifar10tenth-jpeg.py'
+TENTH = CONFIGS / 'cifar10/resnet18-small_1xb128-15e_cifar10tenth-jpeg.py'
 ALL = sorted(
     path for folder in ('cifar10', 'cifar100', 'imagenet') for path in (CONFIGS / folder).glob('*')
 )

@@ -20,7 +20,7 @@ from .arguments import (
     seed_number,
 )
 
-CONFIG = 'resnet18-small_pfb-p50_1xb128-30e_cifar10tenth-jpeg'
+CONFIG = 'resnet18-small_pfb-p50_1xb128-15e_cifar10tenth-jpeg'
 
 
 def add_arguments(parser: ToolParser) -> None:

@@ -1,4 +1,4 @@
-_base_ = './resnet18-small_1xb128-30e_cifar10tenth-jpeg.py'
+_base_ = './resnet18-small_1xb128-15e_cifar10tenth-jpeg.py'
 model = dict(
     type='PFBImageClassifier',
     pfb=dict(
@@ -10,5 +10,5 @@ model = dict(
 )
 custom_hooks = [
     dict(type='ChannelsLastHook'),
-    dict(type='PFBHook', begin=1, end=27, by_epoch=True),
+    dict(type='PFBHook', begin=1, end=13, by_epoch=True),
 ]
