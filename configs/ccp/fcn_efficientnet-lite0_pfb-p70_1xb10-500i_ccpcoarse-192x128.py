@@ -8,4 +8,4 @@ model = dict(
         exploration=0.01,
     ),
 )
-custom_hooks = [dict(type='ChannelsLastHook'), dict(type='PFBHook', begin=0.025, end=0.9)]
+custom_hooks = [dict(type='PFBHook', begin=0.025, end=0.9), dict(type='ChannelsLastHook')]
