@@ -6,5 +6,5 @@ _base_ = [
 ]
 model = dict(data_preprocessor=dict(size=(176, 240)))
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=300))
-# A quarter faster on a CPU.
+# Convolutions are faster so on a CPU.
 custom_hooks = [dict(type='ChannelsLastHook')]
