@@ -51,6 +51,13 @@ def test_a_command_holds_back_the_known_lines_and_no_other(tmp_path):
     assert 'avg_non_ignore' in screen
 
 
+def test_the_help_of_a_command_that_names_all_methods_begins_with_its_own_words(tmp_path):
+    run = 'from pfb_mmseg.commands.main import main; main()'
+    screen = show(run, tmp_path, 'compare', '--help')
+    assert screen.startswith('usage: ')
+    assert not {*screen.splitlines()} & {*PRINTED}
+
+
 def test_importing_the_package_holds_nothing_back(tmp_path):
     lines = show('import mmengine, pfb_mmseg', tmp_path).splitlines()
     if 'onedl-mmsegmentation' in find_distributions()['mmseg']:

@@ -88,7 +88,8 @@ def _run(reader: Callable[[], Callable[[], None]]) -> None:
 def _fill(parser: ToolParser, module: ModuleType) -> None:
     parser.description = module.__doc__
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    module.add_arguments(parser)
+    with quiet.known_lines_held_back():  # the names of methods and tasks come with what they need
+        module.add_arguments(parser)
 
 
 def _do(module: ModuleType, parser: ToolParser, args: argparse.Namespace) -> None:
