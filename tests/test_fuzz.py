@@ -58,6 +58,7 @@ HARD = st.fixed_dictionaries(
         'exit': mostly(st.sampled_from([None, 'auxiliary', 'own'])),
         'channels': mostly(st.integers(1, 9)),
         'pool': mostly(st.none() | st.integers(1, 9)),
+        'class_balance': mostly(st.none() | st.floats(0, 1)),
         'warmup': mostly(st.integers(0, 2)),
     },
 )

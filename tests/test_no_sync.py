@@ -216,7 +216,7 @@ STEPS = {
     'two_pass, bfloat16': {'score_dtype': 'bfloat16'},
     'two_pass, random': {'criterion': 'random'},
     'two_pass, hard': {'criterion': 'hard'},
-    'two_pass, hard, pooled': {'criterion': dict(type='hard', pool=2, skip=0.2)},
+    'two_pass, hard, pooled': {'criterion': dict(type='hard', pool=2, skip=0.2, class_balance=0.5)},
     'two_pass, own exit': {'criterion': dict(type='hard', exit='own', warmup=0)},
     'two_pass, loss_topk': {'criterion': 'loss_topk'},
     'two_pass, divbs': {'criterion': 'divbs'},

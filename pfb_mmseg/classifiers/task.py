@@ -44,11 +44,13 @@ class ClassifierTask(Task):
         channels: int | None = None,
         in_channels: int | None = None,
         pool: int | None = None,
+        class_balance: float | None = None,
     ) -> Exit:
         """A linear layer of its own, see :class:`LinearExit`."""
         if exit is not None:
             check_choice('exit', exit, ('own',))
-        for name, value in (('channels', channels), ('pool', pool)):
+        of_maps = dict(channels=channels, pool=pool, class_balance=class_balance)
+        for name, value in of_maps.items():
             if value is not None:
                 raise ValueError(
                     f'{name}={value!r}: the exit of a classifier is one linear layer behind a '

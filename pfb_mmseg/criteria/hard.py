@@ -28,6 +28,9 @@ class Hard(Criterion):
         in_channels: of an own exit; None finds out.
         pool: side of the squares of features that are averaged before a segmentor's exit reads
             them; None chooses the least at which it costs at most 1 % of a training step.
+        class_balance: in [0, 1], of segmentors: 0 (the default) lets all pixels of an image count
+            alike in its loss, 1 all classes in it; in between, a pixel of a class that covers n of
+            them has the weight n^-class_balance.
         warmup: blocked iterations in which an own exit learns from all images before it decides.
 
     Raises:
@@ -43,6 +46,7 @@ class Hard(Criterion):
         channels: int | None = None,
         in_channels: int | None = None,
         pool: int | None = None,
+        class_balance: float | None = None,
         warmup: int = 10,
     ) -> None:
         super().__init__()
@@ -50,7 +54,13 @@ class Hard(Criterion):
         check_integer('warmup', warmup, low=0)
         self.skip = skip
         self.warmup = warmup
-        self.exit_options = dict(exit=exit, channels=channels, in_channels=in_channels, pool=pool)
+        self.exit_options = dict(
+            exit=exit,
+            channels=channels,
+            in_channels=in_channels,
+            pool=pool,
+            class_balance=class_balance,
+        )
         self._exit_learns = False
         self._learnt = 0
 

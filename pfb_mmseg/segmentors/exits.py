@@ -20,9 +20,9 @@ from ..blocking import (
     scoring_mode,
     stage_names,
 )
-from ..core.checks import check_choice, check_integer
+from ..core.checks import check_choice, check_integer, check_number
 from ..hosts.exits import Exit, channels_at
-from .heads import final_head, label_maps, nearest, proxy_losses
+from .heads import balanced_mean, final_head, label_maps, nearest, proxy_losses
 
 KINDS = ('auxiliary', 'own')
 # Of the operations of a training step on all images, taken as three forward passes.
@@ -38,13 +38,16 @@ class MapExit(Exit):
         point: where images are blocked.
         pool: side of the squares of features that are averaged before the exit reads them; None
             chooses, see :meth:`choose_pool`.
+        class_balance: see :func:`balanced_mean`, whose exponent it is.
     """
 
-    def __init__(self, point: BlockingPoint, pool: int | None) -> None:
+    def __init__(self, point: BlockingPoint, pool: int | None, class_balance: float) -> None:
         super().__init__(point)
         if pool is not None:
             check_integer('pool', pool, low=1)
+        check_number('class_balance', class_balance, 0, 1)
         self.pool = pool
+        self.class_balance = class_balance
         self._channel_dim = 1
         self._output: Any = None
 
@@ -98,13 +101,18 @@ class AuxiliaryExit(MapExit):
         point: where images are blocked.
         index: which of the auxiliary heads.
         batch_statistics: see :func:`scoring_mode`.
-        pool: see :class:`MapExit`.
+        pool, class_balance: see :class:`MapExit`.
     """
 
     def __init__(
-        self, point: BlockingPoint, index: int, batch_statistics: bool, pool: int | None
+        self,
+        point: BlockingPoint,
+        index: int,
+        batch_statistics: bool,
+        pool: int | None,
+        class_balance: float,
     ) -> None:
-        super().__init__(point, pool)
+        super().__init__(point, pool, class_balance)
         self.index = index
         self.batch_statistics = batch_statistics
         self._path: list[str] = []
@@ -162,7 +170,9 @@ class AuxiliaryExit(MapExit):
         with scoring_mode(head, self.batch_statistics):
             logits = head([maps] * max(head.in_index + 1, -head.in_index))
         logits = logits if isinstance(logits, Tensor) else logits[0]
-        return proxy_losses(head, logits, nearest(label_maps(data_samples), logits.shape[-2:]))
+        labels = nearest(label_maps(data_samples), logits.shape[-2:])
+        pixels = proxy_losses(head, logits, labels)
+        return balanced_mean(pixels, labels, _num_classes(head), self.class_balance)
 
 
 class OwnExit(MapExit):
@@ -175,7 +185,7 @@ class OwnExit(MapExit):
         point: where images are blocked.
         in_channels: there; None finds out by a pass over a blank image.
         channels: of its hidden layer.
-        pool: see :class:`MapExit`.
+        pool, class_balance: see :class:`MapExit`.
 
     Raises:
         ValueError: ``in_channels`` is needed and cannot be found out, or the model predicts no
@@ -185,9 +195,14 @@ class OwnExit(MapExit):
     trained = True
 
     def __init__(
-        self, point: BlockingPoint, in_channels: int | None, channels: int, pool: int | None
+        self,
+        point: BlockingPoint,
+        in_channels: int | None,
+        channels: int,
+        pool: int | None,
+        class_balance: float,
     ) -> None:
-        super().__init__(point, pool)
+        super().__init__(point, pool, class_balance)
         check_integer('channels', channels, low=1)
         head = final_head(point.host)
         if not hasattr(head, 'ignore_index'):
@@ -202,7 +217,7 @@ class OwnExit(MapExit):
             nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels, track_running_stats=False),
             nn.ReLU(),
-            nn.Conv2d(channels, max(head.num_classes, head.out_channels), 1),
+            nn.Conv2d(channels, _num_classes(head), 1),
         )
 
     def prepare(self, like: Tensor | None = None) -> None:
@@ -227,12 +242,12 @@ class OwnExit(MapExit):
         maps = torch.where(finite[:, None, None, None], maps, 0)
         with torch.enable_grad():
             logits = self.layers(maps)
-            labels = nearest(label_maps(data_samples), logits.shape[-2:]).squeeze(1)
-            ignored = labels == self.ignore_index
+            labels = nearest(label_maps(data_samples), logits.shape[-2:])
+            ignored = labels.squeeze(1) == self.ignore_index
             pixels = F.cross_entropy(
-                logits.float(), labels.masked_fill(ignored, 0), reduction='none'
-            )
-            losses = pixels.masked_fill(ignored, 0).mean(dim=(1, 2))
+                logits.float(), labels.squeeze(1).masked_fill(ignored, 0), reduction='none'
+            ).masked_fill(ignored, 0)
+            losses = balanced_mean(pixels, labels, logits.shape[1], self.class_balance)
             return losses.masked_fill(~finite, torch.nan)
 
 
@@ -244,6 +259,7 @@ def build_exit(
     channels: int | None = None,
     in_channels: int | None = None,
     pool: int | None = None,
+    class_balance: float | None = None,
 ) -> MapExit:
     """The exit of a segmentor behind its blocking point.
 
@@ -255,6 +271,7 @@ def build_exit(
             it; ``'own'``: a head of its own; None: the first if there is one.
         channels, in_channels: of a head of its own, see :class:`OwnExit`; 64 channels by default.
         pool: see :class:`MapExit`.
+        class_balance: see :class:`MapExit`; 0 by default.
 
     Raises:
         TypeError, ValueError: an option is outside its range, or there is no such head.
@@ -267,9 +284,11 @@ def build_exit(
             f"exit='auxiliary': no auxiliary head of {type(model).__name__} reads a stage that has "
             f'run behind {point.path}; leave exit out for one of its own'
         )
+    class_balance = 0.0 if class_balance is None else class_balance
     if exit == 'own' or index is None:
-        return OwnExit(point, in_channels, 64 if channels is None else channels, pool)
-    return AuxiliaryExit(point, index, batch_statistics, pool)
+        channels = 64 if channels is None else channels
+        return OwnExit(point, in_channels, channels, pool, class_balance)
+    return AuxiliaryExit(point, index, batch_statistics, pool, class_balance)
 
 
 def auxiliary_heads(model: nn.Module) -> list[nn.Module]:
@@ -278,6 +297,11 @@ def auxiliary_heads(model: nn.Module) -> list[nn.Module]:
     if heads is None:
         return []
     return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
+
+
+def _num_classes(head: BaseDecodeHead) -> int:
+    """That labels tell apart: a binary head may have one channel for two."""
+    return max(head.num_classes, head.out_channels)
 
 
 def as_maps(output: Any, channel_dim: int, size: tuple[int, int]) -> Tensor:

@@ -26,6 +26,10 @@ def image_losses(head: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: a loss function gives no value for each pixel, as Dice does not.
     """
+    return _pixel_losses(head, logits, labels).mean(dim=(1, 2))
+
+
+def _pixel_losses(head: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
     labels = labels.squeeze(1)
     functions = head.loss_decode
     total = logits.new_zeros((), dtype=logits.dtype).float()
@@ -38,12 +42,12 @@ def image_losses(head: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
                 f'{type(function).__name__} of {type(head).__name__} gives no loss for each pixel, '
                 'but images are compared by theirs; use CrossEntropyLoss'
             )
-        total = total + pixels.mean(dim=(1, 2))
+        total = total + pixels
     return total
 
 
 def proxy_losses(head: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
-    """:func:`image_losses`, with cross entropy in place of loss functions that rank no images.
+    """The loss of each pixel, with cross entropy in place of loss functions that rank no images.
 
     Args:
         head: a BaseDecodeHead. Where all its functions are the cross entropy of softmax, they are
@@ -52,12 +56,12 @@ def proxy_losses(head: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
         logits, labels: see :func:`image_losses`.
 
     Returns:
-        (N,) float32; mean over all pixels of an image, ignored ones count as 0.
+        (N, H, W) float32; 0 where a pixel is ignored.
     """
     functions = head.loss_decode
     functions = functions if isinstance(functions, nn.ModuleList) else [functions]
     if all(type(f) is CrossEntropyLoss and not (f.use_sigmoid or f.use_mask) for f in functions):
-        return image_losses(head, logits, labels)
+        return _pixel_losses(head, logits, labels)
     labels, ignored = labels.squeeze(1), labels.squeeze(1) == head.ignore_index
     if logits.shape[1] == 1:  # one channel for two classes
         target = (labels == 1)[:, None].float()
@@ -66,7 +70,29 @@ def proxy_losses(head: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
     else:
         target = labels.masked_fill(ignored, 0)
         pixels = F.cross_entropy(logits.float(), target, reduction='none')
-    return pixels.masked_fill(ignored, 0).mean(dim=(1, 2))
+    return pixels.masked_fill(ignored, 0)
+
+
+def balanced_mean(pixels: Tensor, labels: Tensor, num_classes: int, exponent: float) -> Tensor:
+    """Mean over each image, in which classes that cover less of it count for more.
+
+    Args:
+        pixels: (N, H, W) of any values.
+        labels: (N, 1, H, W). What is none of ``num_classes`` is a class of its own.
+        exponent: a pixel of a class that covers n pixels of its image has the weight n^-exponent:
+            0 lets all pixels count alike, 1 all classes in the image.
+
+    Returns:
+        (N,) means.
+    """
+    if exponent == 0:
+        return pixels.mean(dim=(1, 2))
+    labels = labels.flatten(1)
+    labels = labels.where((labels >= 0) & (labels < num_classes), num_classes)
+    areas = pixels.new_zeros(len(labels), num_classes + 1)
+    areas = areas.scatter_add_(1, labels, torch.ones_like(labels, dtype=areas.dtype))
+    weights = areas.gather(1, labels).pow(-exponent)
+    return (pixels.flatten(1) * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 def final_head(model: nn.Module) -> BaseDecodeHead:

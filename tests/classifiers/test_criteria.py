@@ -144,6 +144,7 @@ class TestHard:
             (dict(exit='auxiliary'), "exit='auxiliary'"),
             (dict(pool=2), 'pool=2: the exit of a classifier is one linear layer'),
             (dict(channels=8), 'channels=8: the exit of a classifier is one linear layer'),
+            (dict(class_balance=0.5), 'class_balance=0.5: the exit of a classifier is one linear'),
             (dict(in_channels=5), 'backbone.layer1 has 8 channels, the exit reads 5'),
         ],
     )

@@ -37,6 +37,23 @@ def cross_entropy(logits, labels, weight=None):
     return total / labels.size
 
 
+def by_class(exponent):
+    """:func:`cross_entropy` where a pixel of a class of n pixels has the weight n^-exponent."""
+
+    def loss(logits, labels):
+        log_sum = np.log(np.exp(logits - logits.max(0)).sum(0)) + logits.max(0)
+        total = norm = 0.0
+        for label in np.unique(labels):
+            there = labels == label
+            weight = there.sum() ** -float(exponent)
+            norm += weight * there.sum()
+            if label != 255:
+                total += weight * (log_sum - logits[label])[there].sum()
+        return total / norm
+
+    return loss
+
+
 def binary_cross_entropy(logits, labels):
     """Mean over all pixels of (1, H, W) logits, ignored ones as 0."""
     chance = 1 / (1 + np.exp(-logits[0]))
@@ -154,6 +171,22 @@ class TestScore:
             running=pfb.get('score_statistics') == 'running',
             num_kept=6 if 'prune_ratio' in pfb else 4,
         )
+
+    @pytest.mark.parametrize('exponent', [0.5, 1])
+    def test_counts_rare_classes_of_an_image_for_more_where_it_is_asked_to(self, exponent):
+        samples = tiny.samples()
+        for i, sample in enumerate(samples):
+            sample.gt_sem_seg.data[:, : 4 * i] = 255
+            sample.gt_sem_seg.data[:, 40:] = i % 3
+        model = build(dict(criterion=dict(type='hard', class_balance=exponent)))
+        balanced = check(model, samples=samples, loss=by_class(exponent))
+        model.pfb.exit.class_balance = 0.0
+        assert not np.allclose(check(model, samples=samples), balanced, rtol=0.01)
+
+    @pytest.mark.parametrize('exponent', [-0.1, 2, float('nan'), 'all'])
+    def test_no_other_exponent_will_do(self, exponent):
+        with pytest.raises((TypeError, ValueError), match=f'class_balance={exponent!r}: expected'):
+            build(dict(criterion=dict(type='hard', class_balance=exponent)))
 
     @pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])
     @pytest.mark.parametrize('changes', [dict(norm_eval=True), dict(frozen_stages=2)], ids=str)
@@ -424,7 +457,7 @@ class TestHeads:
         model = build()
         model.decode_head = nn.Identity()
         with pytest.raises(ValueError, match='subclasses of BaseDecodeHead only'):
-            OwnExit(model.pfb.point, None, 4, None)
+            OwnExit(model.pfb.point, None, 4, None, 0)
 
 
 def transformer(kind, **pfb):

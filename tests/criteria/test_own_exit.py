@@ -22,8 +22,9 @@ def own(**options):
     return dict(type='hard', exit='own', **options)
 
 
-def build(warmup=0, head=None, pool=1, **pfb):
-    model = tiny.build(dict(criterion=own(warmup=warmup, pool=pool)) | pfb, head=head)
+def build(warmup=0, head=None, pool=1, class_balance=0, **pfb):
+    criterion = own(warmup=warmup, pool=pool, class_balance=class_balance)
+    model = tiny.build(dict(criterion=criterion) | pfb, head=head)
     nn.init.normal_(model.pfb.exit.layers[-1].weight, std=0.5)
     return model
 
@@ -55,15 +56,18 @@ def explicit_losses(exit, maps, samples):
         step = [labels.shape[i] // one.shape[1 + i] for i in range(2)]
         labels = labels[step[0] // 2 :: step[0], step[1] // 2 :: step[1]]
         chosen = one.log_softmax(0).gather(0, (labels % 255)[None])[0]
-        losses.append(-(chosen * (labels != 255)).mean())
+        areas = torch.stack([(labels == label).sum() for label in labels.flatten()]).double()
+        weights = areas.view(labels.shape) ** -exit.class_balance
+        losses.append(-(chosen * (labels != 255) * weights).sum() / weights.sum())
     assert last.out_channels == tiny.NUM_CLASSES
     return torch.stack(losses), weight
 
 
 @pytest.mark.parametrize('strategy', STRATEGIES)
 class TestStep:
-    def test_the_highest_of_its_losses_stay(self, strategy):
-        model = build(strategy=strategy)
+    @pytest.mark.parametrize('balance', [0, 0.5])
+    def test_the_highest_of_its_losses_stay(self, strategy, balance):
+        model = build(strategy=strategy, class_balance=balance)
         seen = watch_features(model)
         samples = tiny.samples()
         samples[3].gt_sem_seg.data[:, :32] = 255
@@ -75,8 +79,9 @@ class TestStep:
         )
         assert selection.indices.tolist() == sorted(expected.argsort()[4:].tolist())
 
-    def test_it_learns_from_the_images_that_stay_and_from_no_other(self, strategy):
-        model = build(strategy=strategy)
+    @pytest.mark.parametrize('balance', [0, 0.5])
+    def test_it_learns_from_the_images_that_stay_and_from_no_other(self, strategy, balance):
+        model = build(strategy=strategy, class_balance=balance)
         seen = watch_features(model)
         samples = tiny.samples()
         losses = model.loss(tiny.images(), samples)
