@@ -30,7 +30,7 @@ class Hard(Criterion):
             them; None chooses the least at which it costs at most 1 % of a training step.
         class_balance: in [0, 1], of segmentors: 0 (the default) lets all pixels of an image count
             alike in its loss, 1 all classes in it; in between, a pixel of a class that covers n of
-            them has the weight n^-class_balance.
+            them has the weight n^-class_balance. An own exit is trained by that loss, too.
         warmup: blocked iterations in which an own exit learns from all images before it decides.
 
     Raises:
