@@ -10,7 +10,9 @@ OPENMMLAB_INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(OPENMMLAB)/python -m pip 
 
 # A file of tests stays in one process, which makes its fixtures once. One thread each, unless the
 # caller wants more; threads that outnumber the cores sleep, not spin, while they wait for each other.
-PYTEST := -m pytest -rs --numprocesses auto --maxprocesses 4 --dist loadfile
+# One process more than there are cores, since some tests wait, for ranks or for a time limit.
+WORKERS := $$(($$(getconf _NPROCESSORS_ONLN) + 1))
+PYTEST := -m pytest -rs --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
 TEST_THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive}
 
 .PHONY: help demo test test-slow test-openmmlab fuzz gpu-report lint docs clean

@@ -1,27 +1,60 @@
 """Starts a function of a module here in processes of its own: one, or several as ranks of a group.
 
-Each process runs processes.py SECONDS MODULE FUNCTION [ARGUMENT ...].
+They are forked from a server that has imported the packages once, and so begin at once. All have
+its hash seed; where ranks are to differ in that, they need a Python each.
 """
 
 import os
 import socket
-import subprocess
-import sys
+import tempfile
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 
+import torch
 from torch import distributed as dist
 
-TESTS = Path(__file__).parent
+SERVER = get_context('forkserver')
+SERVER.set_forkserver_preload(['mmseg.apis', 'pfb_mmseg', 'torch.distributed.fsdp'])
 
 
-def environment() -> dict[str, str]:
-    """One thread, and no GPU: the same arithmetic in all processes, whoever starts them."""
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    return {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+class Process:
+    """One that calls ``function(*arguments)``; it may be killed.
+
+    Attributes:
+        output: what it has written to stdout and stderr so far.
+        returncode: None while it runs.
+    """
+
+    def __init__(self, function: Callable, arguments: tuple, env: dict, seconds: float) -> None:
+        self._log = tempfile.NamedTemporaryFile()
+        arguments = (function, arguments, env, seconds, self._log.name)
+        self._process = SERVER.Process(target=_begin, args=arguments)
+        self._process.start()
+
+    @property
+    def output(self) -> str:
+        return Path(self._log.name).read_text(errors='replace')
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float) -> None:
+        """Until it has ended.
+
+        Raises:
+            TimeoutError: it has not within so many seconds.
+        """
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise TimeoutError(f'still running after {timeout:.0f} s:\n{self.output}')
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
 
 
 def free_port() -> str:
@@ -30,10 +63,16 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
+def group(num_ranks: int) -> list[dict[str, str]]:
+    """What each rank of a group needs to know in its environment."""
+    common = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(), WORLD_SIZE=str(num_ranks))
+    return [{**common, 'RANK': str(rank), 'LOCAL_RANK': str(rank)} for rank in range(num_ranks)]
+
+
 def start(
-    function: Callable, *arguments: object, num_ranks: int = 1, seconds: int = 120, **popen
-) -> list[subprocess.Popen]:
-    """The processes, by rank, with stdout and stderr in one pipe each. They may be killed.
+    function: Callable, *arguments: object, num_ranks: int = 1, seconds: float = 120
+) -> list[Process]:
+    """The processes, by rank.
 
     Not by torchrun, whose workers would outlive it when it is killed.
 
@@ -42,51 +81,50 @@ def start(
         arguments: what it gets, as strings.
         num_ranks: 1 is a process without a group.
         seconds: how long a rank waits for the others in a collective.
-        **popen: options of subprocess.Popen.
     """
-    command = [sys.executable, __file__, str(seconds), function.__module__, function.__name__]
-    command += map(str, arguments)
-    env, group = environment(), {}
-    if num_ranks > 1:
-        group = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(), WORLD_SIZE=str(num_ranks))
-    popen = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) | popen
-    processes = []
-    for rank in range(num_ranks):
-        place = dict(RANK=str(rank), LOCAL_RANK=str(rank)) if group else {}
-        processes.append(subprocess.Popen(command, env=env | group | place, **popen))
-    return processes
+    envs = group(num_ranks) if num_ranks > 1 else [{}]
+    arguments = tuple(map(str, arguments))
+    return [Process(function, arguments, env, seconds) for env in envs]
 
 
-def finish(processes: list[subprocess.Popen], timeout: float = 300) -> tuple[list[int], list[str]]:
+def finish(processes: list[Process], timeout: float = 300) -> tuple[list[int], list[str]]:
     """The exit codes and the output of all, by rank, once they have ended by themselves."""
+    until = time.monotonic() + timeout
     try:
-        with ThreadPoolExecutor(len(processes)) as pool:
-            outputs = pool.map(lambda process: process.communicate(timeout=timeout)[0], processes)
-        return [process.returncode for process in processes], list(outputs)
+        for process in processes:
+            process.wait(max(0, until - time.monotonic()))
+        return [p.returncode for p in processes], [p.output for p in processes]
     finally:
         kill(processes)
 
 
-def kill(processes: list[subprocess.Popen]) -> None:
+def kill(processes: list[Process]) -> None:
     for process in processes:
         process.kill()
-    for process in processes:
-        process.communicate()
 
 
-def run(function: Callable, *arguments: object, num_ranks: int = 1) -> None:
+def run(function: Callable, *arguments: object, num_ranks: int = 1, timeout: float = 300) -> None:
     """:func:`start`, and all must come to a good end."""
-    codes, outputs = finish(start(function, *arguments, num_ranks=num_ranks))
+    codes, outputs = finish(start(function, *arguments, num_ranks=num_ranks), timeout)
     assert not any(codes), '\n'.join(outputs)
 
 
-def main(seconds: str, module: str, function: str, *arguments: str) -> None:
+def enter(function: Callable, *arguments: object, seconds: float = 120) -> None:
+    """Calls it as a rank of the group that the environment describes, if there is one.
+
+    One thread: the same arithmetic in all processes.
+    """
+    torch.set_num_threads(1)
     if 'RANK' in os.environ:
-        dist.init_process_group('gloo', timeout=timedelta(seconds=float(seconds)))
-    getattr(import_module(module), function)(*arguments)
+        dist.init_process_group('gloo', timeout=timedelta(seconds=seconds))
+    function(*arguments)
     if dist.is_initialized():  # else its threads may abort a process that is done
         dist.destroy_process_group()
 
 
-if __name__ == '__main__':
-    main(*sys.argv[1:])
+def _begin(function: Callable, arguments: tuple, env: dict, seconds: float, log: str) -> None:
+    with open(log, 'ab', buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(env, CUDA_VISIBLE_DEVICES='')
+    enter(function, *arguments, seconds=seconds)

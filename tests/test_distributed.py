@@ -226,11 +226,11 @@ class TestRun:
     def test_a_rank_that_does_not_come_ends_the_others_within_the_time_limit(self, tmp_path, end):
         started = processes.start(ranks.left_alone, end, tmp_path, num_ranks=2, seconds=8)
         try:
-            output, _ = started[0].communicate(timeout=250)
+            started[0].wait(timeout=250)
             assert started[0].returncode != 0
-            assert 'Error' in output
+            assert 'Error' in started[0].output
             if end == 'hang':  # it was not the other one's end that ended it
-                assert started[1].poll() is None and 'imed out' in output
+                assert started[1].returncode is None and 'imed out' in started[0].output
         finally:
             processes.kill(started)
         assert not list(tmp_path.glob('*.pt'))

@@ -3,7 +3,6 @@
 import json
 import random
 import re
-import subprocess
 import time
 from pathlib import Path
 
@@ -26,12 +25,11 @@ HOOK = dict(type='PFBHook', begin=0, end=1.0)
 
 def kill_in(iteration, work_dir, num_ranks=1, delay=0.0):
     """Start or resume the run, and kill -9 all of it ``delay`` seconds into this iteration."""
-    started = processes.start(
-        interruptible.run, work_dir, num_ranks=num_ranks, stderr=subprocess.DEVNULL
-    )
+    started = processes.start(interruptible.run, work_dir, num_ranks=num_ranks)
     try:
-        announced = any(line == f'iteration {iteration}\n' for line in started[0].stdout)
-        assert announced, f'the run ended before iteration {iteration}'
+        while f'\niteration {iteration}\n' not in started[0].output:
+            assert started[0].returncode is None, f'the run ended before iteration {iteration}'
+            time.sleep(0.01)
         time.sleep(delay)
     finally:
         processes.kill(started)

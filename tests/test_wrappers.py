@@ -22,8 +22,7 @@ RANKS = 2
 
 def launch(scenario, folder):
     """What each rank saw."""
-    codes, outputs = processes.finish(processes.start(scenario, folder, num_ranks=RANKS), 900)
-    assert not any(codes), '\n'.join(outputs)
+    processes.run(scenario, folder, num_ranks=RANKS, timeout=900)
     return [torch.load(folder / f'{rank}.pt', weights_only=False) for rank in range(RANKS)]
 
 

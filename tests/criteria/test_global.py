@@ -1,7 +1,9 @@
 """Ranks that choose together agree, however their hashes and their roundings differ."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import processes
 import tiny
@@ -10,28 +12,24 @@ import torch
 from . import global_rank
 from .global_rank import ITERATIONS, NUM
 
+TESTS = Path(__file__).parents[1]
 # Under these, MMEngine's sets tell the two fields in different orders.
 HASH_SEEDS = (0, 1)
 
 
 def launch(function, folder):
     """What each of two ranks saw, with a hash seed of its own."""
-    common = processes.environment() | dict(
-        MASTER_ADDR='127.0.0.1', MASTER_PORT=processes.free_port(), WORLD_SIZE='2'
-    )
-    command = [sys.executable, processes.__file__, '120', function.__module__, function.__name__]
-    started = [
-        subprocess.Popen(
-            [*command, str(folder)],
-            env=common | dict(RANK=str(rank), LOCAL_RANK=str(rank), PYTHONHASHSEED=str(seed)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank, seed in enumerate(HASH_SEEDS)
-    ]
-    codes, outputs = processes.finish(started)
-    assert not any(codes), '\n'.join(outputs)
+    module, name = function.__module__, function.__name__
+    code = f'import processes, {module}; processes.enter({module}.{name}, {str(folder)!r})'
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    started = []
+    for rank, seed in zip(processes.group(2), HASH_SEEDS, strict=True):
+        env = {**os.environ, **rank, 'PYTHONHASHSEED': str(seed), 'PYTHONPATH': path}
+        with open(folder / f'{rank["RANK"]}.log', 'w') as log:
+            command = [sys.executable, '-c', code]
+            started.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
+    codes = [process.wait(timeout=300) for process in started]
+    assert not any(codes), '\n'.join(log.read_text() for log in sorted(folder.glob('*.log')))
     return [torch.load(folder / f'{rank}.pt', weights_only=False) for rank in range(2)]
 
 
