@@ -346,9 +346,8 @@ class TestCompile:
         yield
         torch.compiler.reset()
 
-    @pytest.mark.parametrize(
-        'strategy', ['two_pass', pytest.param('single_pass', marks=pytest.mark.slow)]
-    )
+    @pytest.mark.slow
+    @STRATEGIES
     def test_run_is_the_one_that_is_not_compiled(self, tmp_path, plain, strategy):
         with float64():
             compiled = train(tmp_path, strategy, compile=dict(backend='eager'))
@@ -366,8 +365,9 @@ class TestCompile:
             compiled = train(tmp_path, strategy, compile=dict(backend=backend))
         check(compiled, plain(strategy))
 
-    @pytest.mark.slow
-    @STRATEGIES
+    @pytest.mark.parametrize(
+        'strategy', ['two_pass', pytest.param('single_pass', marks=pytest.mark.slow)]
+    )
     def test_changes_neither_selection_nor_gradients(self, strategy):
         head = {'dropout_ratio': 0}
         model, compiled = (tiny.build({'strategy': strategy}, head).double() for _ in range(2))
