@@ -12,10 +12,12 @@ from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import patch
 
-import torch
 from torch import distributed as dist
 
+# One thread, and no GPU: the same arithmetic in all processes. Both are looked up by imports.
+ENVIRONMENT = dict(OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
 SERVER = get_context('forkserver')
 SERVER.set_forkserver_preload(['mmseg.apis', 'pfb_mmseg', 'torch.distributed.fsdp'])
 
@@ -32,7 +34,8 @@ class Process:
         self._log = tempfile.NamedTemporaryFile()
         arguments = (function, arguments, env, seconds, self._log.name)
         self._process = SERVER.Process(target=_begin, args=arguments)
-        self._process.start()
+        with patch.dict(os.environ, ENVIRONMENT):  # the first one starts the server
+            self._process.start()
 
     @property
     def output(self) -> str:
@@ -54,7 +57,6 @@ class Process:
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.join()
 
 
 def free_port() -> str:
@@ -101,6 +103,8 @@ def finish(processes: list[Process], timeout: float = 300) -> tuple[list[int], l
 def kill(processes: list[Process]) -> None:
     for process in processes:
         process.kill()
+    for process in processes:
+        process.wait(60)
 
 
 def run(function: Callable, *arguments: object, num_ranks: int = 1, timeout: float = 300) -> None:
@@ -110,11 +114,7 @@ def run(function: Callable, *arguments: object, num_ranks: int = 1, timeout: flo
 
 
 def enter(function: Callable, *arguments: object, seconds: float = 120) -> None:
-    """Calls it as a rank of the group that the environment describes, if there is one.
-
-    One thread: the same arithmetic in all processes.
-    """
-    torch.set_num_threads(1)
+    """Calls it as a rank of the group that the environment describes, if there is one."""
     if 'RANK' in os.environ:
         dist.init_process_group('gloo', timeout=timedelta(seconds=seconds))
     function(*arguments)
@@ -126,5 +126,5 @@ def _begin(function: Callable, arguments: tuple, env: dict, seconds: float, log:
     with open(log, 'ab', buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.environ.update(env, CUDA_VISIBLE_DEVICES='')
+    os.environ.update(env)
     enter(function, *arguments, seconds=seconds)

@@ -24,11 +24,16 @@ def launch(function, folder):
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     started = []
     for rank, seed in zip(processes.group(2), HASH_SEEDS, strict=True):
-        env = {**os.environ, **rank, 'PYTHONHASHSEED': str(seed), 'PYTHONPATH': path}
+        env = {**os.environ, **processes.ENVIRONMENT, **rank}
+        env |= dict(PYTHONHASHSEED=str(seed), PYTHONPATH=path)
         with open(folder / f'{rank["RANK"]}.log', 'w') as log:
             command = [sys.executable, '-c', code]
             started.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
-    codes = [process.wait(timeout=300) for process in started]
+    try:
+        codes = [process.wait(timeout=300) for process in started]
+    finally:
+        for process in started:
+            process.kill()
     assert not any(codes), '\n'.join(log.read_text() for log in sorted(folder.glob('*.log')))
     return [torch.load(folder / f'{rank}.pt', weights_only=False) for rank in range(2)]
 
