@@ -237,6 +237,7 @@ TOOLS = [
     ('train.py .', "config '.' is not a file"),
     ('train.py broken.py', "config 'broken.py' cannot be read"),
     ('train.py orphan.py', "config 'orphan.py' cannot be read: .*nobody.py"),
+    ('train.py stray.py', "config 'stray.py' cannot be read: .*nowhere_to_be_found"),
     ('train.py empty.py', "config 'empty.py' has no model"),
     ('train.py good.py --prune-ratio 1', r'prune_ratio=1.0: expected a number in \[0, 1\)'),
     ('train.py good.py --prune-ratio nan', r'prune_ratio=nan: expected a number in \[0, 1\)'),
@@ -244,6 +245,7 @@ TOOLS = [
     ('train.py good.py --prune_rato=0.3', r'--prune_rato=0.3 \(did you mean --prune-ratio\?\)'),
     ('train.py good.py --cfg-options model.pfb', "'model.pfb': expected KEY=VALUE"),
     ('train.py good.py --cfg-options =3', "'=3': expected KEY=VALUE"),
+    ('train.py good.py --cfg-options custom_imports.imports=nobody', 'Failed to import nobody'),
     ('train.py good.py --launcher torchrun', "invalid choice: 'torchrun' .*'pytorch'"),
     ('test.py good.py absent.pth', "checkpoint 'absent.pth' is not a file"),
     ('test.py empty.py good.py', "config 'empty.py' has no model"),
@@ -278,6 +280,7 @@ def test_a_mistake_on_the_command_line_is_told_in_a_sentence(
     (tmp_path / 'good.py').write_text(CONFIG)
     (tmp_path / 'broken.py').write_text('model = dict(\n')
     (tmp_path / 'orphan.py').write_text("_base_ = 'nobody.py'\n")
+    (tmp_path / 'stray.py').write_text("custom_imports = dict(imports=['nowhere_to_be_found'])\n")
     (tmp_path / 'empty.py').write_text('a = 1\n')
     monkeypatch.chdir(tmp_path)
     tool, *arguments = command.split()

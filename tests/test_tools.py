@@ -17,8 +17,10 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
 
 from pfb_mmseg import PFBMixin, apply_pfb
+from pfb_mmseg.commands.launch import read_config
 from pfb_mmseg.commands.main import read
 from pfb_mmseg.compat import find_distributions, why_no_resume
+from pfb_mmseg.core import CRITERIA
 from pfb_mmseg.record import SelectionRecord
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -233,6 +235,20 @@ def test_slurm_script_hands_its_arguments_on(folder):
     assert '<--partition=part><--job-name=job>' in run.stdout
     assert '<--ntasks=8>' in run.stdout
     assert '<c.py><--launcher><slurm><--cfg-options><a="[1, 2]">' in run.stdout
+
+
+def test_modules_that_the_command_line_names_are_imported_like_those_of_the_config(
+    tmp_path, monkeypatch
+):
+    (tmp_path / 'plain.py').write_text("model = dict(type='EncoderDecoder')\n")
+    (tmp_path / 'module_of_mine.py').write_text(
+        'from pfb_mmseg.core import CRITERIA, Criterion\n'
+        "CRITERIA.register_module('of_mine')(type('OfMine', (Criterion,), {}))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(CRITERIA, '_classes', dict(CRITERIA._classes))
+    read_config(str(tmp_path / 'plain.py'), {'custom_imports.imports': ['module_of_mine']})
+    assert 'of_mine' in CRITERIA
 
 
 class TestApplyPFB:

@@ -14,6 +14,7 @@ from pickle import UnpicklingError
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.utils import import_modules_from_strings
 from mmseg.registry import DATASETS
 
 from ..compat import find_distributions, why_no_resume
@@ -32,20 +33,33 @@ def read_config(name: str, options: dict | None, needs: str = 'model') -> Config
         The config; its ``filename`` is the file's.
 
     Raises:
-        ValueError: There is no such file, it cannot be read, or lacks what is needed.
+        ValueError: There is no such file, it cannot be read, or lacks what is needed; or a module
+            of its ``custom_imports`` is not to be found.
     """
     path = find_config(name)
     try:
         cfg = Config.fromfile(path)
-    except (OSError, SyntaxError) as error:
+    except (ImportError, OSError, SyntaxError) as error:
         raise ValueError(f'config {name!r} cannot be read: {error}') from error
     try:
         cfg.merge_from_dict(options or {})
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f'--cfg-options do not fit the config: {error}') from error
+    _import_modules(cfg)
     if not isinstance(cfg.get(needs), dict):
         raise ValueError(f'config {name!r} has no {needs}: expected the config of a segmentor')
     return cfg
+
+
+def _import_modules(cfg: Config) -> None:
+    """The custom_imports of --cfg-options, too: MMEngine imports those of the file alone."""
+    modules = cfg.get('custom_imports')
+    if not modules:
+        return
+    try:
+        import_modules_from_strings(**modules)
+    except (ImportError, TypeError) as error:
+        raise ValueError(f'custom_imports {dict(modules)}: {error}') from error
 
 
 def named_config(
