@@ -2,17 +2,16 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import tiny
 import torch
-from demo_runs import DEMO_CONFIG, demo_config, train
+from demo_runs import DEMO_CONFIG, demo_config, distributed, train
 from mmengine.config import Config
+from mmengine.dist import get_rank
 from mmseg.registry import MODELS
 from torch.utils.data import DataLoader
 
@@ -424,47 +423,23 @@ class TestRuns:
             train(config)
 
 
-RANK_SCRIPT = """
-import sys, torch
-from pathlib import Path
-from mmengine.config import Config
-Config.pretty_text = property(repr)  # beautifying takes longer than the runs
-torch.distributed.init_process_group('gloo')
-sys.path.insert(0, {tests!r})
-from demo_runs import distributed, train
-from test_baselines import SAMPLED, method_config
-work_dir = Path({work_dir!r})
-for method in {methods!r}:
-    runner = train(distributed(method_config(work_dir / method, method, max_iters=9)))
-    state = runner.model.module.state_dict()
-    rank = torch.distributed.get_rank()
-    seen = dict(weight=state['backbone.stem.0.weight'])
-    if method in SAMPLED:
-        seen['scores'] = runner.train_dataloader.sampler.scores.nan_to_num(-1)
-    torch.save(seen, work_dir / f'{{method}}_{{rank}}.pt')
-torch.distributed.destroy_process_group()
-"""
+def train_on_a_rank(folder, *methods):
+    Config.pretty_text = property(repr)  # beautifying takes longer than the runs
+    for method in methods:
+        work_dir = Path(folder, method)
+        runner = train(distributed(method_config(work_dir, method, max_iters=9)))
+        seen = dict(weight=runner.model.module.state_dict()['backbone.stem.0.weight'])
+        if method in SAMPLED:
+            seen['scores'] = runner.train_dataloader.sampler.scores.nan_to_num(-1)
+        torch.save(seen, work_dir / f'{get_rank()}.pt')
 
 
 def test_two_ranks_train_with_every_method(tmp_path):
     # 'short' is 'full' with fewer steps, the resized ones with smaller images.
     methods = [m for m in METHODS if m not in ('short', 'resize', 'resize_pfb')]
-    script = tmp_path / 'ranks.py'
-    script.write_text(
-        RANK_SCRIPT.format(tests=str(ROOT / 'tests'), work_dir=str(tmp_path), methods=methods)
-    )
-    run = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-        + [str(script)],
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-    )
-    assert run.returncode == 0, run.stdout[-3000:]
+    processes.run(train_on_a_rank, tmp_path, *methods, num_ranks=2)
     for method in methods:
-        first, second = (torch.load(tmp_path / f'{method}_{rank}.pt') for rank in range(2))
+        first, second = (torch.load(tmp_path / method / f'{rank}.pt') for rank in range(2))
         for key, value in first.items():
             assert torch.equal(value, second[key]), (method, key)
         if method.startswith('infobatch'):

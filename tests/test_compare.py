@@ -57,6 +57,22 @@ def start(folder, *arguments, command=(TOOL, 'small.py')):
     )
 
 
+@pytest.fixture
+def compare(folder, monkeypatch):
+    """The tool in this process, its runs in processes of their own; returns all rows' figures."""
+    monkeypatch.chdir(folder)
+    for name, value in (('PYTHONPATH', ROOT), ('OMP_NUM_THREADS', 1), ('COLUMNS', 200)):
+        monkeypatch.setenv(name, str(value))
+
+    def call(*arguments, work_dir):
+        arguments = [*arguments, '--work-dir', work_dir]
+        monkeypatch.setattr('sys.argv', ['compare.py', 'small.py', *arguments])
+        runpy.run_path(str(TOOL), run_name='__main__')
+        return json.loads(Path(work_dir, 'small/comparison.json').read_text())['runs']
+
+    return call
+
+
 def stamps(root):
     return {path: path.stat().st_mtime_ns for path in root.rglob('finished')}
 
@@ -104,15 +120,12 @@ def check_files(root):
     assert (root / 'comparison.png').stat().st_size > 1000
 
 
-def test_methods_ratios_and_variants_make_rows_and_jobs_run_at_once(folder):
+def test_methods_ratios_and_variants_make_rows_and_jobs_run_at_once(folder, compare):
     arguments = ['--methods', 'full', 'infobatch', '--ratios', '0.25', '--variants', 'slow:']
     arguments[-1] += 'optim_wrapper.optimizer.lr=0.001'
-    arguments += ['--seeds', '1', '--jobs', '2', '--work-dir', 'two']
+    arguments += ['--seeds', '1', '--jobs', '2']
     arguments += ['--iters', '1']  # too few for an entry of MMEngine's in the log
-    process = start(folder, *arguments)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    runs = json.loads((folder / 'two/small/comparison.json').read_text())['runs']
+    runs = compare(*arguments, work_dir='two')
     assert [run['row'] for run in runs] == ['full', 'infobatch-p25', 'slow']
     assert all(run['iterations'] == run['seed'] == 1 for run in runs)
     assert all(run['candidates'] == 4 for run in runs)
@@ -120,13 +133,10 @@ def test_methods_ratios_and_variants_make_rows_and_jobs_run_at_once(folder):
     assert config.optim_wrapper.optimizer.lr == 0.001
 
 
-def test_long_and_small_get_the_time_of_full_data(folder):
+def test_long_and_small_get_the_time_of_full_data(folder, compare):
     arguments = ['--methods', 'full', 'random', 'small', '--long', 'random', '--ratios', '0.5']
-    process = start(folder, *arguments, '--seeds', '0', '--work-dir', 'equal')
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    runs = {run['row']: run for run in compare(*arguments, '--seeds', '0', work_dir='equal')}
     root = folder / 'equal/small'
-    runs = {run['row']: run for run in json.loads((root / 'comparison.json').read_text())['runs']}
     assert list(runs) == ['full', 'small-p50', 'random-p50', 'long-random-p50']
     full, small, random, long = runs.values()
 
