@@ -59,7 +59,7 @@ def _import_modules(cfg: Config) -> None:
     try:
         import_modules_from_strings(**modules)
     except (ImportError, TypeError) as error:
-        raise ValueError(f'custom_imports {dict(modules)}: {error}') from error
+        raise ValueError(f'custom_imports={modules}: {error}') from error
 
 
 def named_config(
