@@ -44,6 +44,7 @@ def demo_config(work_dir: Path, max_iters: int = 12, **options) -> Config:
             'model.auxiliary_head.in_channels': 32,
             'model.auxiliary_head.channels': 8,
             'model.pfb.estimator': dict(num_centroids=8, dim=16),
+            'optim_wrapper.optimizer.lr': 0.05,
             'train_dataloader.batch_size': 4,
             'train_dataloader.dataset.length': 24,
             'val_dataloader.dataset.length': 4,

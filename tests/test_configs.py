@@ -32,6 +32,7 @@ ZOO = Path(mmseg.__file__).parent / '.mim' / 'configs'
 
 CITYSCAPES = CONFIGS / 'cityscapes/deeplabv3_r50-d8_4xb2-36k_cityscapes-512x1024.py'
 ADE20K = CONFIGS / 'ade20k/upernet_r50_4xb4-160k_ade20k-512x512.py'
+CAMVID_HARD = CONFIGS / 'camvid/fcn_efficientnet-lite0_pfb-hard-p50_1xb8-300i_camvid-176x240.py'
 CCP = CONFIGS / 'ccp/fcn_efficientnet-lite0_1xb16-4k_ccp-384x256.py'
 CCP_COARSE = CONFIGS / 'ccp/fcn_efficientnet-lite0_1xb10-500i_ccpcoarse-192x128.py'
 VOC = CONFIGS / 'voc12aug/deeplabv3_r50-d8_4xb4-36k_voc12aug-512x512.py'
@@ -43,7 +44,7 @@ def name(path):
 
 def twin(path):
     """The full-data config beside a PFB config."""
-    return path.with_name(re.sub(r'_pfb-p\d+', '', path.name))
+    return path.with_name(re.sub(r'_pfb-(hard-)?p\d+', '', path.name))
 
 
 @pytest.mark.parametrize('path', ALL, ids=name)
@@ -66,14 +67,18 @@ def test_pfb_config_differs_from_its_twin_in_pruning_only(path):
     assert schedule == dict(type='PFBHook', begin=0.025, end=0.9)
     assert others == full.pop('custom_hooks', [])
     assert pruned.to_dict() == full.to_dict()
-    assert pfb.prune_ratio == int(re.search(r'_pfb-p(\d+)', path.name)[1]) / 100
+    ratio = int(re.search(r'_pfb-(?:hard-)?p(\d+)', path.name)[1]) / 100
+    if '_pfb-hard-' in path.name:
+        assert pfb == dict(prune_ratio=ratio, criterion='hard')
+        return
+    assert pfb.prune_ratio == ratio
     # Table S5, but for encoders whose third stage is narrow.
     dim = 32 if path.parent.name == 'demo' else 112 if 'efficientnet-lite0' in path.name else 128
     assert pfb.exploration == 0.01 and pfb.estimator == dict(num_centroids=64, dim=dim)
 
 
 def test_every_full_data_config_has_a_pfb_twin():
-    assert len(ALL) == 19
+    assert len(ALL) == 20
     assert {twin(path) for path in PFB} == set(ALL) - set(PFB) - set(RIVALS)
 
 
@@ -186,6 +191,17 @@ def ccp_root(tmp_path):
     return root
 
 
+@pytest.fixture
+def camvid_root(tmp_path):
+    rng, root = np.random.default_rng(0), tmp_path / 'camvid'
+    for split, num in {'train': 4, 'val': 1}.items():
+        for i in range(num):
+            image, labels = random_pair(rng, 11)
+            write(root / split / f'0001TP_{i}.jpg', image)
+            write(root / f'{split}annot' / f'0001TP_{i}.png', labels)
+    return root
+
+
 def shrink(config, root, work_dir):
     """What a CPU needs: no SyncBN, no download, small images, two iterations."""
     config.work_dir = str(work_dir)
@@ -282,5 +298,15 @@ class TestRunner:
         assert record.kept.sum() == kept
         assert all(Path(file).is_file() for file in record.paths)
         assert read_scalars(tmp_path / 'work')[0][-1]['pfb/kept'] == kept
+        assert np.isfinite(losses(runner)).all()
+        assert 0 <= metrics['mIoU'] <= 100
+
+    def test_config_that_chooses_by_loss_does_so_from_the_first_batch(self, camvid_root, tmp_path):
+        config = shrink(Config.fromfile(CAMVID_HARD), camvid_root, tmp_path / 'work')
+        config.custom_hooks[0].update(begin=0, end=1.0)
+        runner, metrics = run(config)
+        record = SelectionRecord.load(tmp_path / 'work' / 'pfb_record.npz')
+        assert record.candidates.sum() == 8
+        assert record.kept.sum() == 4
         assert np.isfinite(losses(runner)).all()
         assert 0 <= metrics['mIoU'] <= 100

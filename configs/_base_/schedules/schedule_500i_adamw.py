@@ -1,7 +1,7 @@
 # Minutes on a CPU, from a pretrained backbone.
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=7e-4, weight_decay=0.01),
+    optimizer=dict(type='AdamW', lr=2.8e-3, weight_decay=0.01),
     clip_grad=None,
 )
 param_scheduler = [dict(type='PolyLR', eta_min=0.0, power=0.9, begin=0, end=500, by_epoch=False)]
