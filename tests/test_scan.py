@@ -116,7 +116,6 @@ class TestTool:
             'train_dataloader.dataset.length': 300,
             'train_dataloader.dataset.wrong_labels': 0.1,
             'train_dataloader.batch_size': 8,
-            'optim_wrapper.optimizer.lr': 0.05,
             'default_hooks.checkpoint.interval': 250,
         }
         config = demo_config(tmp_path, 250, **options)
