@@ -188,13 +188,14 @@ def plot(lines: Sequence[Figures], path: Path) -> None:
 
     figure = Figure(figsize=(8, 4.5), layout='constrained')
     axes = figure.subplots()
-    for method in dict.fromkeys(line.method for line in lines):
+    # From the eleventh method on the colours come again.
+    for index, method in enumerate(dict.fromkeys(line.method for line in lines)):
         points = [line for line in lines if line.method == method]
         axes.errorbar(
             [100 * (line.saved or 0) for line in points],
             [line.score for line in points],
             [line.score_std or 0 for line in points],
-            marker='o',
+            marker='os^D'[index // 10 % 4],
             capsize=3,
             label=method,
         )
