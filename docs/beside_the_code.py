@@ -22,8 +22,8 @@ BESIDE_THE_CODE = {
     'configs/README.md': 'configs.md',
     'docs/tutorial.ipynb': 'tutorial.md',
     'pfb_mmseg/core/README.md': 'density.md',
-    'pfb_mmseg/criteria/README.md': 'criteria.md',
-    'pfb_mmseg/hosts/README.md': 'own-model.md',
+    'pfb_mmseg/core/criteria/README.md': 'criteria.md',
+    'pfb_mmseg/models/README.md': 'own-model.md',
 }
 LINK = re.compile(r'(!?)\[([^\]]*)\]\(([^)\s#:]+)(#[^)\s]*)?\)')
 

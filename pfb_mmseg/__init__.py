@@ -1,15 +1,13 @@
 """Partial Forward Blocking for MMSegmentation, and for any PyTorch loop.
 
-Importing this package imports nothing else; ``pfb_mmseg.core``, ``.criteria`` and ``.blocking``
-need torch alone. In a process that uses OpenMMLab the models, hooks and data sets are registered,
-whichever is imported first: that is all that ``custom_imports = dict(imports=['pfb_mmseg'])`` in a
-config asks for.
+Importing this package registers its models, hooks and samplers where MMSegmentation is installed:
+``custom_imports = dict(imports=['pfb_mmseg'])`` in a config asks for just that. Where it is not,
+``pfb_mmseg.core`` and ``pfb_mmseg.blocking`` need torch alone.
 """
 
-from importlib import import_module
 from typing import Any
 
-from .compat import after_import, check_openmmlab, uses_openmmlab
+from .compat import check_openmmlab
 from .version import __version__
 
 __all__ = [
@@ -21,30 +19,17 @@ __all__ = [
     'apply_pfb',
 ]
 
+_MISSING = check_openmmlab()
 
-def register() -> str | None:
-    """Import what a config can name, which registers it.
-
-    Returns:
-        None; or what is missing, see :func:`check_openmmlab`.
-
-    Raises:
-        ImportError: OpenMMLab's packages are installed, but cannot work.
-    """
-    missing = check_openmmlab()
-    if missing is None:
-        for package in ('backbones', 'baselines', 'classifiers', 'datasets', 'hooks', 'segmentors'):
-            import_module(f'.{package}', __name__)
-    return missing
+if _MISSING is None:
+    from . import compare, data, demo  # noqa: F401  registers what they hold
+    from .convert.apply import apply_pfb
+    from .hooks import PFBHook
+    from .models.mixin import PFBMixin
+    from .models.segmentation import PFBCascadeEncoderDecoder, PFBEncoderDecoder
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    if missing := register():
-        raise ImportError(missing)
-    package = {'PFBHook': '.hooks', 'apply_pfb': '.hosts.apply'}.get(name, '.segmentors')
-    return getattr(import_module(package, __name__), name)
-
-
-after_import(uses_openmmlab, register)
+    if name in __all__:
+        raise ImportError(_MISSING)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -6,14 +6,10 @@ and the maintained fork, whose names begin with 'onedl-'. Either will do; one ov
 
 import os
 import re
-import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module, metadata
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
-from types import ModuleType
 
 DISTRIBUTIONS = {
     'mmengine': ('mmengine', 'mmengine-lite', 'onedl-mmengine'),
@@ -21,12 +17,6 @@ DISTRIBUTIONS = {
     'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
 }
 MINIMUM = {'mmengine': '0.10', 'mmcv': '2.0', 'mmseg': '1.2'}
-OPENMMLAB = (*DISTRIBUTIONS, 'mmdet', 'mmpretrain')
-# What of this package imports nothing of it when it is imported.
-PLAIN = (
-    *('blocking', 'commands', 'compat', 'core', 'criteria'),
-    *('progress', 'quiet', 'record', 'shipped', 'version'),
-)
 
 # module -> {distribution that brings it: its version}
 Found = Mapping[str, Mapping[str, str]]
@@ -117,74 +107,6 @@ def check_openmmlab() -> str | None:
     except (ImportError, AssertionError) as error:  # mmseg asserts the version of mmcv
         raise ImportError(describe(f'importing mmseg.models fails ({error})', found)) from error
     return None
-
-
-def uses_openmmlab(module: str) -> bool:
-    """Whether a module belongs to OpenMMLab, or is one of ours that imports it."""
-    package, _, inner = module.partition('.')
-    if package == __package__:
-        return bool(inner) and inner.partition('.')[0] not in PLAIN
-    return package in OPENMMLAB
-
-
-def after_import(which: Callable[[str], bool], call: Callable[[], object]) -> None:
-    """Call a function once the first module of some kind is imported: now, if one is.
-
-    It is called when that module, and with it whatever that one imports itself, is complete.
-
-    Args:
-        which: tells of a module's name whether it is of the kind.
-        call: without arguments; what it raises is raised where the module is imported.
-    """
-    imported = [name for name, module in list(sys.modules.items()) if module is not None]
-    if any(map(which, imported)):
-        call()
-    else:
-        sys.meta_path.insert(0, _FirstOfAKind(which, call))
-
-
-class _FirstOfAKind(MetaPathFinder):
-    """Stands before the other finders until the first module of the kind begins to be imported."""
-
-    def __init__(self, which: Callable[[str], bool], call: Callable[[], object]) -> None:
-        self._which = which
-        self._call = call
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if not self._which(fullname):
-            return None
-        others = [finder for finder in sys.meta_path if finder is not self]
-        specs = (finder.find_spec(fullname, path, target) for finder in others)
-        spec = next((spec for spec in specs if spec is not None), None)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _ThenCall(spec.loader, self)
-        return spec
-
-    def leave(self) -> Callable[[], object]:
-        """What is to be called; nothing, if another thread was faster."""
-        if self not in sys.meta_path:
-            return lambda: None
-        sys.meta_path.remove(self)
-        return self._call
-
-
-class _ThenCall(Loader):
-    """Loads a module as its own loader does, and leaves no trace in it."""
-
-    def __init__(self, loader: Loader, finder: _FirstOfAKind) -> None:
-        self._loader = loader
-        self._finder = finder
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        call = self._finder.leave()
-        module.__loader__ = module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
-        call()
 
 
 def why_no_resume(found: Found, torch_version: str) -> str | None:

@@ -18,7 +18,7 @@ from torch import distributed as dist
 
 from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, FeatureCandidates
 from pfb_mmseg.core.ranks import Exchange, Ranks
-from pfb_mmseg.hosts import PartialForwardBlocking
+from pfb_mmseg.models import PartialForwardBlocking
 
 NUM, DIM = 4, 8  # images per rank, channels
 SHORT = 12  # the iteration in which rank 1 has fewer images

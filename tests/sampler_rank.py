@@ -10,7 +10,7 @@ from mmengine.dataset import BaseDataset, Compose
 from mmengine.dist import all_gather, get_rank
 from torch.utils.data import DataLoader
 
-from pfb_mmseg.baselines import (
+from pfb_mmseg.compare import (
     FixedPartSampler,
     InfoBatchSampler,
     OrderDPSampler,

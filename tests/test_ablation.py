@@ -11,8 +11,8 @@ from mmengine.config import Config
 from test_compare import VALIDATION, outcome
 from test_tools import CONFIG, write_data
 
-from pfb_mmseg.measure import runs
-from pfb_mmseg.measure.ablation import ABLATIONS, Line, Plan, plan, tables
+from benchmarks.ablation import ABLATIONS, Line, Plan, plan, tables
+from pfb_mmseg.compare import runs
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / 'tools/ablation.py'

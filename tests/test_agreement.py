@@ -9,7 +9,7 @@ import torch
 from demo_runs import DEMO_CONFIG, ROOT, demo_config, train
 from scipy import stats
 
-from pfb_mmseg.hooks.agreement_hook import AGREEMENT_NAME, AgreementHook, spearman
+from benchmarks.lab.agreement_hook import AGREEMENT_NAME, AgreementHook, spearman
 
 
 def test_spearman_is_scipys():

@@ -16,7 +16,7 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from pfb_mmseg import PFBMixin, apply_pfb
-from pfb_mmseg.hosts.apply import blocked_class, remove_pfb
+from pfb_mmseg.convert.apply import blocked_class, remove_pfb
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
-from pfb_mmseg.backbones import EfficientNetLite
+from benchmarks.lab import EfficientNetLite
 from pfb_mmseg.blocking import default_stage
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from demo_runs import demo_config, train
 
-from pfb_mmseg.record import SelectionRecord
+from pfb_mmseg.report import SelectionRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 32

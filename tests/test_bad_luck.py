@@ -21,7 +21,7 @@ from demo_runs import demo_config, train
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from pfb_mmseg.record import SelectionRecord
+from pfb_mmseg.report import SelectionRecord
 
 RECORD = 'pfb_record.npz'
 EVERY_SECOND = {

@@ -15,12 +15,12 @@ from mmengine.dist import get_rank
 from mmseg.registry import MODELS
 from torch.utils.data import DataLoader
 
-from pfb_mmseg.baselines import InfoBatchHook, InfoBatchSampler
-from pfb_mmseg.baselines.infobatch import expected_share, prune_epoch
-from pfb_mmseg.baselines.lengths import shortened_iters
-from pfb_mmseg.baselines.methods import METHODS, apply_method, set_iters
-from pfb_mmseg.datasets.demo import PFBDemoDataset
-from pfb_mmseg.reporting import read_scalars
+from pfb_mmseg.compare import InfoBatchHook, InfoBatchSampler
+from pfb_mmseg.compare.infobatch import expected_share, prune_epoch
+from pfb_mmseg.compare.lengths import shortened_iters
+from pfb_mmseg.compare.methods import METHODS, apply_method, set_iters
+from pfb_mmseg.demo.scenes import PFBDemoDataset
+from pfb_mmseg.report import read_scalars
 
 ROOT = Path(__file__).parents[1]
 # They choose what is loaded.
@@ -114,7 +114,7 @@ class TestSampler:
         samplers = []
         for rank in range(world_size):
             monkeypatch.setattr(
-                'pfb_mmseg.sampling.sampler.get_dist_info',
+                'pfb_mmseg.compare.score_sampler.get_dist_info',
                 lambda rank=rank: (rank, world_size),
             )
             samplers.append(InfoBatchSampler(range(size), seed=3, **options))

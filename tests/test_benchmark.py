@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from pfb_mmseg.commands.main import call
-from pfb_mmseg.measure.benchmark import (
+from pfb_mmseg.compare.benchmark import (
     Report,
     Result,
     Spread,

@@ -13,8 +13,8 @@ from mmseg.datasets import CityscapesDataset
 from mmseg.registry import DATASETS
 from rich.progress import Progress
 
-from pfb_mmseg.baselines.methods import PRUNING_METHODS
-from pfb_mmseg.measure import loader
+from benchmarks import loader
+from pfb_mmseg.compare.methods import PRUNING_METHODS
 from pfb_mmseg.shipped import find_config
 
 ROOT = Path(__file__).resolve().parents[1]

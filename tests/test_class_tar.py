@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pfb_mmseg.datasets import ClassTarDataset
+from benchmarks.lab import ClassTarDataset
 
 CIFAR10 = Path(__file__).parents[2] / 'shared' / 'cifar10'
 RED, BLUE = (250, 10, 10), (10, 10, 250)

@@ -18,8 +18,7 @@ from mmpretrain.datasets import CIFAR10, CIFAR100
 from mmpretrain.registry import MODELS
 from PIL import Image
 
-from pfb_mmseg.record import SelectionRecord
-from pfb_mmseg.reporting import read_scalars
+from pfb_mmseg.report import SelectionRecord, read_scalars
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 SMALL = CONFIGS / 'cifar10/resnet18-small_1xb128-8e_cifar10-jpeg.py'

@@ -12,7 +12,7 @@ import pytest
 import pfb_mmseg
 from pfb_mmseg import shipped
 from pfb_mmseg.commands.main import COMMANDS, read
-from pfb_mmseg.measure import runs
+from pfb_mmseg.compare import runs
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = 'fcn_r18-d8_pfb-p50_1xb16-300i_demo-64x64'

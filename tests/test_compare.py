@@ -18,10 +18,10 @@ from rich.console import Console
 from test_tools import CONFIG, write_data
 
 import pfb_mmseg
-from pfb_mmseg.baselines.methods import apply_method
-from pfb_mmseg.measure import runs
-from pfb_mmseg.measure.comparison import Outcome, iters_in, markdown, plot, summarise
-from pfb_mmseg.record.versions import this_code
+from pfb_mmseg.compare import runs
+from pfb_mmseg.compare.comparison import Outcome, iters_in, markdown, plot, summarise
+from pfb_mmseg.compare.methods import apply_method
+from pfb_mmseg.report.versions import this_code
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / 'tools/compare.py'

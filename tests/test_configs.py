@@ -18,10 +18,9 @@ from mmengine.runner import Runner
 from mmseg.registry import MODELS
 from PIL import Image
 
-from pfb_mmseg.baselines.methods import set_iters
+from pfb_mmseg.compare.methods import set_iters
 from pfb_mmseg.compat import find_distributions, why_no_resume
-from pfb_mmseg.record import SelectionRecord
-from pfb_mmseg.reporting import read_scalars
+from pfb_mmseg.report import SelectionRecord, read_scalars
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 OTHERS = ('_base_', 'cifar10', 'cifar100', 'imagenet')

@@ -33,7 +33,7 @@ def page(request):
         for name in ('PFBMySegmentor', 'PFBDepthEstimator'):
             MODELS.module_dict.pop(name, None)
         pfb_mmseg.blocking.FAMILIES.pop('MyBackbone', None)
-        pfb_mmseg.hosts.TASKS.pop('Classifier', None)
+        pfb_mmseg.models.TASKS.pop('Classifier', None)
 
 
 def seed(model):

@@ -14,10 +14,6 @@ from mmengine.registry import init_default_scope
 from mmseg.datasets import BaseSegDataset, PascalVOCDataset
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import DATASETS, MODELS
-from PIL import Image
-from torch.utils.data import DataLoader
-
-from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner
 from pfb_mmseg.datasets import (
     CamVidDataset,
     CCPCoarseDataset,
@@ -25,8 +21,12 @@ from pfb_mmseg.datasets import (
     PFBDemoDataset,
     WrongLabelsMixin,
 )
-from pfb_mmseg.datasets.demo import CLASSES, KIND_SHARES
-from pfb_mmseg.reporting.images import ImageSet
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner
+from pfb_mmseg.demo.scenes import CLASSES, KIND_SHARES
+from pfb_mmseg.report.images import ImageSet
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 CAMVID = Path(__file__).parents[2] / 'shared' / 'camvid'

@@ -18,8 +18,7 @@ from torch.testing import assert_close
 from pfb_mmseg.core import KeepQuota
 from pfb_mmseg.core.estimator import read_estimate
 from pfb_mmseg.hooks.preflight import describe_quota
-from pfb_mmseg.record import SelectionRecord
-from pfb_mmseg.reporting import read_scalars
+from pfb_mmseg.report import SelectionRecord, read_scalars
 
 ROOT = Path(__file__).parents[1]
 

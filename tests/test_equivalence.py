@@ -7,8 +7,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from pfb_mmseg.blocking import BlockingPoint, scoring_mode
-from pfb_mmseg.criteria import Rare
-from pfb_mmseg.hosts import HostCandidates
+from pfb_mmseg.core.criteria import Rare
+from pfb_mmseg.models import HostCandidates
 
 
 def blocked_step(model, images, samples, seed=7):

@@ -19,11 +19,11 @@ from mmseg.models import EncoderDecoder
 from mmseg.registry import MODELS
 
 from pfb_mmseg import PFBMixin
-from pfb_mmseg.baselines.methods import apply_method
 from pfb_mmseg.commands.main import read
+from pfb_mmseg.compare.methods import apply_method
 from pfb_mmseg.compat import find_distributions, why_no_resume
-from pfb_mmseg.datasets.demo import draw_scene
-from pfb_mmseg.hosts.export import export, plain_config
+from pfb_mmseg.convert.export import export, plain_config
+from pfb_mmseg.demo.scenes import draw_scene
 
 # Imports of pfb_mmseg raise, and so would everything that needs it.
 WITHOUT = """

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-
-from pfb_mmseg.commands.main import call
 from pfb_mmseg.measure import compare, decision, gpu_page, gpu_report, jobs
-from pfb_mmseg.measure.jobs import Done, Job, Jobs
+
+from benchmarks.jobs import Done, Job, Jobs
+from pfb_mmseg.commands.main import call
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY = gpu_report.Setting('toy', 'cpu')

@@ -9,10 +9,10 @@ from mmseg.registry import DATASETS, HOOKS
 
 from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner
 from pfb_mmseg.core.estimator import pack, unpack
-from pfb_mmseg.datasets.demo import PFBDemoDataset
+from pfb_mmseg.demo.scenes import PFBDemoDataset
 from pfb_mmseg.hooks.health import Health
 from pfb_mmseg.hooks.step_clock import StepClock
-from pfb_mmseg.reporting import read_scalars
+from pfb_mmseg.report import read_scalars
 
 
 def log_of(work_dir):

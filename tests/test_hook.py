@@ -15,8 +15,7 @@ from mmengine.visualization import BaseVisBackend
 
 from pfb_mmseg.hooks import PFBHook
 from pfb_mmseg.hooks.step_clock import StepClock
-from pfb_mmseg.record import SelectionRecord
-from pfb_mmseg.reporting import read_scalars
+from pfb_mmseg.report import SelectionRecord, read_scalars
 
 
 def kept(work_dir):

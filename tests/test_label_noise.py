@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from demo_runs import demo_config, read_diaries, train
 
-from pfb_mmseg.record import SelectionRecord
-from pfb_mmseg.reporting.images import ImageSet
-from pfb_mmseg.reporting.label_noise import kept_rates
-from pfb_mmseg.reporting.run import RunFiles
+from pfb_mmseg.report import SelectionRecord
+from pfb_mmseg.report.images import ImageSet
+from pfb_mmseg.report.label_noise import kept_rates
+from pfb_mmseg.report.run import RunFiles
 
 
 class TestKeptRates:

@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmseg.registry import HOOKS
 from test_schedule import epochs
 
-from pfb_mmseg.reporting import read_scalars
+from pfb_mmseg.report import read_scalars
 
 HOOK = dict(type='PFBHook', begin=2, end=9)
 # A data set so large that LoggerHook has no end of an epoch to tell of.

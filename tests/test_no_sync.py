@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, Candidates
 from pfb_mmseg.hooks import PFBHook, PFBLogHook, PFBRecordHook
-from pfb_mmseg.hosts import samples as samples_module
-from pfb_mmseg.hosts.samples import select_samples
+from pfb_mmseg.models import samples as samples_module
+from pfb_mmseg.models.samples import select_samples
 
 # Their result, or its shape, is a value that lies on the device.
 SYNCING_OPS = {

@@ -43,8 +43,8 @@ RUN_ELSEWHERE = {
     'docs/your-own-loop.md': 'test_loop_page.py',
     'docs/several-gpus-and-resuming.md': 'test_pages.py',
     'pfb_mmseg/core/README.md': 'core/test_page.py',
-    'pfb_mmseg/criteria/README.md': 'criteria/test_page.py',
-    'pfb_mmseg/hosts/README.md': 'test_custom_segmentor.py',
+    'pfb_mmseg/core/criteria/README.md': 'criteria/test_page.py',
+    'pfb_mmseg/models/README.md': 'test_custom_segmentor.py',
 }
 
 

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from pfb_mmseg.core import BatchPruner
 from pfb_mmseg.core.ranks import Ranks
-from pfb_mmseg.record import SelectionRecord
+from pfb_mmseg.report import SelectionRecord
 
 
 def launch(scenario, num_ranks, folder):

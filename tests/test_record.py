@@ -12,8 +12,7 @@ import torch
 from mmengine.structures import BaseDataElement, PixelData
 from mmseg.structures import SegDataSample
 
-from pfb_mmseg.record import SelectionRecord, class_counts, class_pixels, image_name
-from pfb_mmseg.reporting import read_scalars
+from pfb_mmseg.report import SelectionRecord, class_counts, class_pixels, image_name, read_scalars
 
 CLASSES = ['road', 'sky']
 

@@ -18,12 +18,12 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from PIL import Image
 
-from pfb_mmseg.datasets.check import check_config
-from pfb_mmseg.record import SelectionRecord
-from pfb_mmseg.reporting.browse import write_ranking
-from pfb_mmseg.reporting.images import ImageSet
-from pfb_mmseg.reporting.report import group_of, groups_by_kept_rate, write_report
-from pfb_mmseg.reporting.run import RunFiles, load_checkpoint
+from pfb_mmseg.data.check import check_config
+from pfb_mmseg.report import SelectionRecord
+from pfb_mmseg.report.browse import write_ranking
+from pfb_mmseg.report.images import ImageSet
+from pfb_mmseg.report.report import group_of, groups_by_kept_rate, write_report
+from pfb_mmseg.report.run import RunFiles, load_checkpoint
 
 
 @pytest.fixture(scope='module')
@@ -169,7 +169,7 @@ class TestReport:
         def gone(*args):
             raise FileNotFoundError('data/camvid')
 
-        monkeypatch.setattr('pfb_mmseg.reporting.report.ImageSet', gone)
+        monkeypatch.setattr('pfb_mmseg.report.report.ImageSet', gone)
         words = ' '.join(_Page(write_report(run, tmp_path).read_text()).words)
         assert 'run the report where the training was run' in words
         assert 'Most often dropped' in words

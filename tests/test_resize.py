@@ -9,8 +9,8 @@ from mmengine.structures import PixelData
 from mmseg.registry import HOOKS, MODELS
 from mmseg.structures import SegDataSample
 
-from pfb_mmseg.baselines.methods import apply_method
-from pfb_mmseg.baselines.resize import ProgressiveResizeHook, ResizingSegDataPreProcessor
+from benchmarks.lab.resize import ProgressiveResizeHook, ResizingSegDataPreProcessor
+from pfb_mmseg.compare.methods import apply_method
 
 
 def batch(image, **maps):

@@ -16,7 +16,7 @@ from interruptible import ITERATIONS
 from mmengine.config import Config
 
 from pfb_mmseg.core import Selection, SelectionStatistics
-from pfb_mmseg.record import SelectionRecord
+from pfb_mmseg.report import SelectionRecord
 
 # How long something took is no decision.
 TIMES = ('time', 'data_time', 'memory', 'pfb/time_saved', 'pfb/step_time_saved')

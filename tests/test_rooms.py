@@ -59,8 +59,8 @@ def watch(name, globals=None, *rest, **options):
     return real(name, globals, *rest, **options)
 
 builtins.__import__ = watch
-import pfb_mmseg, pfb_mmseg.record.versions
-pages = ('pfb_mmseg.reporting', 'pfb_mmseg.measure', 'pfb_mmseg.commands')
+import pfb_mmseg, pfb_mmseg.report.versions
+pages = ('pfb_mmseg.report', 'pfb_mmseg.measure', 'pfb_mmseg.commands')
 found |= {module for module in sys.modules if module.startswith(pages)}
 print('found', found)
 """

@@ -17,24 +17,24 @@ from mmseg.registry import DATASETS
 from test_baselines import budget_of, method_config
 from torch.utils.data import DataLoader
 
-from pfb_mmseg.baselines import (
+from pfb_mmseg.compare import (
     FixedPartSampler,
     InfoBatchSampler,
     OrderDPSampler,
     RareClassSampler,
+    ScoreSamplerHook,
     SeTaSampler,
 )
-from pfb_mmseg.baselines import rare_class as rare
-from pfb_mmseg.baselines.lengths import mean_share
-from pfb_mmseg.baselines.methods import apply_method
-from pfb_mmseg.baselines.orderdp import hardest_of_a_pool, pool_and_share
-from pfb_mmseg.baselines.seta import (
+from pfb_mmseg.compare import rare_class as rare
+from pfb_mmseg.compare.lengths import mean_share
+from pfb_mmseg.compare.methods import apply_method
+from pfb_mmseg.compare.orderdp import hardest_of_a_pool, pool_and_share
+from pfb_mmseg.compare.seta import (
     difficulty_groups,
     expected_share,
     ratio_and_window,
     window_of_groups,
 )
-from pfb_mmseg.sampling import ScoreSamplerHook
 
 NAN = float('nan')
 SAMPLERS = {

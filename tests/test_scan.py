@@ -14,8 +14,8 @@ from mmseg.registry import TRANSFORMS
 from test_reports import tool
 from torch.nn import functional as F
 
-from pfb_mmseg.reporting.images import ImageSet
-from pfb_mmseg.reporting.scan import Scanner
+from pfb_mmseg.report.images import ImageSet
+from pfb_mmseg.report.scan import Scanner
 
 
 @TRANSFORMS.register_module()

@@ -4,8 +4,8 @@ import pytest
 from demo_runs import demo_config, train
 
 from pfb_mmseg import PFBHook
-from pfb_mmseg.baselines.methods import apply_method
-from pfb_mmseg.reporting import read_scalars
+from pfb_mmseg.compare.methods import apply_method
+from pfb_mmseg.report import read_scalars
 
 
 def epochs(config, num, batches):

@@ -14,8 +14,8 @@ from mmseg.structures import SegDataSample
 
 from pfb_mmseg.blocking import least_trainable
 from pfb_mmseg.core import Selection
-from pfb_mmseg.hosts import samples as samples_module
-from pfb_mmseg.hosts.samples import select_samples
+from pfb_mmseg.models import samples as samples_module
+from pfb_mmseg.models.samples import select_samples
 
 STRATEGIES = ['two_pass', 'single_pass']
 

@@ -113,7 +113,7 @@ class TestImport:
 
     def test_they_import_no_openmmlab_where_it_is_installed(self):
         output = python(
-            'import pfb_mmseg.core, pfb_mmseg.criteria, pfb_mmseg.blocking, sys;'
+            'import pfb_mmseg.core, pfb_mmseg.core.criteria, pfb_mmseg.blocking, sys;'
             'print(*{name.partition(".")[0] for name in sys.modules})'
         )
         assert not set(output.split()) & {'mmengine', 'mmcv', 'mmseg', 'torchvision', 'matplotlib'}
@@ -143,7 +143,7 @@ class TestImport:
             'import mmengine, pfb_mmseg',  # as custom_imports does
             'import pfb_mmseg, mmengine',
             'import pfb_mmseg.core, mmseg',
-            'from pfb_mmseg.segmentors import PFBMixin',
+            'from pfb_mmseg.models.segmentation import PFBMixin',
             'from pfb_mmseg import PFBHook',
         ],
     )

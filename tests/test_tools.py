@@ -21,7 +21,7 @@ from pfb_mmseg.commands.launch import read_config
 from pfb_mmseg.commands.main import read
 from pfb_mmseg.compat import find_distributions, why_no_resume
 from pfb_mmseg.core import CRITERIA
-from pfb_mmseg.record import SelectionRecord
+from pfb_mmseg.report import SelectionRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """

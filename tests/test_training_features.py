@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 from pfb_mmseg.blocking import scoring_mode
 from pfb_mmseg.core.estimator import read_estimate
-from pfb_mmseg.reporting import read_scalars
+from pfb_mmseg.report import read_scalars
 
 STRATEGIES = pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])
 PIPELINE = [dict(type='LoadDemoScene'), dict(type='LoadDemoLabels'), dict(type='PackSegInputs')]

@@ -17,12 +17,12 @@ from test_samplers import epoch_config
 from torch.utils.data import DataLoader
 
 from pfb_mmseg import apply_pfb
+from pfb_mmseg.convert.apply import remove_pfb
 from pfb_mmseg.core import Selection
-from pfb_mmseg.datasets import PFBBatchSampler
-from pfb_mmseg.datasets.batch_sampler import SKIPPED, Standings
-from pfb_mmseg.hooks.loading import standings
-from pfb_mmseg.hosts.apply import remove_pfb
-from pfb_mmseg.reporting import read_scalars
+from pfb_mmseg.data import PFBBatchSampler
+from pfb_mmseg.data.batch_sampler import SKIPPED, Standings
+from pfb_mmseg.data.loading import standings
+from pfb_mmseg.report import read_scalars
 
 NAN = float('nan')
 

@@ -15,7 +15,7 @@ from mmengine.runner._flexible_runner import FlexibleRunner
 from torch.testing import assert_close
 from wrapped_rank import FLEXIBLE, SAVED, STRATEGIES, WRAPPERS
 
-from pfb_mmseg.record import SelectionRecord
+from pfb_mmseg.report import SelectionRecord
 
 RANKS = 2
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from pfb_mmseg.measure import coverage, zoo
+from benchmarks import coverage, zoo
 
 # Where each family is blocked, its channels there, and whether it is a chain of stages.
 EXPECTED = {

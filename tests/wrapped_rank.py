@@ -27,7 +27,7 @@ from torch.distributed.fsdp import MixedPrecision
 from torch.distributed.fsdp.wrap import CustomPolicy
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from pfb_mmseg.record import SelectionRecord
+from pfb_mmseg.report import SelectionRecord
 
 STEPS = 5
 BATCH = 6  # images per rank

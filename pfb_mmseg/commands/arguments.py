@@ -99,7 +99,7 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_reuse_option(parser: argparse.ArgumentParser) -> None:
-    """Adds --reuse, see :func:`pfb_mmseg.measure.runs.train`."""
+    """Adds --reuse, see :func:`pfb_mmseg.compare.runs.train`."""
     parser.add_argument(
         '--reuse',
         choices=['same', 'any'],

@@ -44,9 +44,9 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
         parser.error(f'checkpoint {args.checkpoint!r} is not a file')
     from mmengine.device import get_device
 
-    from ..reporting.browse import write_ranking
-    from ..reporting.images import ImageSet
-    from ..reporting.scan import Scanner
+    from ..report.browse import write_ranking
+    from ..report.images import ImageSet
+    from ..report.scan import Scanner
     from .launch import named_config
     from .progress import shown
 

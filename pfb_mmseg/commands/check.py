@@ -24,7 +24,7 @@ def add_arguments(parser: ToolParser) -> None:
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
     if args.read < 0:
         parser.error(f'--read {args.read}: expected 0 or more')
-    from ..datasets.check import check_config
+    from ..data.check import check_config
     from .launch import named_config
     from .progress import shown
 

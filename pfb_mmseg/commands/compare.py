@@ -30,8 +30,8 @@ from .arguments import (
 
 
 def add_arguments(parser: ToolParser) -> None:
-    from ..baselines.methods import PRUNING_METHODS
-    from ..measure.rows import ROWS
+    from ..compare.methods import PRUNING_METHODS
+    from ..compare.rows import ROWS
 
     parser.epilog = 'methods:\n' + '\n'.join(f'  {name:<15} {text}' for name, text in ROWS.items())
     add_config(parser)
@@ -77,8 +77,8 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     check_counts(parser, args, 'jobs', 'gpus')
     from rich.console import Console
 
+    from ..compare.runs import progress_bar
     from ..measure import compare, rows
-    from ..measure.runs import progress_bar
     from .launch import named_config
 
     config = named_config(parser, args)

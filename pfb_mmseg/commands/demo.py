@@ -31,9 +31,9 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
         parser.error(f'--iters {args.iters}: expected an integer >= 1')
     from rich.console import Console
 
+    from ..compare.runs import progress_bar
     from ..measure import demo
-    from ..measure.runs import progress_bar
-    from ..reporting.report import write_report
+    from ..report.report import write_report
     from .progress import shown
 
     work_dir = Path(args.work_dir)

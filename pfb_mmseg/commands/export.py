@@ -32,7 +32,7 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     if args.cfg_options and args.config is None:
         parser.error('--cfg-options change the config that --config names; name it')
 
-    from ..hosts.export import export
+    from ..convert.export import export
     from . import launch
 
     try:

@@ -125,7 +125,7 @@ class _Versions(argparse.Action):
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        from ..record.versions import for_a_bug_report
+        from ..report.versions import for_a_bug_report
 
         print(for_a_bug_report())
         sys.exit()

@@ -27,7 +27,7 @@ def add_arguments(parser: ToolParser) -> None:
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
     if args.images < 0 or args.scan_seconds < 0:
         parser.error('--images and --scan-seconds must not be negative')
-    from ..reporting.report import write_report
+    from ..report.report import write_report
     from .progress import shown
 
     try:

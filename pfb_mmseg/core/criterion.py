@@ -170,4 +170,4 @@ def _parameters(criterion: type[Criterion]) -> list[str]:
     return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
-CRITERIA = CriterionRegistry('pfb_mmseg.criteria')
+CRITERIA = CriterionRegistry('pfb_mmseg.core.criteria')

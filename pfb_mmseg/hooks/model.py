@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmengine.model import is_model_wrapper
 from torch import nn
 
-from ..hosts import PartialForwardBlocking
+from ..models import PartialForwardBlocking
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -11,9 +11,9 @@ from mmengine.runner import get_priority
 
 from ..blocking import is_sharded
 from ..core.checks import check_integer, check_keys
-from ..datasets import PFBBatchSampler
-from ..record.versions import installed_versions
-from .loading import Loading
+from ..data.batch_sampler import PFBBatchSampler
+from ..data.loading import Loading
+from ..report.versions import installed_versions
 from .model import find_filter, unwrapped
 from .pfb_log_hook import PFBLogHook
 from .pfb_record_hook import PFBRecordHook

@@ -14,8 +14,8 @@ from mmengine.registry import HOOKS
 
 from ..core import Selection
 from ..core.ranks import Ranks
-from ..record import RECORD_NAME, SelectionRecord, class_counts, image_name
-from ..record.files import write_atomically
+from ..report import RECORD_NAME, SelectionRecord, class_counts, image_name
+from ..report.files import write_atomically
 from .model import find_filter
 from .preflight import check_only_one
 

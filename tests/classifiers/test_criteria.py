@@ -6,7 +6,7 @@ import torch
 from mmpretrain.structures import DataSample, MultiTaskDataSample
 from torch.nn import functional as F
 
-from pfb_mmseg.classifiers.exits import class_shares
+from pfb_mmseg.models.classification.exits import class_shares
 
 SMOOTH = dict(loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, num_classes=5))
 SOFT = dict(loss=dict(type='CrossEntropyLoss', use_soft=True, loss_weight=2.0))

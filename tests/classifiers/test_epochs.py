@@ -12,9 +12,9 @@ from mmengine.registry import HOOKS
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from pfb_mmseg.baselines import orderdp
-from pfb_mmseg.baselines.methods import apply_method
-from pfb_mmseg.reporting import read_scalars
+from pfb_mmseg.compare import orderdp
+from pfb_mmseg.compare.methods import apply_method
+from pfb_mmseg.report import read_scalars
 
 NUM_EPOCHS = 5
 

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from pfb_mmseg.commands.main import read
-from pfb_mmseg.record import SelectionRecord
-from pfb_mmseg.reporting.images import ImageSet
-from pfb_mmseg.reporting.report import write_report
-from pfb_mmseg.reporting.scan import Scanner
+from pfb_mmseg.report import SelectionRecord
+from pfb_mmseg.report.images import ImageSet
+from pfb_mmseg.report.report import write_report
+from pfb_mmseg.report.scan import Scanner
 
 MIXED = [dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]
 

@@ -15,9 +15,9 @@ from mmengine.registry import HOOKS, MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
 from pfb_mmseg import PFBHook
-from pfb_mmseg.baselines.methods import apply_method
-from pfb_mmseg.classifiers import PFBImageClassifier
-from pfb_mmseg.reporting import read_scalars
+from pfb_mmseg.compare.methods import apply_method
+from pfb_mmseg.models.classification import PFBImageClassifier
+from pfb_mmseg.report import read_scalars
 
 ROOT = Path(__file__).parents[2]
 THEIRS = Path(mmpretrain.__file__).parent / '.mim' / 'tools' / 'train.py'

@@ -4,7 +4,7 @@ import pytest
 import tiny_classifier
 from test_no_sync import syncs
 
-from pfb_mmseg.hosts import samples as samples_module
+from pfb_mmseg.models import samples as samples_module
 
 SOFT = dict(loss=dict(type='CrossEntropyLoss', use_soft=True))
 

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from pfb_mmseg.measure import coverage, zoo
+from benchmarks import coverage, zoo
 
 # Where each is blocked, its channels there, and whether it is a chain of stages.
 EXPECTED = {

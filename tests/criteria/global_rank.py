@@ -10,7 +10,7 @@ from torch import distributed as dist
 
 from pfb_mmseg.core import BatchPruner, Candidates, Criterion
 from pfb_mmseg.core.selection import keep_highest
-from pfb_mmseg.hosts import HostCandidates
+from pfb_mmseg.models import HostCandidates
 
 NUM, ITERATIONS = 8, 12
 

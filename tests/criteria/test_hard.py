@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from pfb_mmseg.core import BatchPruner, Candidates
-from pfb_mmseg.hosts import HostCandidates
-from pfb_mmseg.segmentors.exits import AuxiliaryExit, OwnExit, as_maps
+from pfb_mmseg.models import HostCandidates
+from pfb_mmseg.models.segmentation.exits import AuxiliaryExit, OwnExit, as_maps
 
 HARD = dict(criterion='hard')
 

@@ -11,9 +11,9 @@ from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 
 from pfb_mmseg.core import BatchPruner, Candidates
-from pfb_mmseg.criteria.divbs import classifier_gradients, diverse_order
-from pfb_mmseg.hosts import HostCandidates
-from pfb_mmseg.segmentors.heads import image_losses
+from pfb_mmseg.core.criteria.divbs import classifier_gradients, diverse_order
+from pfb_mmseg.models import HostCandidates
+from pfb_mmseg.models.segmentation.heads import image_losses
 
 NAN = float('nan')
 

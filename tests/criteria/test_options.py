@@ -4,7 +4,7 @@ import pytest
 import tiny
 
 from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner
-from pfb_mmseg.criteria import Common, Hard, Random, Rare
+from pfb_mmseg.core.criteria import Common, Hard, Random, Rare
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pfb_mmseg.core import (
     Criterion,
     FeatureCandidates,
 )
-from pfb_mmseg.hosts import HostCandidates
+from pfb_mmseg.models import HostCandidates
 
 
 def pruner(criterion='rare', prune_ratio=0.5):

@@ -1,0 +1,154 @@
+"""BudgetHook: what a run really cost, whatever method it trained with."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import get_world_size, is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from torch import nn
+
+from ..blocking.devices import forget_peak_memory, peak_memory
+from ..hooks.model import unwrapped
+
+BUDGET_NAME = 'budget.json'
+
+
+@HOOKS.register_module()
+class BudgetHook(Hook):
+    """Measures a run and writes ``<work_dir>/budget.json``.
+
+    - ``iterations``
+    - ``candidates``: images that those loaded were chosen from; as many as were loaded, unless the
+      sampler leaves some out and counts them (``candidates``, see ScoreSampler, PFBBatchSampler).
+    - ``loaded``: images that the data loader handed out.
+    - ``shallow``: images that entered the backbone in training steps, those only scored included;
+      an image that is scored and trained on counts twice.
+    - ``deep``: images that came through to the layer that gives the scores, ``conv_seg`` of a
+      decode head or the last linear layer of a classifier's head; again a scored one counts.
+    - ``backward``: of these, images that a gradient was computed for.
+    - ``seconds``: wall clock from the start of training to its end, with loading, but without
+      validation.
+    - ``startup_seconds``: of these, what the first iteration took more than the others on average.
+    - ``peak_memory_mib``: most memory allocated on the model's device, see :func:`peak_memory`;
+      where it is the largest resident set of the process, validation in the middle of a run is not
+      told apart.
+
+    Images are counted in the first process and multiplied by the number of processes, which all do
+    the same work. What ran before a checkpoint that the run was resumed from is included.
+
+    Raises:
+        ValueError: before the first iteration, if the model has no backbone or no such layer.
+    """
+
+    priority = 'LOWEST'
+
+    def __init__(self) -> None:
+        self._spent = dict(
+            loaded=0, shallow=0, deep=0, backward=0, seconds=0.0, peak_memory_mib=0.0
+        )
+        self._first: float | None = None
+        self._training_step = False
+
+    def before_train(self, runner) -> None:
+        model = unwrapped(runner.model)
+        last = _last_layer(model)
+        if not hasattr(model, 'backbone') or not isinstance(last, nn.Module):
+            raise ValueError(
+                'BudgetHook counts images that enter backbone, and decode_head.conv_seg or a '
+                f'linear layer in head, which {type(model).__name__} lacks; remove the hook'
+            )
+        self._handles = [
+            model.backbone.register_forward_pre_hook(self._count_shallow),
+            last.register_forward_pre_hook(self._count_deep),
+        ]
+        self._device = next(model.parameters()).device
+        forget_peak_memory(self._device)
+        self._since = time.perf_counter()
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
+        self._training_step = True
+        self._spent['loaded'] += len(data_batch['inputs'])
+
+    def after_train_iter(
+        self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        self._training_step = False
+        self._settle()
+        if self._first is None:
+            self._first = self._spent['seconds']
+
+    def after_val_epoch(self, runner, metrics: Any = None) -> None:
+        forget_peak_memory(self._device)
+        self._since = time.perf_counter()
+
+    def after_train(self, runner) -> None:
+        for handle in self._handles:
+            handle.remove()
+        if not is_main_process():
+            return
+        budget = {
+            'iterations': runner.iter,
+            **self._spent,
+            'startup_seconds': self._startup(runner.iter),
+        }
+        for key in ('loaded', 'shallow', 'deep', 'backward'):
+            budget[key] *= get_world_size()
+        budget['candidates'] = self._candidates(runner.train_dataloader, budget['loaded'])
+        (Path(runner.work_dir) / BUDGET_NAME).write_text(json.dumps(budget, indent=1) + '\n')
+
+    def _candidates(self, loader: Any, loaded: int) -> int:
+        if hasattr(loader.sampler, 'candidates'):  # of all processes
+            return round(loader.sampler.candidates)
+        if hasattr(loader.batch_sampler, 'candidates'):
+            return loader.batch_sampler.candidates * get_world_size()
+        return loaded
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        checkpoint['budget'] = {**self._spent, 'first': self._first}
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        if runner._resume and 'budget' in checkpoint:
+            spent = dict(checkpoint['budget'])
+            # Version 0.1 noted neither: its start-up is taken for nothing, and images that were
+            # scored or trained on stand in for those loaded.
+            self._first = spent.pop('first', 0.0)
+            self._spent = {'loaded': spent['shallow'], **spent}
+
+    def _startup(self, iterations: int) -> float:
+        if iterations < 2:
+            return 0.0
+        others = (self._spent['seconds'] - self._first) / (iterations - 1)
+        return max(0.0, self._first - others)
+
+    def _settle(self) -> None:
+        now = time.perf_counter()
+        self._spent['seconds'] += now - self._since
+        self._since = now
+        peak = peak_memory(self._device) / 2**20
+        self._spent['peak_memory_mib'] = max(self._spent['peak_memory_mib'], peak)
+
+    def _count_shallow(self, module: nn.Module, args: tuple) -> None:
+        if self._training_step:
+            self._spent['shallow'] += len(args[0])
+
+    def _count_deep(self, module: nn.Module, args: tuple) -> None:
+        if self._training_step:
+            self._spent['deep'] += len(args[0])
+            self._spent['backward'] += len(args[0]) * torch.is_grad_enabled()
+
+
+def _last_layer(model: nn.Module) -> nn.Module | None:
+    """What gives the scores, of a segmentor or of a classifier."""
+    decoder = getattr(model, 'decode_head', None)
+    if decoder is not None:
+        decoder = decoder[-1] if isinstance(decoder, nn.ModuleList) else decoder
+        return getattr(decoder, 'conv_seg', None)
+    head = getattr(model, 'head', None)
+    parts = head.modules() if isinstance(head, nn.Module) else ()
+    return next((part for part in reversed([*parts]) if isinstance(part, nn.Linear)), None)

@@ -1,0 +1,1 @@
+"""Turning PFB on in a config that knows nothing of it, and off again."""

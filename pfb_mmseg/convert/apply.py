@@ -1,0 +1,234 @@
+"""Turning PFB on in a config that knows nothing of it, and off in one that has it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from torch import nn
+
+from ..core.checks import check_dict, check_number
+from ..models.mixin import PFBMixin
+from ..models.task import task_class
+
+# What goes by a name of its own; everything else is a PFBModel.
+_NAMED = {
+    'mmseg.models.segmentors.encoder_decoder.EncoderDecoder': 'mmseg.PFBEncoderDecoder',
+    'mmseg.models.segmentors.cascade_encoder_decoder.CascadeEncoderDecoder': (
+        'mmseg.PFBCascadeEncoderDecoder'
+    ),
+    # Found from every scope, and before MMPretrain is imported.
+    'mmpretrain.models.classifiers.image.ImageClassifier': 'PFBImageClassifier',
+}
+# The second and third are listed only by those who give them options of their own.
+_HOOKS = ('PFBHook', 'PFBLogHook', 'PFBRecordHook')
+
+
+@MODELS.register_module(name='PFBModel')
+def build_model(host: str | type, **options: Any) -> nn.Module:
+    """Any other model with PFBMixin, as ``type='PFBModel'`` in a config.
+
+    A config is all that is needed to build the same model again, in another process or from a
+    config that a run has written down.
+
+    Args:
+        host: its type in a config without PFB: a registered name or a class.
+        **options: what that type takes, and ``pfb``.
+
+    Raises:
+        ValueError: there is no such type.
+    """
+    with MODELS.switch_scope_and_registry(None) as registry:
+        found = registry.get(host) if isinstance(host, str) else host
+    if not isinstance(found, type):
+        raise ValueError(f"PFBModel's host={host!r} is not registered; {_REGISTER}")
+    return blocked_class(found)(**options)
+
+
+@cache
+def blocked_class(host: type) -> type:
+    """``class PFBHost(PFBMixin, Host)``, the same whenever it is asked for."""
+    if issubclass(host, PFBMixin):
+        return host
+    doc = f'{host.__name__} that trains on a part of each batch. Takes ``pfb=dict(...)``.'
+    return type(f'PFB{host.__name__}', (PFBMixin, host), {'__doc__': doc})
+
+
+def apply_pfb(cfg: Config, prune_ratio: float, skip_loading: float = 0.0) -> list[str]:
+    """Changes a config in place so that its model trains with PFB.
+
+    The model's type becomes its PFB counterpart, ``model.pfb`` gets the ratio, and what registers
+    the type and drives the schedule is added. Whatever the config already says of PFB stays.
+
+    Args:
+        cfg: Config of a segmentor or a classifier.
+        prune_ratio: Share of each batch that is pruned, in [0, 1).
+        skip_loading: Share of each batch that is left out before it is loaded, in [0, prune_ratio);
+            0 leaves the loader as it is, see :class:`PFBBatchSampler`.
+
+    Returns:
+        A sentence for each change.
+
+    Raises:
+        TypeError, ValueError: If ``prune_ratio`` is outside its range, or the model's type is
+            neither a segmentor of MMSegmentation with a loss, nor an ImageClassifier of MMPretrain,
+            nor one that has PFBMixin.
+    """
+    check_number('prune_ratio', prune_ratio, 0, 1, open_high=True)
+    check_number('skip_loading', skip_loading, 0, 1, open_high=True)
+    changes = []
+
+    plain = cfg.model.type
+    blocked = _blocked(cfg)
+    if blocked:
+        cfg.model.update(blocked)
+        host = ', host kept in model.host' if 'host' in blocked else ''
+        changes.append(f'model.type: {type_name(plain)} -> {cfg.model.type}{host}')
+
+    options = {} if cfg.model.get('pfb') is None else cfg.model.pfb
+    check_dict('model.pfb', options)
+    ratio = options.get('prune_ratio', 'not set')
+    if ratio != prune_ratio:
+        cfg.model.pfb = {**options, 'prune_ratio': prune_ratio}
+        changes.append(f'model.pfb.prune_ratio: {ratio} -> {prune_ratio}')
+
+    if add_import(cfg):
+        changes.append('custom_imports: pfb_mmseg added')
+
+    hooks = cfg.get('custom_hooks') or []
+    if not isinstance(hooks, (list, tuple)) or not all(isinstance(hook, dict) for hook in hooks):
+        raise TypeError(f'custom_hooks={hooks!r}: expected a list of dicts')
+    if not any(type_name(hook.get('type')) == 'PFBHook' for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type='PFBHook')]
+        changes.append('custom_hooks: PFBHook added')
+
+    if skip_loading:
+        cfg.train_dataloader.batch_sampler = _batch_sampler(cfg, skip_loading)
+        changes.append(f'train_dataloader.batch_sampler: PFBBatchSampler, {skip_loading=}')
+    return changes
+
+
+def _batch_sampler(cfg: Config, skip_loading: float) -> dict[str, Any]:
+    """The options of PFBBatchSampler, beside those that the config gives it."""
+    loader = cfg.train_dataloader
+    found = loader.get('batch_sampler') or {}
+    if found and type_name(found.get('type')) != 'PFBBatchSampler':
+        raise ValueError(
+            f'skip_loading={skip_loading}: train_dataloader.batch_sampler is {found["type"]!r} '
+            'already; remove it'
+        )
+    options = {'type': 'PFBBatchSampler', **found, 'skip_loading': skip_loading}
+    if loader.pop('drop_last', False):  # torch takes it from the batch sampler, if there is one
+        options['drop_last'] = True
+    return options
+
+
+def remove_pfb(cfg: Config) -> None:
+    """Changes a config in place so that its model trains on all images, as without PFB.
+
+    Args:
+        cfg: Config of a segmentor or a classifier, with PFB or not.
+
+    Raises:
+        ValueError: the model's type has PFBMixin, but what it is without is not known.
+    """
+    plain = _plain_type(cfg)
+    cfg.model.pop('pfb', None)
+    found = (cfg.get('train_dataloader') or {}).get('batch_sampler') or {}
+    if type_name(found.get('type')) == 'PFBBatchSampler':
+        cfg.train_dataloader.pop('batch_sampler')
+        if found.get('drop_last'):
+            cfg.train_dataloader.drop_last = True
+    if type_name(cfg.model.type) == 'PFBModel':
+        cfg.model.pop('host')
+    cfg.model.type = plain
+    if cfg.get('custom_hooks'):
+        cfg.custom_hooks = [
+            hook for hook in cfg.custom_hooks if type_name(hook.get('type')) not in _HOOKS
+        ]
+
+
+def add_import(cfg: Config) -> bool:
+    """Lets a config import this package, which registers its types. Returns whether it did not."""
+    custom_imports = cfg.get('custom_imports') or {}
+    imports = custom_imports.get('imports') or []
+    imports = [imports] if isinstance(imports, str) else list(imports)
+    if 'pfb_mmseg' in imports:
+        return False
+    cfg.custom_imports = {**custom_imports, 'imports': [*imports, 'pfb_mmseg']}
+    return True
+
+
+def model_class(cfg: Config) -> Any:
+    """What the config's ``model.type`` stands for in its scope; None if nothing is registered."""
+    if not isinstance(cfg.model.type, str):
+        return cfg.model.type
+    # A class or a full path (configs in Python's import syntax) may come without default_scope.
+    with MODELS.switch_scope_and_registry(cfg.get('default_scope') or 'mmseg') as registry:
+        return registry.get(cfg.model.type)
+
+
+def full_name(model_type: type) -> str:
+    """Dotted path of a class."""
+    return f'{model_type.__module__}.{model_type.__qualname__}'
+
+
+def type_name(registered: object) -> str:
+    """The bare name of a type, given as a string, with or without scope, or as a class."""
+    return getattr(registered, '__name__', str(registered)).rpartition('.')[-1]
+
+
+def _blocked(cfg: Config) -> dict[str, str]:
+    """What changes in ``cfg.model`` for its type to be one with PFBMixin; nothing if it is."""
+    model_type, found = cfg.model.type, model_class(cfg)
+    names = [type_name(name) for name in (*_NAMED.values(), 'PFBModel')]
+    if type_name(model_type) in names or (isinstance(found, type) and issubclass(found, PFBMixin)):
+        return {}
+    if not isinstance(found, type):
+        raise ValueError(f'model.type={model_type!r} is not registered: {_REGISTER}')
+    if full_name(found) in _NAMED:
+        blocked = _NAMED[full_name(found)]
+        in_scope = cfg.get('default_scope', 'mmseg') == 'mmseg' and model_type == found.__name__
+        return {'type': type_name(blocked) if in_scope else blocked}
+    trains = getattr(found, 'loss', None) is not None and 'loss' not in getattr(
+        found, '__abstractmethods__', ()
+    )
+    if task_class(found) is None or not trains:
+        raise ValueError(
+            f'model.type={model_type!r} is neither a segmentor of MMSegmentation with a loss '
+            f'nor an ImageClassifier of MMPretrain, for which PFB can be turned on. {_OWN}'
+        )
+    return {
+        'type': 'PFBModel',
+        'host': model_type if isinstance(model_type, str) else full_name(model_type),
+    }
+
+
+def _plain_type(cfg: Config) -> str | type:
+    model_type = cfg.model.type
+    if type_name(model_type) == 'PFBModel':
+        return cfg.model.host
+    found = model_class(cfg)
+    for plain, blocked in _NAMED.items():
+        if type_name(model_type) == type_name(blocked):
+            scope, name = plain.partition('.')[0], type_name(plain)
+            in_scope = model_type == type_name(blocked) and (
+                cfg.get('default_scope', 'mmseg') == scope
+            )
+            return name if in_scope else f'{scope}.{name}'
+    if isinstance(found, type) and issubclass(found, PFBMixin):
+        raise ValueError(
+            f'model.type={model_type!r} has PFBMixin, and what it is without is not known; name '
+            'its plain counterpart in the config'
+        )
+    return model_type
+
+
+_REGISTER = 'import the module that registers it, custom_imports=dict(imports=[...])'
+_OWN = (
+    'For your own model with a backbone and a loss, register `class MyPFBModel(PFBMixin, '
+    'YourModel)`, with PFBMixin from pfb_mmseg, and name it in the config: model = dict('
+    "type='MyPFBModel', ...)"
+)

@@ -1,0 +1,302 @@
+"""A checkpoint and a config without a trace of PFB, for where pfb_mmseg is not installed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mmengine.registry
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, Registry, init_default_scope
+from mmengine.runner import CheckpointLoader
+
+from ..models.lazy import awaited_class
+from .apply import remove_pfb, type_name
+
+PACKAGE = __name__.partition('.')[0]
+# Transforms of ours that stand where MMSegmentation's would, with those.
+TRANSFORMS = {'LoadDemoScene': 'LoadImageFromFile', 'LoadDemoLabels': 'LoadAnnotations'}
+# Entries that MMEngine's Runner wants all of, or none.
+TOGETHER = (
+    ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler'),
+    ('val_dataloader', 'val_cfg', 'val_evaluator'),
+    ('test_dataloader', 'test_cfg', 'test_evaluator'),
+)
+# Of the run that trained, and its machine.
+OF_THE_RUN = ('work_dir', 'load_from', 'resume', 'launcher')
+
+
+class Exported(NamedTuple):
+    """What :func:`export` wrote.
+
+    Attributes:
+        checkpoint: weights, and the config and the data set's classes in ``meta``.
+        config: config file.
+        changes: a sentence for each thing that was changed or left out.
+    """
+
+    checkpoint: Path
+    config: Path
+    changes: list[str]
+
+
+def export(
+    checkpoint: str | Path,
+    out: str | Path,
+    config: str | Path | Config | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Writes a checkpoint and a config that need MMSegmentation, or MMPretrain, alone.
+
+    Predictions stay the same, as weights and buffers of the model do, bit for bit; where EMAHook
+    averaged them, they are the averages, as MMEngine saves them. Left out are the state of PFB (an
+    exit of its own included), of the optimizer, the schedule, the log and the model that EMAHook
+    keeps beside.
+
+    Args:
+        checkpoint: that MMEngine saved; path or URL. It may hold objects: read what you trust.
+        out: file that ends in ``.pth``, beside which the config is put; or a folder for both.
+        config: of the model; None takes the one that is kept in the checkpoint.
+        overwrite: whether files that are there already may be replaced.
+
+    Raises:
+        FileExistsError: a file is there already.
+        ValueError: there is no config, the model needs a part of this package at inference, or
+            config and weights do not belong together.
+    """
+    out, source = Path(out), Path(checkpoint)
+    weights = out if out.suffix == '.pth' else out / f'{source.stem}.pth'
+    written = weights.with_suffix('.py')
+    if weights.resolve() == source.resolve():
+        raise FileExistsError(f'{weights} is the checkpoint itself: name another file')
+    if out != weights and out.exists() and not out.is_dir():
+        raise FileExistsError(f'{out} is a file: name a folder, or a file that ends in .pth')
+    for path in (weights, written):
+        if path.exists() and not overwrite:
+            raise FileExistsError(
+                f'{path} is there already: name another place, or let overwrite replace it'
+            )
+
+    loaded = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
+    if not isinstance(loaded, dict) or 'state_dict' not in loaded:
+        raise ValueError(f'{checkpoint} has no state_dict: expected a checkpoint saved by MMEngine')
+    cfg = _find_config(checkpoint, loaded, config)
+    changes = plain_config(cfg)
+    plain, left_out = plain_checkpoint(loaded, cfg)
+    _check_fit(cfg, plain['state_dict'])
+
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(plain, weights)
+    cfg.dump(written)
+    return Exported(weights, written, changes + left_out)
+
+
+def plain_config(cfg: Config) -> list[str]:
+    """Changes a config in place to one that names nothing of this package.
+
+    Types that only train differently become those that they extend. Of what is not needed for a
+    prediction (hooks, data sets, samplers), that which is of this package is left out. Of a
+    classifier's test data set the pipeline stays, which MMPretrain's inferencer looks for there.
+
+    Returns:
+        A sentence for each change.
+
+    Raises:
+        ValueError: the model has a part of this package that has no plain counterpart.
+    """
+    ours = _registered_here()
+    test_pipeline = _test_pipeline(cfg)
+    changes = _plain_hooks(cfg, ours)
+    blocked = cfg.model.type
+    remove_pfb(cfg)
+    if cfg.model.type != blocked:
+        changes.append(f'model.type: {type_name(blocked)} -> {type_name(cfg.model.type)}')
+    for entry in ('model', 'data_preprocessor', 'tta_model'):
+        part = {entry: cfg.get(entry)}
+        changes += _extended_types(part, ours, _scope(cfg))
+        for leaf in _traces(part, ours):
+            raise ValueError(
+                f'{leaf.path}={leaf.value!r} is a part of {PACKAGE} that the model needs at '
+                f'inference, and OpenMMLab has none like it: install {PACKAGE} where the '
+                'model is deployed, or copy the class into your own code, register it there under '
+                'another name, and export with a config that names it'
+            )
+    changes += _plain_imports(cfg)
+    for leaf in _leaves(cfg._cfg_dict):
+        if leaf.key == 'type' and type_name(leaf.value) in TRANSFORMS:
+            leaf.holder['type'] = TRANSFORMS[type_name(leaf.value)]
+            changes.append(f'{leaf.path}: {type_name(leaf.value)} -> {leaf.holder["type"]}')
+    for entry in OF_THE_RUN:
+        cfg.pop(entry, None)
+    for entry in [*cfg]:
+        leaf = next(_traces({entry: cfg.get(entry)}, ours), None)
+        if leaf is not None:
+            group = next((group for group in TOGETHER if entry in group), (entry,))
+            gone = [one for one in group if cfg.pop(one, None) is not None]
+            changes.append(f'{", ".join(gone)} left out: {leaf.path}={leaf.value!r}')
+    kept = test_pipeline is not None and not any(_traces({'pipeline': test_pipeline}, ours))
+    if kept and 'test_dataloader' not in cfg and _scope(cfg) == 'mmpretrain':
+        cfg.test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+        changes.append("test_dataloader.dataset.pipeline kept for MMPretrain's inferencer")
+    return changes
+
+
+def plain_checkpoint(checkpoint: dict, cfg: Config) -> tuple[dict, list[str]]:
+    """Weights and meta data alone.
+
+    Args:
+        checkpoint: as MMEngine saves it.
+        cfg: to be kept in it, as made by :func:`plain_config`.
+
+    Returns:
+        The new checkpoint, which shares its tensors with the old one; a sentence for each thing
+        that was left out.
+    """
+    changes = []
+    state_dict = copy.copy(checkpoint['state_dict'])
+    own = [key for key in state_dict if 'pfb' in key.split('.')]
+    for key in own:
+        del state_dict[key]
+    if own:
+        changes.append(f'state_dict: {len(own)} entries of PFB left out')
+    # torch keeps the version of each module beside the weights.
+    if hasattr(state_dict, '_metadata'):
+        state_dict._metadata = type(state_dict._metadata)(
+            (key, value)
+            for key, value in state_dict._metadata.items()
+            if 'pfb' not in key.split('.')
+        )
+    others = [key for key in checkpoint if key not in ('meta', 'state_dict')]
+    if others:
+        changes.append(f'checkpoint: {", ".join(others)} left out')
+    meta = {key: value for key, value in checkpoint.get('meta', {}).items() if key != 'hook_msgs'}
+    return {'meta': {**meta, 'cfg': cfg.pretty_text}, 'state_dict': state_dict}, changes
+
+
+class _Leaf(NamedTuple):
+    path: str
+    holder: Any
+    key: Any
+    value: str | type
+
+
+def _leaves(value: Any, path: str = '') -> Iterator[_Leaf]:
+    """Every string and class in a nest of dicts and lists."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in [*pairs]:
+        where = f'{path}.{key}' if path else str(key)
+        if isinstance(inner, (str, type)):
+            yield _Leaf(where, value, key, inner)
+        elif isinstance(inner, (dict, list, tuple)):
+            yield from _leaves(inner, where)
+
+
+def _scope(cfg: Config) -> str:
+    return cfg.get('default_scope') or 'mmseg'
+
+
+def _test_pipeline(cfg: Config) -> list | None:
+    return (cfg.get('test_dataloader') or {}).get('dataset', {}).get('pipeline')
+
+
+def _registered_here() -> dict[str, Any]:
+    """What this package registers, in whichever scope, by name."""
+    roots = [one for one in vars(mmengine.registry).values() if isinstance(one, Registry)]
+    return {
+        name: found
+        for root in roots
+        for registry in (root, *root.children.values())
+        for name, found in registry.module_dict.items()
+        if _is_here(found)
+    }
+
+
+def _is_here(found: Any) -> bool:
+    return getattr(found, '__module__', '').partition('.')[0] == PACKAGE
+
+
+def _traces(part: dict, ours: dict[str, Any]) -> Iterator[_Leaf]:
+    """What names a part of this package, or a scalar that it logs."""
+    for leaf in _leaves(part):
+        here = type_name(leaf.value) in ours or _is_here(leaf.value)
+        if here or str(leaf.value).startswith((f'{PACKAGE}.', 'pfb/')):
+            yield leaf
+
+
+def _extended_types(part: dict, ours: dict[str, Any], scope: str) -> list[str]:
+    """Names, for each type of ours, the registered one that it extends, in place."""
+    changes = []
+    for leaf in _leaves(part):
+        if leaf.key != 'type' or type_name(leaf.value) not in ours:
+            continue
+        bases = [one for one in _bases(ours[type_name(leaf.value)]) if not _is_here(one)]
+        with MODELS.switch_scope_and_registry(scope) as registry:
+            plain = [one for one in bases if registry.get(one.__name__) is one]
+        if plain:
+            leaf.holder['type'] = plain[0].__name__
+            leaf.holder.pop('pfb', None)
+            changes.append(f'{leaf.path}: {type_name(leaf.value)} -> {plain[0].__name__}')
+    return changes
+
+
+def _bases(registered: Any) -> tuple[type, ...]:
+    """All that a type extends; none, if it is a function."""
+    found = awaited_class(registered)
+    return found.__mro__ if isinstance(found, type) else ()
+
+
+def _plain_imports(cfg: Config) -> list[str]:
+    imports = (cfg.get('custom_imports') or {}).get('imports') or []
+    imports = [imports] if isinstance(imports, str) else [*imports]
+    others = [name for name in imports if name.partition('.')[0] != PACKAGE]
+    if others == imports:
+        return []
+    if others:
+        cfg.custom_imports.imports = others
+        return [f'custom_imports: {PACKAGE} left out; needed still: {", ".join(others)}']
+    cfg.pop('custom_imports')
+    return [f'custom_imports: {PACKAGE} left out']
+
+
+def _plain_hooks(cfg: Config, ours: dict[str, Any]) -> list[str]:
+    custom, default = cfg.get('custom_hooks') or [], cfg.get('default_hooks') or {}
+    gone = {i: leaf for i, hook in enumerate(custom) for leaf in _traces(hook, ours)}
+    if gone:
+        cfg.custom_hooks = [hook for i, hook in enumerate(custom) if i not in gone]
+    changes = [f'custom_hooks: {type_name(custom[i].get("type"))} left out' for i in gone]
+    for name in [name for name, hook in default.items() if any(_traces(hook, ours))]:
+        default.pop(name)
+        changes.append(f'default_hooks.{name} left out')
+    return changes
+
+
+def _find_config(
+    checkpoint: str | Path, loaded: dict, config: str | Path | Config | None
+) -> Config:
+    if config is not None:
+        return copy.deepcopy(config) if isinstance(config, Config) else Config.fromfile(config)
+    text = loaded.get('meta', {}).get('cfg')
+    if not text:
+        raise ValueError(f'{checkpoint} keeps no config in meta: give it with config (--config)')
+    return Config.fromstring(text, '.py')
+
+
+def _check_fit(cfg: Config, state_dict: dict) -> None:
+    init_default_scope(_scope(cfg))
+    try:
+        model = MODELS.build(copy.deepcopy(cfg.model))
+    except KeyError as error:
+        raise ValueError(
+            f'the model cannot be built: {error.args[0]}. Name the module that registers it in '
+            "the config's custom_imports, and let Python find it"
+        ) from error
+    try:
+        model.load_state_dict(state_dict)
+    except RuntimeError as error:
+        raise ValueError(
+            'config and checkpoint do not belong together; export with the config that the model '
+            f'was trained with. {error}'
+        ) from error

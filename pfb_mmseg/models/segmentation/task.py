@@ -1,0 +1,75 @@
+"""What the heads of MMSegmentation's models tell of single images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmseg.models.utils import resize
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...blocking import BlockingPoint, default_stage
+from ...core.criteria.divbs import classifier_gradients, logits_gradient
+from ..exits import Exit
+from ..task import TASKS, Task
+from .exits import auxiliary_heads, build_exit
+from .heads import final_head, image_losses, label_maps
+from .weigher import PixelWeigher
+
+
+class SegmentorTask(Task):
+    """Any subclass of BaseSegmentor: label maps, losses of pixels, maybe auxiliary heads.
+
+    Those that read text beside images call their encoder ``image_encoder``, may shrink what it gets
+    and hand the images to the head too.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.heads_read_images = not hasattr(model, 'backbone') and hasattr(model, 'image_encoder')
+        if self.heads_read_images:
+            self.encoder_name = 'image_encoder'
+
+    def default_stage(self) -> str:
+        indices = [getattr(head, 'in_index', None) for head in auxiliary_heads(self.model)]
+        return default_stage(self.encoder, [index for index in indices if isinstance(index, int)])
+
+    def encoder_images(self, images: Tensor) -> Tensor:
+        if not getattr(self.model, 'asymetric_input', False):
+            return images
+        return F.interpolate(images, scale_factor=self.model.encoder_resolution, mode='bilinear')
+
+    def build_exit(self, point: BlockingPoint, batch_statistics: bool, **options: Any) -> Exit:
+        return build_exit(self.model, point, batch_statistics, **options)
+
+    def losses(self, images: Tensor, data_samples: list | Tensor) -> Tensor:
+        """(N,) loss of each image in the decode head."""
+        return self._losses(self.model(images, mode='tensor'), data_samples)
+
+    def classifier_gradients(self, images: Tensor, data_samples: list | Tensor) -> Tensor:
+        head = final_head(self.model)
+        conv_seg = head.conv_seg
+        if not isinstance(conv_seg, nn.Conv2d) or conv_seg.kernel_size != (1, 1):
+            raise ValueError(
+                "criterion='divbs' reads the gradient of a 1x1 convolution conv_seg, which "
+                f'{type(head).__name__} lacks; use another decode head'
+            )
+        features: list[Tensor] = []
+        hook = conv_seg.register_forward_pre_hook(lambda _, args: features.append(args[0]))
+        try:
+            logits = self.model(images, mode='tensor')
+        finally:
+            hook.remove()
+        gradient = logits_gradient(logits, lambda leaf: self._losses(leaf, data_samples))
+        return classifier_gradients(features[-1], gradient)
+
+    def build_weigher(self) -> PixelWeigher:
+        return PixelWeigher(self.model)
+
+    def _losses(self, logits: Tensor, data_samples: list | Tensor) -> Tensor:
+        head, labels = final_head(self.model), label_maps(data_samples)
+        logits = resize(logits, labels.shape[2:], mode='bilinear', align_corners=head.align_corners)
+        return image_losses(head, logits, labels)
+
+
+TASKS['BaseSegmentor'] = SegmentorTask

@@ -1,0 +1,141 @@
+"""What differs between kinds of models: where to block, and what heads tell of single images.
+
+A kind of model is one line in TASKS, under the name of its base class; subclasses share it. This
+module knows none of them: each is added by the room that knows its heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from ..blocking import BlockingPoint, default_stage, least_trainable
+from ..core.ranks import Ranks
+from .exits import Exit
+
+
+class Weigher(Protocol):
+    """Multiplies what each image adds to the loss of its model's training steps.
+
+    Attributes:
+        losses: (N,) of the images of the last weighted step, before weighting.
+    """
+
+    losses: Tensor
+
+    def weigh(self, weights: Tensor | None) -> None:
+        """Set the weights (N,) of the images of the next steps; None: plain steps."""
+
+
+class Task:
+    """A model of which nothing is known but that it has an encoder: no loss of single images.
+
+    Args:
+        model: the host.
+
+    Attributes:
+        encoder_name (str): of the host's attribute that holds the encoder.
+        blank_sizes (Sequence[tuple[int, int]]): heights and widths of the images that the encoder
+            is tried with before training, see :class:`BlockingPoint`.
+        heads_read_images (bool): whether the model hands its images to the heads, too, so that
+            ``single_pass``, which narrows what the encoder returns, will not do.
+    """
+
+    blank_sizes: Sequence[tuple[int, int]] = ((128, 256),)
+    heads_read_images = False
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.encoder_name = 'backbone'
+
+    @property
+    def encoder(self) -> nn.Module:
+        """Its images are blocked in there.
+
+        Raises:
+            ValueError: the model has none.
+        """
+        encoder = getattr(self.model, self.encoder_name, None)
+        if not isinstance(encoder, nn.Module):
+            raise ValueError(
+                f'{type(self.model).__name__} has no {self.encoder_name}, inside which its images '
+                'could be blocked; PFBMixin needs one'
+            )
+        return encoder
+
+    def default_stage(self) -> str:
+        """Dotted name, inside the encoder, of the module to block after when the user names none.
+
+        Raises:
+            ValueError: the encoder's stages are not known.
+        """
+        return default_stage(self.encoder, [])
+
+    def min_keep(self, ranks: Ranks) -> int:
+        """Fewest images that a process can train the model on."""
+        return least_trainable(self.model, ranks)
+
+    def encoder_images(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) images of a batch -> as the model hands them to its encoder."""
+        return images
+
+    def build_exit(self, point: BlockingPoint, batch_statistics: bool, **options: Any) -> Exit:
+        """What tells the loss of each image at the blocking point.
+
+        Args:
+            point: where images are blocked.
+            batch_statistics: see :func:`scoring_mode`.
+            **options: ``Criterion.exit_options``.
+
+        Raises:
+            TypeError, ValueError: an option is outside its range, or the model has no such losses.
+        """
+        raise self._unknown('has no loss of single images')
+
+    def losses(self, images: Tensor, data_samples: list | Tensor) -> Tensor:
+        """(N,) float32 loss of each image, after a forward pass in the mode the model is in.
+
+        Raises:
+            ValueError: the model's loss has no such parts.
+        """
+        raise self._unknown('has no loss of single images')
+
+    def classifier_gradients(self, images: Tensor, data_samples: list | Tensor) -> Tensor:
+        """(N, P) gradient of each image's loss with respect to the weight of the last layer.
+
+        Raises:
+            ValueError: the model has no such layer.
+        """
+        raise self._unknown('has no last layer')
+
+    def build_weigher(self) -> Weigher:
+        """What lets single images count more or less in the model's loss.
+
+        Raises:
+            ValueError: its loss cannot be weighted.
+        """
+        raise self._unknown('has no loss of single images')
+
+    def _unknown(self, what: str) -> ValueError:
+        known = ', '.join(TASKS)
+        return ValueError(
+            f'{type(self.model).__name__} {what} that is known: what heads tell is known of '
+            f"{known}. Use a criterion that does without, such as 'rare', or describe your model "
+            'by a Task in pfb_mmseg.models.TASKS'
+        )
+
+
+TASKS: dict[str, type[Task]] = {}
+
+
+def task_class(model_class: type) -> type[Task] | None:
+    """The kind of a class of models; None if it is of none."""
+    names = [base.__name__ for base in model_class.__mro__]
+    return next((TASKS[name] for name in names if name in TASKS), None)
+
+
+def task_of(model: nn.Module) -> Task:
+    """The kind of a model, which may be of none in particular."""
+    return (task_class(type(model)) or Task)(model)

@@ -1,0 +1,77 @@
+"""A data set in the order of its images' scores, as a table and as pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import os
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from torch import Tensor
+
+from ..core.selection import LOG_DENSITY
+from ..progress import Tell, tell_nobody
+from . import page
+from .files import write_atomically
+from .images import ImageSet
+from .page import Picture
+from .scores import words_for
+
+
+def write_ranking(
+    images: ImageSet,
+    score: Tensor,
+    out_dir: str | os.PathLike,
+    num_images: int = 24,
+    score_name: str = LOG_DENSITY,
+    tell: Tell = tell_nobody,
+) -> tuple[Path, Path]:
+    """Write ``ranking.csv`` (rank, path, score) and ``index.html``.
+
+    What a criterion of this score seeks comes first: the rarest, or the hardest images.
+
+    Args:
+        images: M images.
+        score: (M,), in their order; those without a finite one come last.
+        out_dir: made if need be.
+        num_images: in each of the two galleries, of the first and of the last ones.
+        score_name: what ``score`` is; heads its column.
+        tell: is told how many pictures are drawn.
+
+    Returns:
+        Paths of the two files.
+    """
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    words = words_for(score_name)
+    paths, values = list(images.infos), score.double().numpy()
+    order = np.argsort(-words.sought * values, kind='stable')  # NaN last
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['rank', 'path', score_name])
+    writer.writerows((rank, paths[i], f'{values[i]:.4f}') for rank, i in enumerate(order, start=1))
+    write_atomically(out_dir / 'ranking.csv', text.getvalue().encode(errors='surrogateescape'))
+
+    scored = order[np.isfinite(values[order])]
+    first, last = scored[:num_images], scored[::-1][:num_images]
+    drawn = itertools.count(1)
+
+    def show(chosen: np.ndarray) -> str:
+        pictures = []
+        for i in chosen:
+            name = PurePosixPath(paths[i].replace('\\', '/')).stem
+            remark = '; '.join([*images.classes_of(paths[i]), f'{words.label} {values[i]:.3g}'])
+            pictures.append(Picture(images.picture(paths[i]), name, remark))
+            tell('Drawing images', next(drawn), len(first) + len(last))
+        return page.gallery(pictures)
+
+    content = page.page(
+        words.heading,
+        f'{len(paths):,} images by their {words.label} under the model, {images.truth}',
+        page.section(words.first.capitalize(), words.about_sought, show(first)),
+        page.section(words.last.capitalize(), words.about_others, show(last)),
+    )
+    write_atomically(out_dir / 'index.html', content.encode())
+    return out_dir / 'ranking.csv', out_dir / 'index.html'

@@ -1,0 +1,138 @@
+"""The images of a config's training set, by their name, and how they look with their labels."""
+
+from __future__ import annotations
+
+import copy
+
+import cv2
+import numpy as np
+from mmcv.transforms import Compose
+from mmengine import fileio
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from ..data.leaves import build_lazily, leaf_configs
+from .counts import image_name
+
+_SHADE = 0.5  # of the labels over the image
+
+
+class ImageSet:
+    """Every image of a data set once, loaded without augmentation.
+
+    Args:
+        config: of the run.
+        part: ``'train'``, ``'val'`` or ``'test'``.
+
+    Attributes:
+        infos: dict from name, see :func:`image_name`, to what the data set knows of the image.
+        palette: (C, 3) uint8, RGB.
+        classes: list of str, what images or pixels are told apart by.
+        truth: str, what is shown of the labels, in words.
+
+    Raises:
+        OSError, AssertionError: the data set does not find its files.
+        ValueError: the config has no such data set.
+    """
+
+    def __init__(self, config: Config, part: str = 'train') -> None:
+        dataloader = config.get(f'{part}_dataloader')
+        if not dataloader:
+            raise ValueError(f'the config has no {part}_dataloader')
+        init_default_scope(config.get('default_scope', 'mmseg'))
+        self.infos: dict[str, dict] = {}
+        # What loads an image with its labels, and without.
+        self._loaders: dict[str, tuple[Compose, Compose]] = {}
+        self.palette = np.zeros((0, 3), dtype=np.uint8)
+        self.classes: list[str] = []
+        for leaf in leaf_configs(dataloader['dataset']):
+            steps = _loading_steps(leaf.get('pipeline', []))
+            loaders = Compose(steps), Compose(without_annotations(steps))
+            dataset = build_lazily(leaf)
+            palette = np.array(dataset.metainfo.get('palette') or [], dtype=np.uint8)
+            self.palette = palette.reshape(-1, 3) if len(palette) else self.palette
+            for index, info in enumerate(dataset.load_data_list()):
+                name = image_name(info.get('img_path'), index)
+                self.infos[name] = info
+                self._loaders[name] = loaders
+            # A data set may learn its classes from its files.
+            self.classes = [str(one) for one in dataset.metainfo.get('classes') or self.classes]
+
+    @property
+    def truth(self) -> str:
+        if any('gt_label' in info for info in self.infos.values()):
+            return 'their classes beside their names'
+        return 'the ground truth drawn over them'
+
+    def classes_of(self, path: str) -> list[str]:
+        """Names of the classes that an image as a whole is of; none for segmentation.
+
+        Raises:
+            KeyError: the data set has no such image.
+        """
+        found = self.infos[path].get('gt_label', ())
+        # Of several tasks, each has its own.
+        labels = [] if isinstance(found, dict) else np.atleast_1d(found).astype(int).tolist()
+        known = range(len(self.classes))
+        return [self.classes[label] if label in known else str(label) for label in labels]
+
+    def load(self, path: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """An image, (H, W, 3) uint8 in BGR, and its labels, (H, W), if it has any.
+
+        Raises:
+            KeyError: the data set has no such image.
+            OSError: its file cannot be read.
+        """
+        info = self.infos[path]
+        labelled, bare = self._loaders[path]
+        labels = info.get('seg_map_path')
+        loader = labelled if labels is not None and fileio.exists(labels) else bare
+        results = copy.deepcopy(info)
+        if 'img' not in info:  # some data sets hold their images in memory
+            results = loader(results)
+        image = np.asarray(results['img'])
+        if image.ndim == 2 or image.shape[2] != 3:
+            image = np.repeat(image.reshape(*image.shape[:2], -1)[..., :1], 3, axis=2)
+        if image.dtype != np.uint8:
+            low, high = np.nanmin(image), np.nanmax(image)
+            image = np.uint8((image - low) / max(high - low, 1e-12) * 255)
+        return image, results.get('gt_seg_map')
+
+    def picture(self, path: str, width: int = 240) -> bytes:
+        """JPEG of an image with its ground truth drawn over it; ignored pixels stay bare."""
+        image, labels = self.load(path)
+        height = max(1, round(image.shape[0] * width / image.shape[1]))
+        shrinking = width < image.shape[1]
+        image = cv2.resize(
+            image, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC
+        )
+        if labels is not None and len(self.palette):
+            labels = cv2.resize(
+                labels.astype(np.int32).astype(np.float32),
+                (width, height),
+                interpolation=cv2.INTER_NEAREST,
+            ).astype(int)
+            known = (labels >= 0) & (labels < len(self.palette))
+            paint = self.palette[np.where(known, labels, 0)][..., ::-1]
+            mixed = np.uint8(_SHADE * paint + (1 - _SHADE) * image)
+            image = np.where(known[..., None], mixed, image)
+        done, data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 80])
+        if not done:
+            raise OSError(f'{path} cannot be encoded as JPEG')
+        return data.tobytes()
+
+
+def without_annotations(pipeline: list) -> list:
+    """A pipeline for images that nobody has labelled."""
+    return [step for step in pipeline if not _type_name(step).endswith('Annotations')]
+
+
+def _loading_steps(pipeline: list) -> list:
+    """What reads files, by MMCV's custom of naming; all that changes an image is left out."""
+    steps = [s for s in pipeline if _type_name(s).startswith('Load')]
+    return steps or [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
+
+
+def _type_name(step: dict) -> str:
+    kind = step['type']
+    return (kind if isinstance(kind, str) else kind.__name__).rpartition('.')[2]
