@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from ..core.ranks import Mean, Ranks
 # Steps in which an exit with weights of its own learns from all images before it decides.
 _WARM_UP = 10
 _LEARNING_RATE = 1e-3
+# What Adam keeps of each weight, beside the number of steps.
+_MOMENTS = ('exp_avg', 'exp_avg_sq')
 
 
 class ExitLosses(NamedTuple):
@@ -118,12 +121,13 @@ class Exit(ABC):
             output, self._output = self._output, None
             return count_flops(lambda: self.logits(output, tuple(image.shape[-2:])))
 
-    def state_dict(self) -> dict[str, Any] | None:
-        """What a resumed run needs; None where there is nothing."""
-        return None
+    def pack(self) -> Tensor:
+        """What a resumed run needs, as one tensor of integers: MMEngine broadcasts and averages
+        the entries of a state_dict, and only leaves these as they are."""
+        return torch.zeros(1, dtype=torch.int32)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Go on from :meth:`state_dict`."""
+    def unpack(self, state: Tensor) -> None:  # noqa: B027
+        """Go on from :meth:`pack`."""
 
 
 class OwnExit(Exit):
@@ -146,7 +150,7 @@ class OwnExit(Exit):
         self._seed = seed
         self._learnt = 0
         self._gradients: Mean | None = None
-        self._state: dict[str, Any] | None = None
+        self._state: Tensor | None = None
         self.layers: nn.Module | None = None
 
     @abstractmethod
@@ -180,10 +184,9 @@ class OwnExit(Exit):
             torch.manual_seed(self._seed)
             self.layers = self.build()
         device = next(self.point.encoder.parameters()).device if like is None else like.device
-        self.layers.to(device)
+        self.layers.to(device, torch.float32)
         self._optimizer = torch.optim.Adam(self.layers.parameters(), _LEARNING_RATE)
-        if self._state is not None:
-            self._take(self._state)
+        self._take_state()
 
     def _losses(
         self, output: Any, samples: list | Tensor, size: tuple[int, int], weight: float
@@ -229,22 +232,53 @@ class OwnExit(Exit):
         super().discard()
         self._gradients = None
 
-    def state_dict(self) -> dict[str, Any] | None:
+    def pack(self) -> Tensor:
+        """(1 + 3 P,) int32: how many batches were learnt from; then the bits of the P weights, and
+        of the first and the second moments of their gradients. (1,) before :meth:`prepare`."""
         if self.layers is None:
-            return self._state
-        return {
-            'learnt': self._learnt,
-            'layers': self.layers.state_dict(),
-            'optimizer': self._optimizer.state_dict(),
-        }
+            return super().pack() if self._state is None else self._state
+        weights, kept = [*self.layers.parameters()], self._optimizer.state
+        moments = [
+            kept[weight][name] if self._learnt else torch.zeros_like(weight)
+            for name in _MOMENTS
+            for weight in weights
+        ]
+        parts = [part.detach().flatten() for part in [*weights, *moments]]
+        bits = torch.cat(parts).view(torch.int32)
+        return torch.cat([torch.full_like(bits[:1], self._learnt), bits])
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._state = state
+    def unpack(self, state: Tensor) -> None:
+        """Warns and starts anew where the state is that of an exit of another size."""
+        self._state = state if len(state) > 1 else None
         if self.layers is not None:
-            self._take(state)
+            self._take_state()
 
-    def _take(self, state: dict[str, Any]) -> None:
-        self._learnt = state['learnt']
-        self.layers.load_state_dict(state['layers'])
-        self._optimizer.load_state_dict(state['optimizer'])
-        self._state = None
+    def _take_state(self) -> None:
+        state, self._state = self._state, None
+        weights = [*self.layers.parameters()]
+        sizes = [weight.numel() for weight in weights]
+        if state is None:
+            return
+        if len(state) != 1 + 3 * sum(sizes):
+            warnings.warn(
+                f'the checkpoint has an early exit of {(len(state) - 1) // 3} weights, this model '
+                f'one of {sum(sizes)}: the exit starts anew',
+                stacklevel=2,
+            )
+            return
+        self._learnt = int(state[0])
+        parts = state[1:].to(weights[0].device).view(torch.float32).clone().split(3 * sizes)
+        given = [part.view_as(weight) for part, weight in zip(parts, 3 * weights, strict=True)]
+        num, step = len(weights), torch.tensor(float(self._learnt))
+        with torch.no_grad():
+            for weight, one in zip(weights, given[:num], strict=True):
+                weight.copy_(one)
+        moments = zip(given[num : 2 * num], given[2 * num :], strict=True)
+        groups = self._optimizer.state_dict()['param_groups']
+        self._optimizer.load_state_dict({
+            'state': {
+                index: {'step': step.clone(), **dict(zip(_MOMENTS, pair, strict=True))}
+                for index, pair in enumerate(moments)
+            },
+            'param_groups': groups,
+        })

@@ -337,17 +337,18 @@ class PartialForwardBlocking(nn.Module):
             self.strategy = 'two_pass'
         return changes
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return {'exit': None if self.exit is None else self.exit.state_dict()}
+    def get_extra_state(self) -> Tensor:
+        """Of the exit, see :meth:`Exit.pack`."""
+        return torch.zeros(1, dtype=torch.int32) if self.exit is None else self.exit.pack()
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         # The checkpoint of a model without PFB has none.
-        state_dict.setdefault(f'{prefix}_extra_state', {'exit': None})
+        state_dict.setdefault(f'{prefix}_extra_state', self.get_extra_state())
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        if self.exit is not None and state['exit'] is not None:
-            self.exit.load_state_dict(state['exit'])
+    def set_extra_state(self, state: Tensor) -> None:
+        if self.exit is not None:
+            self.exit.unpack(state)
 
 
 def option_names() -> list[str]:
