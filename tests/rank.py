@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import tiny
 import torch
 from demo_runs import demo_config, distributed, float64, train
 from mmcv.transforms import BaseTransform
@@ -15,6 +16,7 @@ from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmseg.registry import TRANSFORMS
 from test_no_sync import syncs
 from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from pfb_mmseg.core import CRITERIA, BatchPruner, FeatureCandidates
 
@@ -23,6 +25,10 @@ SHORT = 12  # the iteration in which rank 1 has fewer images
 POISONED = 15  # the iteration in which an image of rank 1 is not finite
 ITERATIONS = 40
 PRUNE_RATIO = 0.35
+# Of the steps in which the exit's loss over all images teaches: which, and the ranks' batches.
+TAUGHT = [(strategy, exit) for strategy in ('two_pass', 'single_pass') for exit in ('own', None)]
+SIZES = [(4, 4), (4, 3), (4, 1)]
+UNNORMALISED = dict(norm_cfg=dict(type='GN', num_groups=2), dropout_ratio=0)
 
 
 @DATA_SAMPLERS.register_module()
@@ -209,6 +215,45 @@ def four(folder):
     config = demo_config(folder / 'run', 50, **options)
     config.train_dataloader.dataset.pipeline.insert(2, dict(type='EmptyLabels'))
     save(core() | dict(run=run(config)), folder)
+
+
+def taught_step(model, images, samples):
+    """What one step leaves behind, as a step of DDP."""
+    before = {name: p.detach().clone() for name, p in model.module.named_parameters()}
+    exit_before = model.module.pfb.get_extra_state().clone()
+    model.zero_grad()
+    tiny.total(model(images, samples, mode='loss')).backward()
+    selection = model.module.pfb.selection
+    return dict(
+        before=before,
+        exit_before=exit_before,
+        exit=model.module.pfb.get_extra_state(),
+        kept=selection.indices,
+        score=selection.score,
+        gradients=tiny.gradients(model.module),
+    )
+
+
+def taught(folder):
+    """Steps in which the early exit's loss teaches the shallow part; the last ones are short."""
+    rank, _ = get_dist_info()
+    seen = {}
+    for strategy, exit in TAUGHT:
+        pfb = dict(criterion='hard', strategy=strategy, exit=exit)
+        model = tiny.warm(tiny.build(pfb, UNNORMALISED, norm_eval=True).double(), 4)
+        wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+        optimizer = torch.optim.SGD(wrapped.parameters(), 0.05)
+        seen[strategy, exit] = []
+        for step, sizes in enumerate(SIZES):
+            seen[strategy, exit].append(taught_step(wrapped, *taught_batch(step, rank, sizes)))
+            optimizer.step()
+    save(seen, Path(folder))
+
+
+def taught_batch(step, rank, sizes):
+    """Images and samples of one rank."""
+    images = tiny.images(seed=step, dtype=torch.float64)[4 * rank :][: sizes[rank]]
+    return images, tiny.samples(seed=step)[4 * rank :][: sizes[rank]]
 
 
 def left_alone(how, folder):

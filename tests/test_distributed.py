@@ -8,9 +8,11 @@ from pathlib import Path
 import processes
 import pytest
 import rank as ranks
+import tiny
 import torch
 from demo_runs import demo_config, float64, read_diaries, train
 from rank import NUM, POISONED, SHORT, part, pruner, run_config, whole_batch
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from pfb_mmseg.core import KeepQuota
@@ -165,6 +167,68 @@ class TestRun:
         finally:
             processes.kill(started)
         assert not list(tmp_path.glob('*.pt'))
+
+
+@pytest.fixture(scope='module')
+def taught(tmp_path_factory):
+    return launch(ranks.taught, 2, tmp_path_factory.mktemp('taught'))
+
+
+def exit_losses(model, state, features, samples):
+    """(N, H, W) cross entropy of an early exit in float64, all its weights apart from the model's.
+
+    Args:
+        state: of the exit of its own; None: the auxiliary head is the exit.
+    """
+    labels = torch.cat([sample.gt_sem_seg.data for sample in samples])
+    if state is None:
+        logits = F.interpolate(model.auxiliary_head([features] * 3), (64, 64), mode='bilinear')
+        return F.cross_entropy(logits, labels, reduction='none')
+    weights = state[1:].view(torch.float32).double()[: (len(state) - 1) // 3]
+    conv, scale, shift, last, bias = weights.split([64 * 32 * 9, 64, 64, 64 * 5, 5])
+    hidden = F.conv2d(features, conv.view(64, 32, 3, 3), padding=1)
+    hidden = F.batch_norm(hidden, None, None, scale, shift, training=True).relu()
+    logits = F.conv2d(hidden, last.view(5, 64, 1, 1), bias)
+    return F.cross_entropy(logits, labels[:, 4::8, 4::8], reduction='none')
+
+
+@pytest.mark.parametrize(('strategy', 'exit'), ranks.TAUGHT)
+class TestTeaching:
+    def test_all_ranks_hold_the_same_exit_bit_for_bit(self, taught, strategy, exit):
+        one, other = ([step['exit'] for step in seen[strategy, exit]] for seen in taught)
+        assert all(map(torch.equal, one, other))
+        learnt = [int(state[0]) for state in one]
+        assert learnt == ([11, 12, 13] if exit == 'own' else [0] * 3)
+
+    @pytest.mark.parametrize('step', range(len(ranks.SIZES)), ids=str)
+    def test_the_gradient_is_the_mean_of_what_each_rank_has_to_teach(
+        self, taught, strategy, exit, step
+    ):
+        """In plain torch and float64, all ranks in one process: the exit's loss over all images,
+        the model's over those that stay."""
+        seen = [one[strategy, exit][step] for one in taught]
+        twin = tiny.plain_twin(tiny.build(dict(criterion='random'), ranks.UNNORMALISED,
+                                          norm_eval=True), ranks.UNNORMALISED, norm_eval=True)  # fmt: skip
+        twin.double().load_state_dict(seen[0]['before'], strict=False)
+        own = exit == 'own'
+        for rank, one in enumerate(seen):
+            images, samples = ranks.taught_batch(step, rank, ranks.SIZES[step])
+            features = twin.backbone(images)
+            state = one['exit_before'] if own else None
+            losses = exit_losses(twin, state, features[2], samples)
+            means = losses.mean((1, 2)).detach()
+            num_kept = min(2, len(images))
+            assert one['kept'].tolist() == sorted(means.argsort()[-num_kept:].tolist())
+            kept = [samples[i] for i in one['kept']]
+            narrowed = [x[one['kept']] for x in features]
+            total = losses.mean() + tiny.total(twin.decode_head.loss(narrowed, kept, {}))
+            if own:
+                total = total + tiny.total(twin.auxiliary_head.loss(narrowed, kept, {}))
+            (total / len(seen)).backward()
+        expected = tiny.gradients(twin)
+        tolerance = dict(rtol=1e-4, atol=1e-7) if own else dict(rtol=1e-9, atol=1e-12)
+        for one in seen:
+            assert_close(one['gradients'], expected, **tolerance)
 
 
 class TestDescription:
