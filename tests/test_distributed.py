@@ -11,7 +11,7 @@ import rank as ranks
 import tiny
 import torch
 from demo_runs import demo_config, float64, read_diaries, train
-from rank import NUM, POISONED, SHORT, part, pruner, run_config, whole_batch
+from rank import NUM, POISONED, SHORT, pruner, run_config
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -72,9 +72,7 @@ class TestPruner:
             read_estimate(state, 'criterion.estimator.'), read_estimate(alone.state_dict())
         )
 
-    def test_all_ranks_keep_the_same_number_and_the_quota_is_exact_in_the_long_run(
-        self, seen
-    ):
+    def test_all_ranks_keep_the_same_number_and_the_quota_is_exact_in_the_long_run(self, seen):
         numbers = [[len(step['rows']) for step in one['core']['steps']] for one in seen]
         first = next(i for i, n in enumerate(numbers[0]) if n < NUM)
         quota = pruner().quota
@@ -207,8 +205,8 @@ class TestTeaching:
         """In plain torch and float64, all ranks in one process: the exit's loss over all images,
         the model's over those that stay."""
         seen = [one[strategy, exit][step] for one in taught]
-        twin = tiny.plain_twin(tiny.build(dict(criterion='random'), ranks.UNNORMALISED,
-                                          norm_eval=True), ranks.UNNORMALISED, norm_eval=True)  # fmt: skip
+        norm = ranks.UNNORMALISED
+        twin = tiny.plain_twin(tiny.build(None, norm, norm_eval=True), norm, norm_eval=True)
         twin.double().load_state_dict(seen[0]['before'], strict=False)
         own = exit == 'own'
         for rank, one in enumerate(seen):

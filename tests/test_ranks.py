@@ -90,7 +90,6 @@ class TestTwoGroupsOfTwo:
             assert 'process_group=<function of_others' in seen['refused']
             assert 'that this process is in' in seen['refused']
 
-
     def test_a_group_is_not_pickled_and_never_becomes_all_processes(self, four):
         for seen in four[0]:
             assert 'cannot be pickled; give the dotted path of a function' in seen['unpicklable']

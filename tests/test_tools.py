@@ -263,7 +263,9 @@ class TestApplyPFB:
         changes = apply_pfb(cfg, 0.3)
         assert cfg.to_dict() == dict(
             model=dict(
-                type='mmseg.PFBCascadeEncoderDecoder', num_stages=2, pfb=dict(prune_ratio=0.3, criterion='hard')
+                type='mmseg.PFBCascadeEncoderDecoder',
+                num_stages=2,
+                pfb=dict(prune_ratio=0.3, criterion='hard'),
             ),
             custom_imports=dict(imports=['mine', 'pfb_mmseg'], allow_failed_imports=True),
             custom_hooks=[dict(type='EMAHook'), dict(type='PFBHook')],
@@ -274,9 +276,7 @@ class TestApplyPFB:
     def test_overrides_the_ratio_of_a_config_with_pfb_and_keeps_its_other_options(self):
         cfg = Config(
             dict(
-                model=dict(
-                    type='PFBEncoderDecoder', pfb=dict(prune_ratio=0.7, criterion='rare')
-                ),
+                model=dict(type='PFBEncoderDecoder', pfb=dict(prune_ratio=0.7, criterion='rare')),
                 custom_imports=dict(imports=['pfb_mmseg']),
                 custom_hooks=[dict(type='PFBHook', begin=0.1)],
             )

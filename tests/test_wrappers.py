@@ -39,7 +39,9 @@ def runs(tmp_path_factory):
 
 def check_state(got, expected, rounding=1e-8):
     """Of the density the numbers, of the exit the bits as the numbers that they are of."""
-    got, expected = ({**one, 'exit': one['exit'][1:].view(torch.float32)} for one in (got, expected))
+    got, expected = (
+        {**one, 'exit': one['exit'][1:].view(torch.float32)} for one in (got, expected)
+    )
     assert_close(got, expected, rtol=rounding, atol=rounding)
 
 
@@ -52,9 +54,7 @@ class TestWrappers:
 
     @pytest.mark.parametrize('way', WAYS)
     @pytest.mark.parametrize('name', WRAPPERS)
-    def test_every_wrapper_keeps_the_images_and_learns_the_weights_of_ddp(
-        self, seen, way, name
-    ):
+    def test_every_wrapper_keeps_the_images_and_learns_the_weights_of_ddp(self, seen, way, name):
         for one in seen:
             got, expected = one[way, name], one[way, 'DDP']
             assert got['kept'] == expected['kept']

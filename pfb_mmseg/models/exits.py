@@ -17,8 +17,9 @@ from ..core.ranks import Mean, Ranks
 # Steps in which an exit with weights of its own learns from all images before it decides.
 _WARM_UP = 10
 _LEARNING_RATE = 1e-3
-# What Adam keeps of each weight, beside the number of steps.
-_MOMENTS = ('exp_avg', 'exp_avg_sq')
+# Adam's, as everybody has them.
+_BETAS = (0.9, 0.999)
+_EPS = 1e-8
 
 
 class ExitLosses(NamedTuple):
@@ -166,7 +167,15 @@ class OwnExit(Exit):
         """(N,) summed loss of each image, and (N,) how many terms count in its mean."""
 
     def logits(self, output: Any, size: tuple[int, int]) -> Tensor:
-        return self.layers(self.features(output, size).float())
+        features = self.features(output, size).float()
+        self._follow(features.device)
+        return self.layers(features)
+
+    def _follow(self, device: torch.device) -> None:
+        """Go where the features are: the exit is no part of the model that is moved."""
+        if self._moments.device != device:
+            self.layers.to(device)
+            self._moments = self._moments.to(device)
 
     def describe(self) -> str:
         return 'a small early exit'
@@ -183,9 +192,9 @@ class OwnExit(Exit):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
             self.layers = self.build()
-        device = next(self.point.encoder.parameters()).device if like is None else like.device
-        self.layers.to(device, torch.float32)
-        self._optimizer = torch.optim.Adam(self.layers.parameters(), _LEARNING_RATE)
+        self.layers.float()
+        self._sizes = [weight.numel() for weight in self._weights()]
+        self._moments = torch.zeros(2, sum(self._sizes), dtype=torch.float32)
         self._take_state()
 
     def _losses(
@@ -198,7 +207,8 @@ class OwnExit(Exit):
         features = torch.where(rows, features, 0).float()
         teaches = weight > 0 and features.requires_grad
         inputs = features.detach().requires_grad_(teaches)
-        weights = [*self.layers.parameters()]
+        self._follow(inputs.device)
+        weights = self._weights()
         with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
             sums, counts = self.sums(self.layers(inputs), samples)
             mean = sums.sum() / counts.sum().clamp(min=1)
@@ -218,15 +228,20 @@ class OwnExit(Exit):
 
     @torch.no_grad()
     def commit(self) -> None:
+        """A step of Adam. Torch's own would ask its counter of steps for a number."""
         if self._gradients is None:
             return
-        gradients, self._gradients = self._gradients.wait(), None
-        weights = [*self.layers.parameters()]
-        parts = gradients.split([weight.numel() for weight in weights])
-        for weight, part in zip(weights, parts, strict=True):
-            weight.grad = part.view_as(weight)
-        self._optimizer.step()
+        gradient, self._gradients = self._gradients.wait(), None
         self._learnt += 1
+        for moment, power, beta in zip(self._moments, (1, 2), _BETAS, strict=True):
+            moment.lerp_(gradient**power, 1 - beta)
+        first, second = (
+            moment / (1 - beta**self._learnt)
+            for moment, beta in zip(self._moments, _BETAS, strict=True)
+        )
+        steps = _LEARNING_RATE * first / (second.sqrt() + _EPS)
+        for weight, step in zip(self._weights(), steps.split(self._sizes), strict=True):
+            weight.sub_(step.view_as(weight))
 
     def discard(self) -> None:
         super().discard()
@@ -237,14 +252,8 @@ class OwnExit(Exit):
         of the first and the second moments of their gradients. (1,) before :meth:`prepare`."""
         if self.layers is None:
             return super().pack() if self._state is None else self._state
-        weights, kept = [*self.layers.parameters()], self._optimizer.state
-        moments = [
-            kept[weight][name] if self._learnt else torch.zeros_like(weight)
-            for name in _MOMENTS
-            for weight in weights
-        ]
-        parts = [part.detach().flatten() for part in [*weights, *moments]]
-        bits = torch.cat(parts).view(torch.int32)
+        weights = [weight.detach().flatten() for weight in self._weights()]
+        bits = torch.cat([*weights, self._moments.flatten()]).view(torch.int32)
         return torch.cat([torch.full_like(bits[:1], self._learnt), bits])
 
     def unpack(self, state: Tensor) -> None:
@@ -253,32 +262,24 @@ class OwnExit(Exit):
         if self.layers is not None:
             self._take_state()
 
+    @torch.no_grad()
     def _take_state(self) -> None:
         state, self._state = self._state, None
-        weights = [*self.layers.parameters()]
-        sizes = [weight.numel() for weight in weights]
         if state is None:
             return
-        if len(state) != 1 + 3 * sum(sizes):
+        num = sum(self._sizes)
+        if len(state) != 1 + 3 * num:
             warnings.warn(
-                f'the checkpoint has an early exit of {(len(state) - 1) // 3} weights, this model '
-                f'one of {sum(sizes)}: the exit starts anew',
+                f'the checkpoint has an early exit of {len(state) // 3} weights, this model one of '
+                f'{num}: the exit starts anew',
                 stacklevel=2,
             )
             return
         self._learnt = int(state[0])
-        parts = state[1:].to(weights[0].device).view(torch.float32).clone().split(3 * sizes)
-        given = [part.view_as(weight) for part, weight in zip(parts, 3 * weights, strict=True)]
-        num, step = len(weights), torch.tensor(float(self._learnt))
-        with torch.no_grad():
-            for weight, one in zip(weights, given[:num], strict=True):
-                weight.copy_(one)
-        moments = zip(given[num : 2 * num], given[2 * num :], strict=True)
-        groups = self._optimizer.state_dict()['param_groups']
-        self._optimizer.load_state_dict({
-            'state': {
-                index: {'step': step.clone(), **dict(zip(_MOMENTS, pair, strict=True))}
-                for index, pair in enumerate(moments)
-            },
-            'param_groups': groups,
-        })
+        numbers = state[1:].clone().view(torch.float32).to(self._moments.device)
+        self._moments.copy_(numbers[num:].view(2, num))
+        for weight, given in zip(self._weights(), numbers[:num].split(self._sizes), strict=True):
+            weight.copy_(given.view_as(weight))
+
+    def _weights(self) -> list[nn.Parameter]:
+        return [*self.layers.parameters()]
