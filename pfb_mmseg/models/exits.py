@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..blocking import BlockingPoint, count_flops, scoring_mode
+from ..blocking import BlockingPoint, count_flops, scoring_mode, tensors_of
 from ..core.ranks import Mean, Ranks
 
 # Steps in which an exit with weights of its own learns from all images before it decides.
@@ -81,6 +81,10 @@ class Exit(ABC):
             yield
         finally:
             handle.remove()
+
+    def read(self) -> list[Tensor]:
+        """The tensors of what was captured last."""
+        return tensors_of(self._output)
 
     def losses(self, samples: list | Tensor, size: tuple[int, int], weight: float) -> ExitLosses:
         """Losses of the images of the pass that was captured last.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..blocking import scoring_mode, shrink
+from ..blocking import score_again_alike, scoring_mode, shrink
 from ..core import Candidates, Decision
 from ..core.checks import check_given, check_keys
 from .pfb import SCORE_DTYPES, PartialForwardBlocking, option_names
@@ -227,6 +227,8 @@ class BlockedStep(Candidates):
             handle.remove()
         self._check_rows(output)
         self._vectors = pfb.point.vectors(output)
+        if gradient:
+            score_again_alike(self._model, pfb.exit.read())
         if pfb.exit is not None:
             with self._precision():
                 self._take_exit(sizes[0])
