@@ -22,8 +22,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, pool_features
-from pfb_mmseg.core.selection import explored_log_density, keep_highest
 from pfb_mmseg.core.density import bandwidth
+from pfb_mmseg.core.selection import explored_log_density, keep_highest
 
 try:
     import sklearn
