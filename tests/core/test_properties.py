@@ -88,7 +88,8 @@ def test_nothing_pruned_is_more_important_than_anything_kept(values, share):
 @SETTINGS
 @given(seed=SEEDS, num=st.integers(2, 24))
 def test_permuting_the_batch_permutes_the_selection(seed, num):
-    pruner = BatchPruner(0.5, AdaptiveDensityEstimator(num_centroids=6, dim=4), exploration=0)
+    estimator = dict(num_centroids=6, dim=4)
+    pruner = BatchPruner(0.5, dict(type='rare', exploration=0, estimator=estimator))
     pruner(maps(seed, 6))
     twin = copy.deepcopy(pruner)
     features = maps(seed + 1, num)
@@ -214,19 +215,14 @@ def test_duplicates_come_out_as_common(seed, num_copies):
 @given(
     seed=SEEDS,
     num_before=st.integers(0, 60),
-    criterion=st.sampled_from(['rare', 'common', 'random']),
+    name=st.sampled_from(['rare', 'common', 'random']),
 )
-def test_a_restored_pruner_takes_the_same_next_decisions(seed, num_before, criterion):
-    original, restored = (
-        BatchPruner(
-            0.3,
-            AdaptiveDensityEstimator(num_centroids=10, dim=4, revive_after=3),
-            criterion=criterion,
-            exploration=0.3,
-            seed=seed,
-        )
-        for _ in range(2)
-    )
+def test_a_restored_pruner_takes_the_same_next_decisions(seed, num_before, name):
+    criterion = dict(type=name)
+    if name != 'random':
+        estimator = dict(num_centroids=10, dim=4, revive_after=3)
+        criterion |= dict(exploration=0.3, estimator=estimator)
+    original, restored = (BatchPruner(0.3, criterion, seed=seed) for _ in range(2))
     for part in cut(maps(seed, num_before), seed) if num_before else ():
         original(part)
     restored.load_state_dict(original.state_dict())
@@ -235,6 +231,6 @@ def test_a_restored_pruner_takes_the_same_next_decisions(seed, num_before, crite
         expected, actual = original(features), restored(features)
         assert torch.equal(actual.indices, expected.indices)
         assert restored.ready is original.ready
-    if criterion != 'random':
+    if name != 'random':
         assert torch.equal(restored.estimator.centroids, original.estimator.centroids)
         assert torch.equal(restored.estimator.counts, original.estimator.counts)
