@@ -29,31 +29,36 @@ def nearest(rows: Tensor, points: Tensor) -> Tensor:
 def moved(
     points: Tensor, counts: Tensor, received: Tensor, momentum: float, out: Tensor | None = None
 ) -> Tensor:
-    r"""Eq. 8, divided by the sum of its own two weights instead of by :math:`n_j`.
+    r"""Eq. 8 as a weighted mean: of each centroid and its new samples, over the sum of the weights.
 
-    As printed, the weights :math:`\beta n_j` and :math:`(1 - \beta) |A_j|` sum to less than
-    :math:`n_j`: every update would draw the centroids towards zero, until all coincide there.
+    The paper divides by :math:`n_j^t`. Its weights, :math:`\beta n_j^{t-1}` for the centroid and
+    :math:`1 - \beta` for each sample, sum to less, so that read literally every update would draw
+    the centroids towards zero, until all of them coincide there.
 
     Args:
-        points: (N_C, D + 1), the centroids :math:`c_j`, and a one.
-        counts: (N_C, 1), :math:`n_j` before this update.
-        received: (N_C, D + 1), the sum of the samples in :math:`A_j`, and their number.
+        points: (N_C, D + 1), the centroids :math:`c_j^t`, with a one behind each.
+        counts: (N_C, 1), :math:`n_j^{t-1}`.
+        received: (N_C, D + 1), the sum of the samples in :math:`A_j^t`, and behind it their number.
         momentum: :math:`\beta`, in [0, 1).
         out: (N_C, D), where the result is written; None: a new tensor.
 
     Returns:
-        (N_C, D). A centroid that received nothing stays where it was.
+        (N_C, D), :math:`c_j^{t+1}`. A centroid that received nothing stays where it was.
     """
+    # All weights are divided by 1 - beta. The last column becomes their sum.
     ratio = max(momentum / (1 - momentum), _epsilon(points.dtype))
     total = torch.addcmul(received, counts, points, value=ratio)
     return torch.div(total[:, :-1], total[:, -1:], out=out)
 
 
 def log_weights(counts: Tensor) -> Tensor:
-    """Eq. 9: (N_C,) log of each cluster's share of all samples; as long as there are none, equal.
+    """Eq. 9: log of each cluster's share of all retained samples.
 
     Args:
         counts: (N_C, 1).
+
+    Returns:
+        (N_C,); all the same as long as there are no samples.
     """
     log_counts = counts[:, 0].log()
     # An empty cluster weighs nothing. The log of that has to be finite, since all may be empty.
@@ -62,7 +67,7 @@ def log_weights(counts: Tensor) -> Tensor:
 
 
 class Clusters:
-    """N_C centroids, how many samples each has received, and when it received the last one.
+    """The centroids, how many samples each has received, and when it received the last one.
 
     Args:
         num: N_C.
@@ -71,11 +76,11 @@ class Clusters:
 
     Attributes:
         centroids: (N_C, D) float32.
-        points: (N_C, D + 1), the same and a one, in the type in which all is computed.
-        sizes: (N_C, 1), how many samples each has received, in that type too; an epsilon instead of
+        points: (N_C, D + 1), the same with a one behind each, in float64 where there is one.
+        sizes: (N_C, 1), how many samples each has received, in the same type; an epsilon instead of
             zero, so that one can divide by it.
-        num_seeded: how many centroids have their first sample. Only the host counts these
-        num_updates: and these.
+        num_seeded: how many centroids have been placed. Counted by the host.
+        num_updates: how many updates there were since. Counted by the host.
     """
 
     def __init__(self, num: int, dim: int, device: torch.device) -> None:
@@ -87,8 +92,8 @@ class Clusters:
         self._places = torch.arange(1, num + 1, device=device)[:, None]
         self._points = torch.ones(num + 1, dim + 1, dtype=wide, device=device)
         self._points[0] = torch.inf
-        self._last = torch.zeros(num + 1, dtype=torch.int64, device=device)  # update with a sample
-        self._rows = self._points.new_ones(0, dim + 1)  # of an update; grows
+        # The last update that had a sample for each of these places.
+        self._last = torch.zeros(num + 1, dtype=torch.int64, device=device)
         self._settle()
 
     @property
@@ -108,14 +113,14 @@ class Clusters:
     def _settle(self) -> None:
         self.points[:, :-1] = self.centroids
 
-    def _lift(self) -> None:
+    def _mark_empty(self) -> None:
         self.sizes.clamp_(min=_epsilon(self.sizes.dtype))
 
     def seed(self, x: Tensor) -> None:
-        """Make the (K, D) rows the next centroids.
+        """Make the (K, D) rows the next K centroids.
 
-        One that is not finite, which the host cannot see, leaves an empty cluster at the mean of
-        the others. An update revives it.
+        A row with a NaN or Inf, which the host cannot see, leaves an empty cluster at the mean of
+        the others, to be moved by a later update.
         """
         first, last = self.num_seeded, self.num_seeded + len(x)
         finite = _finite(x)
@@ -123,14 +128,14 @@ class Clusters:
         mean = (x * finite[:, None]).sum(dim=0) / finite.sum().clamp(min=1)
         self.centroids[first:last] = torch.where(finite[:, None], x, mean)
         self.sizes[first:last, 0] = finite
-        self._lift()
+        self._mark_empty()
         never = self.num_updates - _FOREVER
         self._last[1 + first : 1 + last] = torch.where(finite, self.num_updates, never)
         self.num_seeded = last
         self._settle()
 
     def follow(self, x: Tensor, momentum: float, revive_after: int | None) -> None:
-        """Take in the (K, D) rows of an update; those that are not finite count for nothing.
+        """Let the centroids follow the rows of an update; those with a NaN or Inf do not count.
 
         Args:
             x: (K, D) float32, K >= 1.
@@ -142,7 +147,12 @@ class Clusters:
         if self.num_updates % review == 0:
             self._revive(x, math.ceil(review * len(self.centroids) / patience), patience)
         self.num_updates += 1
-        rows = self._homogeneous(x)
+        # A one behind each row counts the rows where they are added up. A row that is not finite
+        # becomes so large that place 0 is as near to it as any centroid.
+        rows = self._points.new_ones(len(x), self._points.shape[1])
+        rows[:, :-1] = x
+        far = torch.finfo(rows.dtype).max
+        rows.nan_to_num_(far, far, far)
         with _without_autocast(rows):
             joined = nearest(rows, self._points)  # Eq. 7
             # A product with the one-hot assignment instead of index_add_: its result does not
@@ -154,25 +164,9 @@ class Clusters:
         self._last.index_fill_(0, joined, self.num_updates)
         self._settle()
 
-    def _homogeneous(self, x: Tensor) -> Tensor:
-        """(K, D) -> (K, D + 1), with a one behind each row, which counts the rows where they are
-        added up. Valid until the next call.
-
-        A row that is not finite becomes so large that place 0 is as near to it as any centroid.
-        """
-        if len(self._rows) < len(x):
-            with torch.inference_mode(False):  # a copy of the model takes it along
-                self._rows = self._rows.new_ones(len(x), self._rows.shape[1])
-        rows = self._rows[: len(x)]
-        rows[:, :-1] = x
-        far = torch.finfo(rows.dtype).max
-        return rows.nan_to_num_(far, far, far)
-
     def _revive(self, x: Tensor, num: int, patience: int) -> None:
-        """Move the ``num`` longest idle centroids to the first rows, if they are idle for so long.
-
-        What their samples were is added to the nearest neighbour.
-        """
+        """Move those of the ``num`` longest idle centroids whose last sample came ``patience``
+        updates ago or earlier to the first rows. Their counts go to their nearest neighbours."""
         num = min(num, len(x), len(self.centroids))
         x = x[:num]
         last, oldest = self._last[1:].sort(stable=True)
@@ -185,7 +179,7 @@ class Clusters:
             inherited = self.sizes.index_select(0, oldest) * dead
             self.sizes.index_add_(0, apart.argmin(dim=1), inherited)
             self.sizes.index_add_(0, oldest, inherited, alpha=-1)
-            self._lift()
+            self._mark_empty()
         centroids.index_copy_(0, oldest, torch.where(dead, x, old))
 
     def pack(self) -> Tensor:
@@ -212,7 +206,7 @@ class Clusters:
         clusters.num_seeded, clusters.num_updates = num_seeded, num_updates
         clusters.centroids.copy_(state[1:, 2:].to(torch.int32).view(torch.float32))
         clusters.sizes.copy_(state[1:, :1])
-        clusters._lift()
+        clusters._mark_empty()
         clusters._last[1:] = num_updates - state[1:, 1]
         clusters._settle()
         return clusters

@@ -45,7 +45,6 @@ def operations_of_a_decision(device):
         importance = -explored_log_density(estimator.log_density(x), generator=draws)
         estimator.update(x.index_select(0, keep_highest(importance, 8)))
 
-    decide()  # the first update finds out how many rows there are
     with Operations() as operations:
         for _ in range(96):  # as many as it takes for the review to come round
             decide()
@@ -53,14 +52,14 @@ def operations_of_a_decision(device):
     return len(operations.names) / 96, copies / 96
 
 
-def test_a_decision_takes_at_most_47_operations_on_an_accelerator():
+def test_a_decision_takes_at_most_48_operations_on_an_accelerator():
     """On a meta device everything is called as on an accelerator, and nothing computed."""
     operations, copies = operations_of_a_decision('meta')
-    assert operations <= 47
+    assert operations <= 48
     assert copies <= 2.07  # the rest comes of the review
 
 
-def test_a_decision_takes_at_most_55_operations_on_a_cpu_where_some_are_slower_than_their_parts():
+def test_a_decision_takes_at_most_56_operations_on_a_cpu_where_some_are_slower_than_their_parts():
     operations, copies = operations_of_a_decision('cpu')
-    assert operations <= 55
+    assert operations <= 56
     assert copies <= 2.07  # the rest comes of the review
