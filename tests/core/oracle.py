@@ -54,7 +54,7 @@ def eq3_random_term(f, alpha):
 
 
 def eq4_log_density(x, centroids, counts, bandwidth, weighted=True):
-    """Log of Eq. 4. An empty cluster has weight zero; unweighted (Table S1), every w is one."""
+    """Log of Eq. 4. An empty cluster has weight zero; unweighted (Table 5), every w is one."""
     x, centroids = np.asarray(x, np.float64), np.asarray(centroids, np.float64)
     num_centroids = len(centroids)
     sqrt_h = eq6_sqrt_bandwidth(centroids, bandwidth)
@@ -75,7 +75,7 @@ def eq5_log_kernel(difference, sqrt_h):
 
 
 def eq6_sqrt_bandwidth(centroids, bandwidth='silverman'):
-    """Eq. 6, and Table S2's other two rules.
+    """Eq. 6, and Table 6's other two rules.
 
     Convention: population standard deviation; a channel without spread, down to rounding error,
     takes the mean of those that have one, or 1 if there is none.
