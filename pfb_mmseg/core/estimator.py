@@ -23,24 +23,25 @@ class AdaptiveDensityEstimator(nn.Module):
     each row joins its nearest centroid (Eq. 7), the centroids follow their rows (Eq. 8) and the
     counts become kernel weights (Eq. 9).
 
-    The state is neither parameters nor buffers, since those of a model are averaged, cast and
-    broadcast, and an estimate to which that is done is none. It travels as extra state.
+    The state is neither parameters nor buffers: averaging those of a model or casting them to half
+    precision would spoil it. It travels as the module's extra state.
 
     Args:
-        num_centroids: :math:`N_C`, at least 1 (paper: 64). As many images are needed before the
-            first can be left out; with 16, fewer rare images are found.
+        num_centroids: :math:`N_C`, at least 1 (paper: 64). No image is left out before so many have
+            been seen, so take less for very short runs; with 16, fewer rare images are found.
         dim: :math:`D`, length of a representation, at least 1 (paper: 128). None: 128, or the
             number of channels where that is less; :meth:`resolve_dim` is told it.
-        bandwidth: ``'silverman'`` (Eq. 6), ``'scott'`` or ``'identity'`` (Table 6). The first two
-            are not told apart; the third is there to be compared with.
-        weighted: use the counts as kernel weights (Eq. 9); False sets :math:`w_j = 1` (Table 5).
-        momentum: :math:`\beta` of Eq. 8, in [0, 1), how long past samples are remembered. At the
-            paper's 0.01 the centroids follow the features of a network in training less well; 0.5
+        bandwidth: ``'silverman'`` (Eq. 6), ``'scott'`` or ``'identity'``, for ablations (Table 6).
+            The first two choose nearly the same images.
+        weighted: use the counts as kernel weights (Eq. 9). False sets :math:`w_j = 1`, for
+            ablations (Table 5).
+        momentum: :math:`\beta` of Eq. 8, in [0, 1), how much the past weighs. With 0.1 the density
+            follows the features of a network in training better than with the paper's 0.01; 0.5
             is the mean of all samples.
         revive_after: updates, at least 1. A centroid that received no sample for so long moves to a
-            new one, at most 16 updates later, and its nearest neighbour takes over its count. None
-            is the paper's: a centroid moves only if it never had a sample. About half of them are
-            then out of use after a few hundred iterations.
+            new one, at most 16 updates later, and its nearest neighbour takes over its count. None,
+            for ablations, moves a centroid only if it never had a sample, as in the paper; about
+            half of them then receive nothing any more after a few hundred iterations.
 
     Attributes:
         dim: D; None until :meth:`resolve_dim` if it was None.
