@@ -32,7 +32,7 @@ class AdaptiveDensityEstimator(nn.Module):
         dim: :math:`D`, length of a representation, at least 1 (paper: 128). None: 128, or the
             number of channels where that is less; :meth:`resolve_dim` is told it.
         bandwidth: ``'silverman'`` (Eq. 6), ``'scott'`` or ``'identity'``, for ablations (Table 6).
-            The first two choose nearly the same images.
+            The first two were not told apart.
         weighted: use the counts as kernel weights (Eq. 9). False sets :math:`w_j = 1`, for
             ablations (Table 5).
         momentum: :math:`\beta` of Eq. 8, in [0, 1), how much the past weighs. With 0.1 the density
