@@ -32,7 +32,7 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from ..compare.runs import progress_bar
-    from ..measure import demo
+    from ..demo import demo
     from ..report.report import write_report
     from .progress import shown
 
