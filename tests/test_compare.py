@@ -1,6 +1,5 @@
 """tools/compare.py: whole comparisons of tiny runs, interruption, mistakes, and its figures."""
 
-import copy
 import csv
 import io
 import json
@@ -20,7 +19,6 @@ from test_tools import CONFIG, write_data
 import pfb_mmseg
 from pfb_mmseg.compare import runs
 from pfb_mmseg.compare.comparison import Outcome, equal_iters, markdown, plot, summarise
-from pfb_mmseg.compare.methods import apply_method
 from pfb_mmseg.report.versions import this_code
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -265,16 +263,6 @@ def test_a_mistake_is_told_before_anything_runs(folder, monkeypatch, capsys, arg
     assert stop.value.code == 2
     assert sentence in capsys.readouterr().err
     assert not (folder / 'none').exists()
-
-
-def test_options_of_a_criterion_are_kept_by_the_method_of_its_name_only():
-    config = Config.fromfile(ROOT / 'configs/demo/fcn_r18-d8_pfb-p50_1xb16-300i_demo-64x64.py')
-    config.model.pfb.criterion = dict(type='hard', exit='own')
-    random = copy.deepcopy(config)
-    apply_method(config, 'hard', 0.7)
-    apply_method(random, 'random', 0.7)
-    assert config.model.pfb.criterion == dict(type='hard', exit='own')
-    assert random.model.pfb.criterion == 'random'
 
 
 def outcome(row, seed, score, seconds=9.0, **budget):

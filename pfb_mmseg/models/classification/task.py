@@ -14,7 +14,6 @@ from ..exits import Exit
 from ..task import TASKS, Task
 from .exits import LinearExit
 from .heads import image_losses, linear_layers, loss_calls, loss_function
-from .weigher import LossWeigher
 
 
 class ClassifierTask(Task):
@@ -87,9 +86,6 @@ class ClassifierTask(Task):
             call.scores, lambda scores: image_losses(function, call._replace(scores=scores))
         )
         return classifier_gradients(features[0], gradient)
-
-    def build_weigher(self) -> LossWeigher:
-        return LossWeigher(self.model)
 
 
 TASKS['ImageClassifier'] = ClassifierTask

@@ -14,7 +14,6 @@ from ..exits import Exit
 from ..task import TASKS, Task
 from .exits import auxiliary_heads, build_exit
 from .heads import final_head, image_losses, label_maps
-from .weigher import PixelWeigher
 
 
 class SegmentorTask(Task):
@@ -62,9 +61,6 @@ class SegmentorTask(Task):
             hook.remove()
         gradient = logits_gradient(logits, lambda leaf: self._losses(leaf, data_samples))
         return classifier_gradients(features[-1], gradient)
-
-    def build_weigher(self) -> PixelWeigher:
-        return PixelWeigher(self.model)
 
     def _losses(self, logits: Tensor, data_samples: list | Tensor) -> Tensor:
         head, labels = final_head(self.model), label_maps(data_samples)
