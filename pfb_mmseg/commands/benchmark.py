@@ -2,8 +2,9 @@
 paper (two_pass), and blocked ones in which the early exit teaches the shallow part on all images
 (taught, with the strategy that PFB takes for this network).
 
-Any config of a segmentor will do. The images are random; steps of all kinds take turns, on a GPU or
-the CPU. The criterion is the config's, or 'hard' where it names none.
+Any config of a segmentor will do. The images are random; steps of all kinds take turns. Time is the
+wall clock on a GPU, and CPU seconds of one thread elsewhere. The criterion is the config's, or
+'hard' where it names none.
 """
 
 from __future__ import annotations
@@ -65,20 +66,24 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     from rich.progress import Progress
 
     from ..compare import benchmark
+    from ..report.versions import this_code
     from .launch import named_config
 
     config = named_config(parser, args)
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     options = dict(amp=args.amp, channels_last=args.channels_last, compile=args.compile)
     try:
-        job = benchmark.make_job(
-            config, tuple(args.ratios), device, args.batch_size, args.crop, **options
-        )
-        bench = benchmark.Bench(job)
+        bench = benchmark.Bench(config, args.ratios, device, args.batch_size, args.crop, **options)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     console = Console()
-    setting = benchmark.setting(bench)
+    setting = {
+        'config': config.filename,
+        'criterion': config.model.pfb.criterion['type'],
+        'batch size': bench.batch_size,
+        'device': torch.cuda.get_device_name() if device == 'cuda' else 'CPU, one thread',
+        'versions': f'{this_code()["version"]}, torch {torch.__version__}',
+    }
     for name, value in setting.items():
         console.print(f'{name}: {value}', markup=False, highlight=False, soft_wrap=True)
     with Progress(console=console) as progress:
