@@ -275,7 +275,7 @@ def method_config(tmp_path, method, ratio=0.5, max_iters=18, **options):
         **{'train_dataloader.dataset.length': 12, 'custom_hooks.0.begin': 0.0, **options},
     )
     config.param_scheduler[0].end = max_iters
-    config.model.pfb.estimator.num_centroids = 4
+    config.model.pfb.criterion = dict(type='rare', estimator=dict(num_centroids=4, dim=16))
     apply_method(config, method, ratio)
     if method == 'rcs':
         config.train_dataloader.sampler.counts = str(tmp_path / 'counts.npz')

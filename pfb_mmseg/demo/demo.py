@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from mmengine.config import Config
+from rich.box import SIMPLE
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -75,11 +77,12 @@ def comparison(outcomes: Sequence[Outcome]) -> Table:
     """A line for each row; time is CPU seconds, which other programs hardly change."""
     table = Table(
         title='Same model, same data',
+        box=SIMPLE,
         caption='CPU time: of training, in one thread, validation left out',
     )
     table.add_column('')
     for heading in ('iterations', 'images through\nall layers', 'CPU time\n[s]', 'mIoU\n[%]'):
-        table.add_column(heading, justify='right')
+        table.add_column(escape(heading), justify='right')
     for name, outcome in zip((FULL, PFB, PFB_LONG), outcomes, strict=True):
         table.add_row(
             name,
@@ -121,7 +124,7 @@ def rates_by_kind(record: SelectionRecord) -> dict[str, tuple[int, int]]:
 
 def kind_table(kinds: dict[str, tuple[int, int]]) -> Table:
     """A line for each kind of scene, see :func:`rates_by_kind`."""
-    table = Table(title='What PFB trained all layers on')
+    table = Table(title='What PFB trained all layers on', box=SIMPLE)
     table.add_column('kind of scene')
     for heading in ('share of the data', 'of these kept'):
         table.add_column(heading, justify='right')
