@@ -12,6 +12,7 @@ import torch
 from demo_runs import DEMO_CONFIG, demo_config, distributed, train
 from mmengine.config import Config
 from mmengine.dist import get_rank
+from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch.utils.data import DataLoader
 
@@ -33,7 +34,7 @@ def generator(seed=0):
 
 
 def build(model_type, head=None, **options):
-    tiny.build()  # sets the scope
+    init_default_scope('mmseg')
     torch.manual_seed(0)
     return MODELS.build(tiny.model_cfg(model_type, head=head) | options).train()
 
@@ -243,6 +244,23 @@ class TestInfoBatchSegmentor:
         gradients = tiny.gradients(model)
         for name, gradient in tiny.gradients(twin).items():
             torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-6)
+
+    @pytest.mark.parametrize('over_labelled', [False, True])
+    def test_a_partly_labelled_image_has_the_loss_that_is_trained(self, over_labelled):
+        loss = dict(type='CrossEntropyLoss', avg_non_ignore=over_labelled)
+        head = dict(dropout_ratio=0, loss_decode=loss)
+        model = build('ImageLossEncoderDecoder', head)
+        images, samples = tiny.images(4), tiny.samples(4)
+        samples[0].gt_sem_seg.data[:, ::3] = 255
+        model.weigh_images(torch.ones(4))
+        model.loss(images, samples)
+        twin = twin_of(model, head).train()
+        logits = twin.decode_head(twin.extract_feat(images))
+        alone = [
+            twin.decode_head.loss_by_feat(logits[i : i + 1], [samples[i]])['loss_ce']
+            for i in range(4)
+        ]
+        torch.testing.assert_close(model.image_losses, torch.stack(alone).detach())
 
     def test_without_weights_it_is_the_host(self):
         head = dict(dropout_ratio=0)
