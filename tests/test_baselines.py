@@ -295,9 +295,7 @@ class TestRuns:
 
     # 'short' differs from 'full' in its length only, 'common' from 'pfb' in the sign; those that
     # resize differ in neither.
-    @pytest.mark.parametrize(
-        'method', [m for m in METHODS if m not in ('short', 'common', 'resize', 'resize_pfb')]
-    )
+    @pytest.mark.parametrize('method', [m for m in METHODS if m not in ('short', 'common')])
     def test_budget_is_the_one_of_the_method(self, tmp_path, method):
         # Neither the end of the run nor that of an epoch is one of an interval.
         runner = train(method_config(tmp_path, method, **{'default_hooks.logger.interval': 4}))
@@ -436,7 +434,7 @@ def train_on_a_rank(folder, *methods):
 
 def test_two_ranks_train_with_every_method(tmp_path):
     # 'short' is 'full' with fewer steps, the resized ones with smaller images.
-    methods = [m for m in METHODS if m not in ('short', 'resize', 'resize_pfb')]
+    methods = [m for m in METHODS if m != 'short']
     processes.run(train_on_a_rank, tmp_path, *methods, num_ranks=2)
     for method in methods:
         first, second = (torch.load(tmp_path / method / f'{rank}.pt') for rank in range(2))

@@ -6,7 +6,7 @@ from demo_runs import demo_config, read_diaries, train
 
 from pfb_mmseg.report import SelectionRecord
 from pfb_mmseg.report.images import ImageSet
-from pfb_mmseg.report.label_noise import kept_rates
+from benchmarks.lab.label_noise import kept_rates
 from pfb_mmseg.report.run import RunFiles
 
 

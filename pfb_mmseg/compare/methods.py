@@ -31,8 +31,6 @@ CRITERIA = {
 }
 # Percentile of the threshold, and the share of the samples that lies below it.
 INFOBATCH = {'infobatch': (95, 0.95), 'infobatch_mean': (None, 0.5)}
-# With small images at first, and otherwise as the other one.
-RESIZED = {'resize': 'full', 'resize_pfb': 'pfb'}
 PRUNING_METHODS = (
     *CRITERIA,
     'two_stage',
@@ -40,11 +38,10 @@ PRUNING_METHODS = (
     *INFOBATCH,
     'orderdp',
     'seta',
-    'resize_pfb',
 )
 # They have no ratio, and are as long as full data.
-WHOLE_METHODS = ('full', 'resize', 'rcs', 'ohem')
-METHODS = ('full', 'short', 'small', 'resize', 'rcs', 'ohem', *PRUNING_METHODS)
+WHOLE_METHODS = ('full', 'rcs', 'ohem')
+METHODS = ('full', 'short', 'small', 'rcs', 'ohem', *PRUNING_METHODS)
 
 # MMSegmentation's OHEM keeps at least 100,000 pixels of a crop of 512x1024 in its own configs.
 OHEM_THRESHOLD, OHEM_SHARE = 0.7, 100_000 / (512 * 1024)
@@ -57,7 +54,6 @@ DESCRIPTIONS = {
     'full': 'all images',
     'short': 'all images, schedule compressed to the time that a pruned run took',
     'small': 'all images in batches of the size that is kept: random choice without its loading',
-    'resize': 'all images, at half size in the first third of the run (progressive resizing)',
     'pfb': "PFB, with the config's own options",
     'hard': 'PFB by the highest losses of an exit at the blocking point',
     'two_stage': 'hard, behind a loader that leaves out images that were easy when last looked at',
@@ -72,7 +68,6 @@ DESCRIPTIONS = {
     'seta': 'SeTa: a window of groups by loss slides from easy to hard; about the ratio',
     'rcs': 'all images by rare class sampling (DAFormer): a class is drawn, then an image of it',
     'ohem': 'all images, with the loss of the hardest pixels only (OHEM)',
-    'resize_pfb': 'PFB, with all images at half size in the first third of the run',
 }
 
 
@@ -106,10 +101,6 @@ def apply_method(
         TypeError, ValueError: an argument is outside its range, or the config does not fit.
     """
     check_choice('method', method, METHODS)
-    if method in RESIZED:
-        apply_method(cfg, RESIZED[method], prune_ratio, num_processes)
-        _resize_progressively(cfg)
-        return
     if method in ('full', 'short', 'rcs', 'ohem'):
         remove_pfb(cfg)
         if method == 'rcs':
@@ -197,20 +188,6 @@ def _choose_criterion(cfg: Config, criterion: str | None) -> None:
     name = found.get('type') if isinstance(found, dict) else found
     if criterion not in (None, name):
         cfg.model.pfb.criterion = criterion
-
-
-def _resize_progressively(cfg: Config) -> None:
-    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    found = preprocessor.get('type')
-    if type_name(found) != 'SegDataPreProcessor':
-        raise ValueError(
-            f'model.data_preprocessor.type={found!r}: images are resized during training for '
-            'SegDataPreProcessor only'
-        )
-    cfg.model.data_preprocessor = {**preprocessor, 'type': 'mmseg.ResizingSegDataPreProcessor'}
-    hook = dict(type='ProgressiveResizeHook')
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
-    add_import(cfg)
 
 
 def _shrink_batches(cfg: Config, prune_ratio: float, min_keep: int | None) -> None:

@@ -16,8 +16,6 @@ from mmengine.fileio import BaseStorageBackend, register_backend
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS, TRANSFORMS
 
-from benchmarks.lab.wrong_labels import WrongLabelsMixin
-
 IGNORE = 255
 SPLITS = ('train', 'val')
 _MIN_SIDE = 32
@@ -351,7 +349,7 @@ def draw_scene(
 
 
 @DATASETS.register_module()
-class PFBDemoDataset(WrongLabelsMixin, BaseSegDataset):
+class PFBDemoDataset(BaseSegDataset):
     """Small scenes made by code, in kinds of very unequal frequency.
 
     Six kinds of scene share a split as :data:`KIND_SHARES` says, from 45 % down to 4 %, exact to
@@ -368,13 +366,12 @@ class PFBDemoDataset(WrongLabelsMixin, BaseSegDataset):
         size: (height, width) in pixels, at least 32 each.
         seed: Seed of the data set, at least 0.
         **kwargs: As for :class:`mmseg.datasets.BaseSegDataset`: ``pipeline``, ``metainfo``,
-            ``indices``, ``test_mode``, …; and ``wrong_labels`` of :class:`WrongLabelsMixin`.
+            ``indices``, ``test_mode``, ….
 
     Raises:
         ValueError: If an option is outside of what is allowed.
     """
 
-    LABELS = 'label_scene'
     METAINFO = dict(classes=CLASSES, palette=[look.palette for look in _LOOKS.values()])
 
     def __init__(
@@ -444,21 +441,16 @@ class PFBDemoDataset(WrongLabelsMixin, BaseSegDataset):
             dict(kind=kind, split=self.split, index=index, seed=self.seed, size=self.size)
             for index, kind in enumerate(kinds)
         ]
-        infos = [
+        return [
             dict(
                 img_path=f'demo/{self.split}/{scene["kind"]}/{scene["index"]:06d}.png',
                 scene=scene,
-                label_scene=scene,
                 label_map=self.label_map,
                 reduce_zero_label=self.reduce_zero_label,
                 seg_fields=[],
             )
             for scene in scenes
         ]
-        return self.exchange_labels(infos)
-
-    def _label_size(self, info: dict) -> tuple[int, int]:
-        return info['label_scene']['size']
 
 
 def _is_int(value: Any) -> bool:
@@ -516,8 +508,6 @@ class LoadDemoLabels(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         labels = results.pop('scene_labels')
-        if results['label_scene'] != results['scene']:
-            _, labels = draw_scene(**results['label_scene'])
         if results['label_map'] is not None:
             table = np.full(IGNORE + 1, IGNORE, dtype=np.uint8)
             table[list(results['label_map'])] = list(results['label_map'].values())
