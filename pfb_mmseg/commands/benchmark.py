@@ -79,7 +79,7 @@ def add_arguments(parser: ToolParser) -> None:
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from ..measure import steps
+    from ..compare import steps
     from .launch import named_config
 
     config = named_config(parser, args)
