@@ -2,7 +2,7 @@
 
 from .cost import StepCost, count_flops, step_cost
 from .norms import least_trainable
-from .point import BlockingPoint, find_module, shrink
+from .point import BlockingPoint, RunsTwice, find_module, shrink
 from .scoring import scoring_mode
 from .stages import FAMILIES, Family, default_stage, early_stage, output_stages, stage_names
 from .wrappers import is_sharded
@@ -11,6 +11,7 @@ __all__ = [
     'FAMILIES',
     'BlockingPoint',
     'Family',
+    'RunsTwice',
     'StepCost',
     'count_flops',
     'default_stage',

@@ -31,16 +31,24 @@ class StepCost(NamedTuple):
         """Share of a forward pass that lies behind the blocking point, in [0, 1]."""
         return 1 - self.shallow / self.whole
 
-    def scoring(self, scoring_pass: str, score_scale: float = 1.0) -> float:
-        """What scoring an image costs, as a share of a training step on it.
+    def scoring(self, scoring_pass: str, score_scale: float = 1.0, taught: bool = False) -> float:
+        """What a pass over an image costs, as a share of a training step on it.
 
         Args:
-            scoring_pass: ``'none'``, ``'shallow'`` or ``'whole'``.
+            scoring_pass: ``'none'``, ``'shallow'``, ``'exit'`` or ``'whole'``.
             score_scale: relative size of the images that go through the shallow part; what runs the
                 whole network takes them as they are.
+            taught: whether the exit's loss goes back through the shallow part.
         """
-        shallow = score_scale**2 * (self.shallow + self.exit)
-        operations = {'none': 0, 'shallow': shallow, 'whole': self.whole}
+        if taught:  # forward once, backward twice as much
+            return score_scale**2 * (self.shallow + self.exit) / self.whole
+        shallow = score_scale**2 * self.shallow
+        operations = {
+            'none': 0,
+            'shallow': shallow,
+            'exit': shallow + score_scale**2 * self.exit,
+            'whole': self.whole,
+        }
         return operations[scoring_pass] / (3 * self.whole)
 
 

@@ -16,10 +16,15 @@ from torch.utils.hooks import RemovableHandle
 
 from ..core import Candidates, spatial_mean
 from .scoring import scoring_mode
+from .torch_internals import in_backward, is_checkpointed
 
 
 class _Reached(Exception):
     """Leaves a forward pass that need not go on."""
+
+
+class RunsTwice(ValueError):
+    """The blocking point is run more than once in a pass that is to be cut there."""
 
 
 class _NotReached(ValueError):
@@ -136,14 +141,13 @@ class BlockingPoint:
         )
 
     @torch.compiler.disable
-    def score(self, images: Tensor, until: nn.Module | None = None) -> Tensor:
+    def score(self, images: Tensor) -> Tensor:
         """Run the encoder up to this point only.
 
         The caller decides about gradients and modes, see :func:`scoring_mode`.
 
         Args:
             images: (N, ...) as the encoder takes them.
-            until: a module that runs behind this point and shall run too; None: nothing does.
 
         Returns:
             (N, C) float32 without gradient: the output averaged over space; of several tensors,
@@ -153,7 +157,7 @@ class BlockingPoint:
             ValueError: see :meth:`prepare`.
         """
         self.prepare(images)
-        return self._vector(self._run_to_point(images, until))
+        return self.vectors(self.reach(lambda: self.encoder(images)))
 
     def candidates(self, images: Tensor, batch_statistics: bool = True) -> PointCandidates:
         """The images of a batch for :class:`BatchPruner`, which run up to this point if it asks.
@@ -165,17 +169,19 @@ class BlockingPoint:
         return PointCandidates(self, images, batch_statistics)
 
     @contextmanager
-    def cut(self, choose: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    def cut(self, choose: Callable[[Any], Tensor]) -> Iterator[None]:
         """Let only the chosen images go on from here, in a forward pass of the encoder.
 
         Where that pass is recomputed in the backward pass (activation checkpointing), the same ones
         go on again.
 
         Args:
-            choose: gets the (N, C) vectors of :meth:`score`, returns the ascending positions of
-                the images that stay, (K,) int64. What the encoder returns is narrowed to them too,
-                stages before this point included.
+            choose: gets what the module returns for all N images, returns the ascending positions
+                of the images that stay, (K,) int64. What the encoder returns is narrowed to them
+                too, stages before this point included.
 
+        Raises:
+            RunsTwice: within the block, if the module runs more than once.
         """
         self.prepare()
         if self._recutting is not None:
@@ -189,11 +195,16 @@ class BlockingPoint:
         def at_point(module: nn.Module, args: Any, output: Any) -> Any:
             nonlocal indices, num_images, recomputed
             if under_way:
-                recomputed = with_gradient and _is_checkpointed()
-                vector = self._vector(output)
-                num_images = len(vector)
-                indices = choose(vector)
-            elif not _in_backward():
+                if indices is not None:
+                    raise RunsTwice(
+                        f'{self.path} runs more than once in a step (two dates, branches or '
+                        "passes), and strategy='single_pass' makes one choice in one pass; use "
+                        "strategy='two_pass'"
+                    )
+                recomputed = with_gradient and is_checkpointed()
+                num_images = len(_tensors(output)[0])
+                indices = choose(output)
+            elif not in_backward():
                 return None
             return _narrow(output, indices, num_images)
 
@@ -229,7 +240,7 @@ class BlockingPoint:
         cut = False
         untouched: list[str] = []
 
-        def choose(vector: Tensor) -> Tensor:
+        def choose(output: Any) -> Tensor:
             nonlocal cut
             cut = True
             return kept
@@ -316,10 +327,20 @@ class BlockingPoint:
 
     def _try(self, shape: tuple, like: Tensor | None) -> Any:
         with scoring_mode(self.encoder, batch_statistics=False):
-            return self._run_to_point(_blank(self.encoder, (1, *shape), like))
+            image = _blank(self.encoder, (1, *shape), like)
+            return self.reach(lambda: self.encoder(image))
 
-    def _run_to_point(self, images: Tensor, until: nn.Module | None = None) -> Any:
-        """What the module returns for (N, ...) images, as it is; nothing behind ``until`` runs."""
+    @torch.compiler.disable
+    def reach(self, forward: Callable[[], Any], until: nn.Module | None = None) -> Any:
+        """What the module returns in a forward pass that is left there, as it is.
+
+        Args:
+            forward: runs the encoder, or a model with it.
+            until: a module that runs behind this point and shall run too; None: nothing does.
+
+        Raises:
+            ValueError: the pass does not come here.
+        """
         reached: list[Any] = []
 
         def remember(module: nn.Module, args: Any, output: Any) -> None:
@@ -336,7 +357,7 @@ class BlockingPoint:
         ]
         self.scoring = True
         try:
-            self.encoder(images)
+            forward()
         except _Reached:
             return reached[0]
         finally:
@@ -348,12 +369,25 @@ class BlockingPoint:
             'its forward pass does not call it; choose another block_after'
         )
 
-    def _vector(self, output: Any) -> Tensor:
+    def num_rows(self, output: Any) -> int:
+        """How many images what the module returned is of."""
+        return len(_tensors(output)[0])
+
+    def vectors(self, output: Any) -> Tensor:
+        """What the module returns -> (N, C) float32 without gradient, see :meth:`score`."""
         vectors = [
             spatial_mean(tensor, dim)
             for tensor, dim in zip(_tensors(output), self.channel_dims, strict=True)
         ]
         return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
+
+    def means(self, output: Any) -> Tensor:
+        """The same as :meth:`vectors`, with the gradient and in the type of the output."""
+        means = [
+            tensor.flatten(2).mean(dim=2) if dim == 1 else tensor.flatten(1, -2).mean(dim=1)
+            for tensor, dim in zip(_tensors(output), self.channel_dims, strict=True)
+        ]
+        return means[0] if len(means) == 1 else torch.cat(means, dim=1)
 
 
 class PointCandidates(Candidates):
@@ -408,19 +442,6 @@ def find_module(module: nn.Module, path: list[str]) -> nn.Module | None:
 def _blank(encoder: nn.Module, shape: tuple[int, ...], like: Tensor | None) -> Tensor:
     like = next(encoder.parameters()) if like is None else like
     return torch.zeros(shape, device=like.device, dtype=like.dtype)
-
-
-def _is_checkpointed() -> bool:
-    """Whether the forward pass under way, which is to have a gradient, will be run once more."""
-    if not torch.is_grad_enabled():  # the reentrant variant
-        return True
-    # The other one replaces what is saved for the backward pass, as few other things do.
-    look = getattr(torch._C._autograd, '_top_saved_tensors_default_hooks', None)
-    return look is None or look(True) is not None
-
-
-def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1
 
 
 def shrink(images: Tensor, scale: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -13,8 +13,10 @@ from .norms import has_running_statistics
 
 
 @contextmanager
-def scoring_mode(encoder: nn.Module, batch_statistics: bool = True) -> Iterator[None]:
-    """No gradient, no dropout or stochastic depth, and nothing that training relies on changes.
+def scoring_mode(
+    encoder: nn.Module, batch_statistics: bool = True, gradient: bool = False
+) -> Iterator[None]:
+    """No dropout or stochastic depth, and nothing that training relies on changes.
 
     Args:
         encoder: put back as it was on exit, also after an exception.
@@ -22,6 +24,7 @@ def scoring_mode(encoder: nn.Module, batch_statistics: bool = True) -> Iterator[
             ``running_mean``) that are being trained normalise with the statistics of the batch, as
             in the training pass, without touching the running ones; False uses the running ones.
             Frozen ones use their running statistics either way.
+        gradient: whether the pass shall leave a graph to go back through.
     """
     training = [module for module in encoder.modules() if module.training]
     norms = [module for module in training if batch_statistics and has_running_statistics(module)]
@@ -31,7 +34,7 @@ def scoring_mode(encoder: nn.Module, batch_statistics: bool = True) -> Iterator[
     # Autocast would remember the half-precision weights it makes here, without gradient, and hand
     # them to the training pass of the same step.
     caching = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
+    torch.set_autocast_cache_enabled(caching and gradient)
     # The flags themselves: .train() may be overridden to freeze or unfreeze stages.
     for module in training:
         module.training = False
@@ -42,7 +45,7 @@ def scoring_mode(encoder: nn.Module, batch_statistics: bool = True) -> Iterator[
         module.training = True
         module._buffers.update({k: b if b is None else b.clone() for k, b in buffers.items()})
     try:
-        with torch.no_grad():
+        with nullcontext() if gradient else torch.no_grad():
             yield
     finally:
         torch.set_autocast_cache_enabled(caching)

@@ -1,7 +1,8 @@
 """The method in plain PyTorch: who stays, and how that is decided. Needs torch alone."""
 
+from . import criteria  # noqa: F401  registers the criteria
 from .candidates import Candidates, FeatureCandidates
-from .criterion import CRITERIA, Criterion
+from .criterion import CRITERIA, Criterion, FunctionCriterion
 from .density import bandwidth, log_density
 from .estimator import AdaptiveDensityEstimator
 from .pruner import BatchPruner, Decision
@@ -18,6 +19,7 @@ __all__ = [
     'Criterion',
     'Decision',
     'FeatureCandidates',
+    'FunctionCriterion',
     'KeepQuota',
     'Selection',
     'SelectionStatistics',

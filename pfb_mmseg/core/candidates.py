@@ -11,14 +11,21 @@ from .representation import spatial_mean
 class Candidates:
     """The images of a batch, before it is decided which of them stay.
 
-    What a training loop can tell of them is what it overrides here; everything else is refused by
-    name, so a criterion that asks for too much is found in its first step. All methods are called
-    without gradient.
+    A training loop overrides what it can tell of its images; everything else is refused by name,
+    so a criterion that asks for too much is found in its first step. What the methods return
+    carries no gradient.
 
     Args:
         num: N, number of images.
         device: where they lie.
+
+    Attributes:
+        samples: the N data samples, or their labels in one tensor; None where nobody knows them.
+        ready (bool): whether these images can be compared yet; until then every image stays.
     """
+
+    samples: list | Tensor | None = None
+    ready = True
 
     def __init__(self, num: int, device: torch.device) -> None:
         self.num = num

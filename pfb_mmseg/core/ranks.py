@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from .rows import take_rows
-
 # A process group, or what stands for one in a config. As a string: not every build of torch has
 # the class.
 ProcessGroupOption: TypeAlias = 'dist.ProcessGroup | Callable[[], dist.ProcessGroup] | str | None'
@@ -45,8 +43,12 @@ class Ranks:
         return self  # a process group is no data: a copied model talks to the same processes
 
     def __getstate__(self) -> dict:
-        # Nor can it be written down; the name of one can.
-        return {'_option': self._option if isinstance(self._option, str) else None}
+        if self._option is not None and not isinstance(self._option, str):
+            raise TypeError(
+                f'process_group={self._option!r} cannot be pickled; give the dotted path of a '
+                "function that returns the group, 'my_package.parallel.data_group'"
+            )
+        return {'_option': self._option}
 
     @cached_property
     def group(self) -> dist.ProcessGroup | None:
@@ -92,11 +94,9 @@ class Ranks:
         mine = torch.tensor([values], device=device)
         return [tuple(row) for row in self.gather(mine).wait().tolist()]
 
-    def agree(self, tensor: Tensor) -> Tensor:
-        """What the first process has, in every process: their own may differ by rounding."""
-        if self.size > 1:
-            dist.broadcast(tensor, self._first, group=self.group)
-        return tensor
+    def mean(self, tensor: Tensor) -> Mean:
+        """Send a tensor on its way into the mean over all processes; one shape in every process."""
+        return Mean(self, tensor)
 
     def collect(self, value: Any) -> list:
         """The picklable value of every process, by rank, in the first one; [] in the others.
@@ -135,67 +135,19 @@ class Gather:
         return self._received
 
 
-class Exchange:
-    """Hands the kept images of the whole batch to all processes in turns: an equal share to each.
+class Mean:
+    """A tensor on its way into the mean over all processes, see :meth:`Ranks.mean`."""
 
-    Image i of rank r has the position ``r * batch_size + i`` in the whole batch. In ascending
-    order, the kept ones go to ranks 0, 1, ..., W - 1, 0, 1, ... So no rank has more than
-    ``ceil(batch_size / W)`` images for another one, whichever are kept: that many travel between
-    each two, used or not, and no host has to know the true number.
+    def __init__(self, ranks: Ranks, tensor: Tensor) -> None:
+        self._sum, self._size, self._work = tensor.contiguous(), ranks.size, None
+        if self._size > 1:
+            self._work = dist.all_reduce(self._sum, group=ranks.group, async_op=True)
 
-    Args:
-        ranks: the W processes.
-        kept: (W * K,) int64, ascending positions; the same in every process.
-        batch_size: images per process. One with fewer repeats them to fill up; such a repetition
-            is trained on only if it is among the kept.
-    """
-
-    def __init__(self, ranks: Ranks, kept: Tensor, batch_size: int) -> None:
-        self._ranks = ranks
-        self.kept = kept
-        self.batch_size = batch_size
-        size, rank = ranks.size, ranks.rank
-        numbers = torch.arange(size, device=kept.device)
-        self._slots = -(-batch_size // size)
-        origin = kept // batch_size
-        first = torch.searchsorted(origin, numbers)  # the turn of each rank's first kept image
-        mine = first[rank]
-        # What leaves: in slot s for rank d lies the image whose turn is d's, for the s-th time.
-        slots = torch.arange(self._slots, device=kept.device)
-        turns = mine + slots * size + ((numbers - mine) % size)[:, None]
-        leaving = kept[turns.clamp(max=len(kept) - 1)] - rank * batch_size
-        self._leaving = leaving.clamp(0, batch_size - 1).flatten()  # a slot left over: any image
-        # What arrives: this rank's turns, and where their images lie.
-        turns = torch.arange(rank, len(kept), size, device=kept.device)
-        origin = origin[turns]
-        self._arriving = origin * self._slots + (turns - first[origin]) // size
-
-    @property
-    def share(self) -> Tensor:
-        """(K,) int64, ascending positions in the whole batch of the images that come here."""
-        return self.kept[self._ranks.rank :: self._ranks.size]
-
-    def own(self, num: int) -> Tensor:
-        """(num,) bool: which of this process's images are kept, in whichever process."""
-        mask = torch.zeros(
-            self._ranks.size * self.batch_size, dtype=torch.bool, device=self.kept.device
-        ).index_fill_(0, self.kept, True)
-        return mask[self._ranks.rank * self.batch_size :][:num]
-
-    @torch.no_grad()
-    def take(self, rows: Tensor) -> Tensor:
-        """(N, ...) of this process's images -> (K, ...) of those that come here, bit for bit.
-
-        A collective: every process calls it, in the same order, and all but the first dimension
-        are the same everywhere.
-        """
-        sent = rows.index_select(0, self._leaving % len(rows))
-        received = torch.empty_like(sent, memory_format=torch.contiguous_format)
-        # As bytes, since not every backend knows every type.
-        dist.all_to_all_single(
-            _as_bytes(received), _as_bytes(sent.contiguous()), group=self._ranks.group
-        )
-        return take_rows(received, self._arriving).to(memory_format=_memory_format(rows))
+    def wait(self) -> Tensor:
+        """The mean, bit for bit the same in every process. Only the device waits."""
+        if self._work is not None:
+            self._work.wait()
+        return self._sum / self._size if self._size > 1 else self._sum
 
 
 def _check_group(group: object, option: object) -> None:
@@ -206,12 +158,3 @@ def _check_group(group: object, option: object) -> None:
             'this process is in, a function that returns one or its dotted path, or None for all '
             'processes'
         )
-
-
-def _memory_format(rows: Tensor) -> torch.memory_format:
-    last = rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
-
-
-def _as_bytes(rows: Tensor) -> Tensor:
-    return rows.reshape(len(rows), -1).view(torch.uint8)

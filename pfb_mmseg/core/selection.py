@@ -35,12 +35,14 @@ class Selection:
         indices: Tensor | None = None,
         score: Tensor | None = None,
         score_name: str | None = None,
+        samples: list | Tensor | None = None,
     ) -> None:
         """One of ``kept`` and ``indices`` is given, the other follows from it."""
         self.num_candidates = num_candidates
         self.num_kept = num_kept
         self.score = score
         self.score_name = score_name
+        self.samples = samples
         self._kept = kept
         self._indices = indices
 
@@ -71,6 +73,7 @@ class Selection:
             kept=self.kept.cpu(),
             score=None if self.score is None else self.score.cpu(),
             score_name=self.score_name,
+            samples=self.samples,
         )
 
     @property

@@ -1,36 +1,56 @@
-"""Exits: what tells the loss of each image of a model behind its shallow part."""
+"""Early exits: they tell the loss of each image behind the shallow part, and may teach it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from ..blocking import BlockingPoint
-from ..core.checks import check_integer
+from ..blocking import BlockingPoint, count_flops, scoring_mode
+from ..core.ranks import Mean, Ranks
+
+# Steps in which an exit with weights of its own learns from all images before it decides.
+_WARM_UP = 10
+_LEARNING_RATE = 1e-3
 
 
-class Exit(nn.Module, ABC):
-    """Gives each image a loss, by the features at the blocking point or right behind it.
+class ExitLosses(NamedTuple):
+    """What an exit makes of a batch.
+
+    Attributes:
+        of_images: (N,) float32 loss of each image, without gradient; NaN where an image's features
+            are not finite.
+        training: entries for the dict of losses, such as ``exit.loss_ce``, whose gradient reaches
+            the shallow part; empty where nothing is to be taught.
+    """
+
+    of_images: Tensor
+    training: dict[str, Tensor]
+
+
+class Exit(ABC):
+    """Gives each image a loss, by what one module of the encoder returns.
 
     Args:
         point: where images are blocked.
 
     Attributes:
-        trained (bool): whether it has weights of its own, which learn from :meth:`losses`.
+        ready (bool): whether its losses tell anything yet.
         behind (bool): whether it reads a module that runs after the blocking point.
-        compares_vectors (bool): whether it reads the vectors alone, and compares those of a batch:
-            the larger that is, the more its losses tell.
+        head_index (int | None): which auxiliary head of the model it is; None for none.
     """
 
-    trained = False
+    ready = True
     behind = False
-    compares_vectors = False
+    head_index: int | None = None
 
     def __init__(self, point: BlockingPoint) -> None:
-        super().__init__()
         self.point = point
+        self._output: Any = None
 
     @property
     def module(self) -> nn.Module:
@@ -45,55 +65,186 @@ class Exit(nn.Module, ABC):
             ValueError: it cannot be read.
         """
 
-    @abstractmethod
-    def losses(self, vectors: Tensor, data_samples: list | Tensor, size: tuple[int, int]) -> Tensor:
-        """Loss of each image of the pass that has just run.
+    @contextmanager
+    def capture(self) -> Iterator[None]:
+        """Remember what the module returns in a forward pass of the encoder."""
+
+        def remember(module: nn.Module, args: Any, output: Any) -> None:
+            self._output = output
+
+        handle = self.module.register_forward_hook(remember)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def losses(self, samples: list | Tensor, size: tuple[int, int], weight: float) -> ExitLosses:
+        """Losses of the images of the pass that was captured last.
 
         Args:
-            vectors: (N, C) of :meth:`BlockingPoint.score`.
-            data_samples: N, with labels.
+            samples: N data samples, or their labels in one tensor.
             size: (H, W) of the images that the encoder was given.
-
-        Returns:
-            (N,) float32, with a graph down to the exit's own weights if it is trained.
+            weight: of the loss that teaches the shallow part; 0: nothing is taught.
         """
-
-    def capture(self) -> AbstractContextManager[None]:
-        """Remember what it needs, beside the vectors, of a forward pass of the encoder."""
-        return nullcontext()
-
-    def choose_pool(self, forward_flops: float | None, like: Tensor | None = None) -> None:
-        """Make itself cheap, beside a forward pass of the whole model on the blank image.
-
-        Args:
-            forward_flops: floating-point operations of that pass; None if they are not known.
-            like: see :meth:`BlockingPoint.prepare`.
-        """
+        output, self._output = self._output, None
+        return self._losses(output, samples, size, weight)
 
     @abstractmethod
+    def _losses(
+        self, output: Any, samples: list | Tensor, size: tuple[int, int], weight: float
+    ) -> ExitLosses: ...
+
+    def commit(self) -> None:  # noqa: B027  most have no weights
+        """Learn from the batch that was looked at last, where the exit has weights of its own."""
+
+    def discard(self) -> None:
+        """Forget the batch that was looked at last, because its step failed or was a trial."""
+        self._output = None
+
+    @abstractmethod
+    def logits(self, output: Any, size: tuple[int, int]) -> Tensor:
+        """What the module returned for images of (H, W) -> the exit's logits."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Its name, for the log: ``'the auxiliary head'``."""
+
     def flops(self, like: Tensor | None = None) -> float:
         """Floating-point operations of the exit for the blank image."""
+        image = self.point.blank_images(1, like)
+        until = self.module if self.behind else None
+        with scoring_mode(self.point.host, batch_statistics=False), self.capture():
+            self.point.reach(lambda: self.point.encoder(image), until)
+            output, self._output = self._output, None
+            return count_flops(lambda: self.logits(output, tuple(image.shape[-2:])))
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """What a resumed run needs; None where there is nothing."""
+        return None
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Go on from :meth:`state_dict`."""
 
 
-def channels_at(point: BlockingPoint, in_channels: int | None) -> int:
-    """How many channels an exit of its own, whose weights are made with the model, has to read.
+class OwnExit(Exit):
+    """An exit with weights of its own, which are no part of the model.
+
+    They learn from all images of every batch that is looked at, by Adam with a rate of 0.001 in
+    float32, whatever the run's optimizer, precision and gradient clipping are. So the exit is in
+    no optimizer of the run and its gradient in no norm. In a distributed run all processes hold the
+    same weights, bit for bit.
 
     Args:
         point: where images are blocked.
-        in_channels: as the user says; None finds out by a pass over a blank image.
-
-    Raises:
-        TypeError, ValueError: it is no number of channels, or cannot be found out.
+        ranks: the processes that train together.
+        seed: of the initial weights.
     """
-    if in_channels is None:
-        try:
-            point.prepare()
-        except ValueError as error:
-            raise ValueError(
-                f'{error}. An exit of its own must know the number of channels behind '
-                f'{point.path} when the model is built; name it, criterion='
-                "dict(type='hard', exit='own', in_channels=...)"
-            ) from error
-        in_channels = point.num_channels
-    check_integer('in_channels', in_channels, low=1)
-    return in_channels
+
+    def __init__(self, point: BlockingPoint, ranks: Ranks, seed: int = 0) -> None:
+        super().__init__(point)
+        self._ranks = ranks
+        self._seed = seed
+        self._learnt = 0
+        self._gradients: Mean | None = None
+        self._state: dict[str, Any] | None = None
+        self.layers: nn.Module | None = None
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """Features -> logits. Called when the channels at the blocking point are known."""
+
+    @abstractmethod
+    def features(self, output: Any, size: tuple[int, int]) -> Tensor:
+        """What the module returned -> (N, C, ...), with its graph."""
+
+    @abstractmethod
+    def sums(self, logits: Tensor, samples: list | Tensor) -> tuple[Tensor, Tensor]:
+        """(N,) summed loss of each image, and (N,) how many terms count in its mean."""
+
+    def logits(self, output: Any, size: tuple[int, int]) -> Tensor:
+        return self.layers(self.features(output, size).float())
+
+    def describe(self) -> str:
+        return 'a small early exit'
+
+    @property
+    def ready(self) -> bool:
+        return self._learnt >= _WARM_UP
+
+    def prepare(self, like: Tensor | None = None) -> None:
+        """Make the weights, or take those of the run that goes on."""
+        if self.layers is not None:
+            return
+        self.point.prepare(like)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed)
+            self.layers = self.build()
+        device = next(self.point.encoder.parameters()).device if like is None else like.device
+        self.layers.to(device)
+        self._optimizer = torch.optim.Adam(self.layers.parameters(), _LEARNING_RATE)
+        if self._state is not None:
+            self._take(self._state)
+
+    def _losses(
+        self, output: Any, samples: list | Tensor, size: tuple[int, int], weight: float
+    ) -> ExitLosses:
+        features = self.features(output, size)
+        finite = features.detach().isfinite().flatten(1).all(dim=1)
+        # One NaN would reach all images through a normalisation, and all weights.
+        rows = finite.view(-1, *(1,) * (features.ndim - 1))
+        features = torch.where(rows, features, 0).float()
+        teaches = weight > 0 and features.requires_grad
+        inputs = features.detach().requires_grad_(teaches)
+        weights = [*self.layers.parameters()]
+        with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
+            sums, counts = self.sums(self.layers(inputs), samples)
+            mean = sums.sum() / counts.sum().clamp(min=1)
+            wanted = [*weights, inputs] if teaches else weights
+            gradients = torch.autograd.grad(mean, wanted)
+        self._gradients = self._ranks.mean(
+            torch.cat([gradient.flatten() for gradient in gradients[: len(weights)]])
+        )
+        losses = (sums / counts.clamp(min=1)).detach().masked_fill(~finite, torch.nan)
+        training = {}
+        if teaches:
+            # The way back through the exit is gone already: this has the value of the loss, and
+            # its gradient with respect to the features.
+            taught = (features * gradients[-1]).sum()
+            training['exit.loss_ce'] = weight * (taught - taught.detach() + mean.detach())
+        return ExitLosses(losses, training)
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        if self._gradients is None:
+            return
+        gradients, self._gradients = self._gradients.wait(), None
+        weights = [*self.layers.parameters()]
+        parts = gradients.split([weight.numel() for weight in weights])
+        for weight, part in zip(weights, parts, strict=True):
+            weight.grad = part.view_as(weight)
+        self._optimizer.step()
+        self._learnt += 1
+
+    def discard(self) -> None:
+        super().discard()
+        self._gradients = None
+
+    def state_dict(self) -> dict[str, Any] | None:
+        if self.layers is None:
+            return self._state
+        return {
+            'learnt': self._learnt,
+            'layers': self.layers.state_dict(),
+            'optimizer': self._optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._state = state
+        if self.layers is not None:
+            self._take(state)
+
+    def _take(self, state: dict[str, Any]) -> None:
+        self._learnt = state['learnt']
+        self.layers.load_state_dict(state['layers'])
+        self._optimizer.load_state_dict(state['optimizer'])
+        self._state = None

@@ -77,20 +77,23 @@ class Task:
         """Fewest images that a process can train the model on."""
         return least_trainable(self.model, ranks)
 
-    def encoder_images(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) images of a batch -> as the model hands them to its encoder."""
-        return images
+    def forward(self, image: Tensor) -> Any:
+        """Run the whole model on (1, C, H, W), to count its operations."""
+        return self.model(image, mode='tensor')
 
-    def build_exit(self, point: BlockingPoint, batch_statistics: bool, **options: Any) -> Exit:
+    def build_exit(
+        self, point: BlockingPoint, ranks: Ranks, kind: str | None = None, seed: int = 0
+    ) -> Exit:
         """What tells the loss of each image at the blocking point.
 
         Args:
             point: where images are blocked.
-            batch_statistics: see :func:`scoring_mode`.
-            **options: ``Criterion.exit_options``.
+            ranks: the processes that train together.
+            kind: ``'auxiliary'``, ``'own'``, or None for the first where there is one.
+            seed: of the initial weights of one of its own.
 
         Raises:
-            TypeError, ValueError: an option is outside its range, or the model has no such losses.
+            ValueError: the model has no such losses.
         """
         raise self._unknown('has no loss of single images')
 

@@ -95,13 +95,13 @@ class DivBS(Criterion):
         """(N, P) gradients of the classifier."""
         return candidates.classifier_gradients()
 
-    def score(self, observation: Tensor, generator: Generator) -> Tensor:
-        """(N,) minus the place of each image in the order, counted from 0."""
-        order = diverse_order(observation, generator)
+    def importance(self, score: Tensor, generator: Generator) -> Tensor:
+        """(N, P) gradients -> (N,): minus the place of each image in the order."""
+        order = diverse_order(score, generator)
         places = torch.arange(len(order), device=order.device, dtype=torch.float32)
-        score = torch.empty_like(places).index_copy_(0, order, -places)
-        # What has no gradient adds nothing; nor does a row that is no image.
-        return score.masked_fill(~observation.isfinite().all(dim=1), torch.nan)
+        importance = torch.empty_like(places).index_copy_(0, order, -places)
+        # What has no gradient adds nothing.
+        return importance.masked_fill(~score.isfinite().all(dim=1), torch.nan)
 
     def describe(self) -> str:
         return 'a diverse part (DivBS)'

@@ -19,10 +19,9 @@ class Random(Criterion):
         """(N,) zeros: that there is an image is all there is to know."""
         return torch.zeros(candidates.num, device=candidates.device)
 
-    def score(self, observation: Tensor, generator: Generator) -> Tensor:
+    def importance(self, score: Tensor, generator: Generator) -> Tensor:
         """(N,) numbers in [0, 1)."""
-        draws = torch.rand(len(observation), generator=generator, device=observation.device)
-        return draws + observation
+        return torch.rand(len(score), generator=generator, device=score.device)
 
     def describe(self) -> str:
         return 'a random part'

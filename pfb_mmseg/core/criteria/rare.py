@@ -7,11 +7,11 @@ import inspect
 from torch import Generator, Tensor
 
 from ..candidates import Candidates
-from ..checks import check_choice, check_keys, check_number
+from ..checks import check_keys, check_number
 from ..criterion import CRITERIA, Criterion
 from ..estimator import AdaptiveDensityEstimator
 from ..representation import pool_features
-from ..selection import EXPLORATION_SPACES, LOG_DENSITY, explored_log_density
+from ..selection import LOG_DENSITY, explored_log_density
 
 
 @CRITERIA.register_module('rare')
@@ -22,7 +22,6 @@ class Rare(Criterion):
         estimator: the density estimate, or a dict with options of a new one, whose ``dim`` is by
             default 128 or the number of channels, if that is less; None: a new one without any.
         exploration: b of Eq. 3, at least 0.
-        exploration_space: ``'density'`` or ``'log_density'``, see :func:`explored_log_density`.
 
     Raises:
         TypeError, ValueError: an argument is outside its range.
@@ -30,17 +29,14 @@ class Rare(Criterion):
 
     score_name = LOG_DENSITY
     sought = -1
-    learns = True
 
     def __init__(
         self,
         estimator: AdaptiveDensityEstimator | dict | None = None,
         exploration: float = 0.01,
-        exploration_space: str = 'density',
     ) -> None:
         super().__init__()
         check_number('exploration', exploration, 0, float('inf'), open_high=True)
-        check_choice('exploration_space', exploration_space, EXPLORATION_SPACES)
         estimator = {} if estimator is None else estimator
         if isinstance(estimator, dict):
             check_keys(
@@ -54,7 +50,6 @@ class Rare(Criterion):
             )
         self.estimator = estimator
         self.exploration = exploration
-        self.exploration_space = exploration_space
 
     @property
     def ready(self) -> bool:
@@ -75,13 +70,13 @@ class Rare(Criterion):
         self.estimator.resolve_dim(features.shape[1])
         return pool_features(features, self.estimator.dim)
 
-    def score(self, observation: Tensor, generator: Generator) -> Tensor:
+    def score(self, observation: Tensor) -> Tensor:
         """(N,) natural log of the density (Eq. 4–6)."""
         return self.estimator.log_density(observation)
 
     def importance(self, score: Tensor, generator: Generator) -> Tensor:
         """Log of Eq. 2, with the random term of Eq. 3."""
-        return -explored_log_density(score, self.exploration, self.exploration_space, generator)
+        return -explored_log_density(score, self.exploration, generator=generator)
 
     def learn(self, observation: Tensor) -> None:
         """Eq. 7–9."""
@@ -91,7 +86,7 @@ class Rare(Criterion):
         return 'those of lowest density'
 
     def extra_repr(self) -> str:
-        return f'exploration={self.exploration}, exploration_space={self.exploration_space!r}'
+        return f'exploration={self.exploration}'
 
 
 @CRITERIA.register_module('common')

@@ -1,84 +1,62 @@
-"""The exit of a classifier: a linear layer on the pooled features of the blocked stage."""
+"""The early exit of a classifier: a linear layer on the pooled features of the blocked stage."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...blocking import BlockingPoint
-from ...core.checks import check_integer
-from ..exits import Exit, channels_at
+from ...core.ranks import Ranks
+from ..exits import OwnExit
 
 _EPS = 1e-5
 
 
-class LinearExit(Exit):
-    """Tells classes from the features at the blocking point, averaged over space and detached.
+class Standardise(nn.Module):
+    """Each feature less its mean over the batch, in units of its deviation, so that one learning
+    rate suits all backbones."""
 
-    They are standardised over the batch, so that one learning rate suits all backbones. Its loss is
-    trained on the images that stay, by the run's optimizer; the rest of the model gets no gradient
-    from it.
+    def forward(self, vectors: Tensor) -> Tensor:
+        vectors = vectors - vectors.mean(dim=0)
+        return vectors / (vectors.square().mean(dim=0) + _EPS).sqrt()
+
+
+class LinearExit(OwnExit):
+    """Tells classes from the features at the blocking point, averaged over space.
 
     Args:
         point: where images are blocked.
+        ranks: the processes that train together.
+        seed: of the initial weights.
         num_classes: that the model tells apart.
         several: whether an image may be of several classes, or none.
-        in_channels: at the blocking point; None finds out by a pass over a blank image.
-
-    Raises:
-        TypeError, ValueError: an argument is outside its range, or ``in_channels`` is needed and
-            cannot be found out.
     """
 
-    trained = True
-    compares_vectors = True
-
     def __init__(
-        self,
-        point: BlockingPoint,
-        num_classes: int,
-        several: bool = False,
-        in_channels: int | None = None,
+        self, point: BlockingPoint, ranks: Ranks, seed: int, num_classes: int, several: bool
     ) -> None:
-        super().__init__(point)
-        check_integer('num_classes', num_classes, low=1)
-        self.several = several
-        self.classifier = nn.Linear(channels_at(point, in_channels), num_classes)
+        super().__init__(point, ranks, seed)
+        self._num_classes = num_classes
+        self._several = several
 
-    def prepare(self, like: Tensor | None = None) -> None:
-        """Take over what the blocking point found out.
+    def build(self) -> nn.Module:
+        return nn.Sequential(Standardise(), nn.Linear(self.point.num_channels, self._num_classes))
 
-        Raises:
-            ValueError: there are others than ``in_channels`` says.
-        """
-        self.point.prepare(like)
-        found = self.classifier.in_features
-        if found != self.point.num_channels:
-            raise ValueError(
-                f'{self.point.path} has {self.point.num_channels} channels, the exit reads '
-                f'{found}; choose another block_after or in_channels'
-            )
+    def features(self, output: Any, size: tuple[int, int]) -> Tensor:
+        return self.point.means(output)
 
-    def losses(self, vectors: Tensor, data_samples: list | Tensor, size: tuple[int, int]) -> Tensor:
-        """(N,) cross entropy of each image, see :class:`Exit`."""
-        # One NaN would reach all images through the mean, and the weights through a gradient of 0.
-        finite = vectors.isfinite().all(dim=1)
-        vectors = torch.where(finite[:, None], vectors, 0).detach()
-        vectors = vectors - vectors.mean(dim=0)
-        vectors = vectors / (vectors.square().mean(dim=0) + _EPS).sqrt()
-        shares = class_shares(data_samples, self.classifier.out_features)
-        with torch.enable_grad():
-            scores = self.classifier(vectors).float()
-            if self.several:
-                losses = F.binary_cross_entropy_with_logits(scores, shares, reduction='none')
-                losses = losses.sum(dim=1)
-            else:
-                losses = F.cross_entropy(scores, shares, reduction='none')
-            return losses.masked_fill(~finite, torch.nan)
-
-    def flops(self, like: Tensor | None = None) -> float:
-        return 2 * self.classifier.in_features * self.classifier.out_features
+    def sums(self, logits: Tensor, samples: list | Tensor) -> tuple[Tensor, Tensor]:
+        """Cross entropy; the mean counts every image once."""
+        shares = class_shares(samples, self._num_classes)
+        if self._several:
+            losses = F.binary_cross_entropy_with_logits(logits, shares, reduction='none')
+            losses = losses.sum(dim=1)
+        else:
+            losses = F.cross_entropy(logits, shares, reduction='none')
+        return losses, torch.ones_like(losses)
 
 
 def class_shares(data_samples: list, num_classes: int) -> Tensor:

@@ -7,10 +7,8 @@ from torch.nn import BatchNorm1d
 
 from ...blocking import BlockingPoint, early_stage
 from ...blocking.norms import normalises_batch
-from ...core.checks import check_choice
 from ...core.criteria.divbs import classifier_gradients, logits_gradient
 from ...core.ranks import Ranks
-from ..exits import Exit
 from ..task import TASKS, Task
 from .exits import LinearExit
 from .heads import image_losses, linear_layers, loss_calls, loss_function
@@ -37,34 +35,21 @@ class ClassifierTask(Task):
         return super().min_keep(ranks)
 
     def build_exit(
-        self,
-        point: BlockingPoint,
-        batch_statistics: bool,
-        exit: str | None = None,
-        channels: int | None = None,
-        in_channels: int | None = None,
-        pool: int | None = None,
-        class_balance: float | None = None,
-    ) -> Exit:
+        self, point: BlockingPoint, ranks: Ranks, kind: str | None = None, seed: int = 0
+    ) -> LinearExit:
         """A linear layer of its own, see :class:`LinearExit`."""
-        if exit is not None:
-            check_choice('exit', exit, ('own',))
-        of_maps = dict(channels=channels, pool=pool, class_balance=class_balance)
-        for name, value in of_maps.items():
-            if value is not None:
-                raise ValueError(
-                    f'{name}={value!r}: the exit of a classifier is one linear layer behind a '
-                    f'global average; leave {name} out'
-                )
         head = self.model.head
+        if kind == 'auxiliary':
+            raise ValueError("exit='auxiliary': classifiers have no auxiliary head; leave exit out")
         num_classes = getattr(head, 'num_classes', None)
         if num_classes is None:
             raise ValueError(
-                f"criterion='hard' compares images by their classes, of which {type(head).__name__}"
-                " does not tell the number; use a criterion that needs no labels, such as 'rare'"
+                'an early exit compares images by their classes, of which '
+                f'{type(head).__name__} does not tell the number; use a criterion that needs no '
+                "labels, such as 'rare', with exit_loss_weight=0"
             )
         several = any(base.__name__ == 'MultiLabelClsHead' for base in type(head).__mro__)
-        return LinearExit(point, num_classes, several, in_channels)
+        return LinearExit(point, ranks, seed, num_classes, several)
 
     def losses(self, images: Tensor, data_samples: list | Tensor) -> Tensor:
         """(N,) loss of each image in the head; of several scores the sum."""

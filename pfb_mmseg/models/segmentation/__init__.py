@@ -1,12 +1,6 @@
-"""What a config names: segmentors with blocked training steps."""
+"""MMSegmentation's models: early exits, losses of single images, and what a config names."""
 
-from ..mixin import PartialForwardBlocking, PFBMixin
-from . import task  # noqa: F401  tells the hosts of segmentors
+from . import task  # noqa: F401  registers the kind
 from .encoder_decoder import PFBCascadeEncoderDecoder, PFBEncoderDecoder
 
-__all__ = [
-    'PFBCascadeEncoderDecoder',
-    'PFBEncoderDecoder',
-    'PFBMixin',
-    'PartialForwardBlocking',
-]
+__all__ = ['PFBCascadeEncoderDecoder', 'PFBEncoderDecoder']

@@ -1,126 +1,53 @@
-"""Exits of segmentors: label maps are compared with what a head makes of a feature map."""
+"""Early exits of segmentors: label maps are compared with what a head makes of a feature map."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ...blocking import (
-    BlockingPoint,
-    count_flops,
-    find_module,
-    output_stages,
-    scoring_mode,
-    stage_names,
+from ...blocking import BlockingPoint, find_module, output_stages, scoring_mode, stage_names
+from ...core.ranks import Ranks
+from ..exits import Exit, ExitLosses, OwnExit
+from .heads import (
+    Labels,
+    image_means,
+    label_maps,
+    labels_of,
+    nearest,
+    pixel_sums,
+    proxy_losses,
 )
-from ...core.checks import check_choice, check_integer, check_number
-from ..exits import Exit, channels_at
-from .heads import balanced_mean, final_head, label_maps, nearest, proxy_losses
 
-KINDS = ('auxiliary', 'own')
-# Of the operations of a training step on all images, taken as three forward passes.
-_SHARE = 0.01
-_MAX_POOL = 8
-_OWN = "criterion=dict(type='hard', exit='own')"
+_OWN = "use exit='own'"
+_CHANNELS = 64
 
 
-class MapExit(Exit):
-    """Reads the feature map that one module of the encoder returns.
+class AuxiliaryExit(Exit):
+    """The model's own auxiliary head.
 
-    Args:
-        point: where images are blocked.
-        pool: side of the squares of features that are averaged before the exit reads them; None
-            chooses, see :meth:`choose_pool`.
-        class_balance: see :func:`balanced_mean`, whose exponent it is.
-    """
-
-    def __init__(self, point: BlockingPoint, pool: int | None, class_balance: float) -> None:
-        super().__init__(point)
-        if pool is not None:
-            check_integer('pool', pool, low=1)
-        check_number('class_balance', class_balance, 0, 1)
-        self.pool = pool
-        self.class_balance = class_balance
-        self._channel_dim = 1
-        self._output: Any = None
-
-    @abstractmethod
-    def map_losses(self, maps: Tensor, data_samples: list | Tensor) -> Tensor:
-        """(N, C, h, w) features -> (N,) float32 loss of each image."""
-
-    def choose_pool(self, forward_flops: float | None, like: Tensor | None = None) -> None:
-        """Set ``pool`` if the user did not: to 1 if the operations are not known."""
-        if self.pool is None:
-            self.pool = 1
-            while self.pool < _MAX_POOL and forward_flops is not None:
-                if self.flops(like) <= _SHARE * 3 * forward_flops:
-                    break
-                self.pool *= 2
-
-    def flops(self, like: Tensor | None = None) -> float:
-        image = self.point.blank_images(1, like)
-        with scoring_mode(self.point.encoder, batch_statistics=False), self.capture():
-            vectors = self.point.score(image, self.module if self.behind else None)
-        labels = torch.zeros(1, 1, *image.shape[-2:], dtype=torch.int64, device=image.device)
-        with torch.no_grad():
-            return count_flops(lambda: self.losses(vectors, labels, tuple(image.shape[-2:])))
-
-    @contextmanager
-    def capture(self) -> Iterator[None]:
-        """Remember what the module returns in a forward pass of the encoder."""
-
-        def remember(module: nn.Module, args: Any, output: Any) -> None:
-            self._output = output
-
-        handle = self.module.register_forward_hook(remember)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def losses(self, vectors: Tensor, data_samples: list | Tensor, size: tuple[int, int]) -> Tensor:
-        """(N,) loss of each image whose feature map was captured last, see :class:`Exit`."""
-        output, self._output = self._output, None
-        maps = as_maps(output, self._channel_dim, size).detach()
-        if self.pool > 1:
-            maps = F.avg_pool2d(maps, self.pool, ceil_mode=True, count_include_pad=False)
-        return self.map_losses(maps, data_samples)
-
-
-class AuxiliaryExit(MapExit):
-    """The model's own auxiliary head, as it stands; trained with the model as ever.
+    Where it teaches, its loss over all images stands in place of that over the images that stay,
+    which the model would compute behind the encoder; a weight of 1 makes the largest of its loss
+    functions count once, whatever ``loss_weight`` says.
 
     Args:
         point: where images are blocked.
         index: which of the auxiliary heads.
-        batch_statistics: see :func:`scoring_mode`.
-        pool, class_balance: see :class:`MapExit`.
     """
 
-    def __init__(
-        self,
-        point: BlockingPoint,
-        index: int,
-        batch_statistics: bool,
-        pool: int | None,
-        class_balance: float,
-    ) -> None:
-        super().__init__(point, pool, class_balance)
-        self.index = index
-        self.batch_statistics = batch_statistics
+    def __init__(self, point: BlockingPoint, index: int) -> None:
+        super().__init__(point)
+        self.head_index = index
         self._path: list[str] = []
+        self._channel_dim = 1
 
     @property
     def head(self) -> BaseDecodeHead:
         """The head, with whatever is wrapped around it."""
-        return auxiliary_heads(self.point.host)[self.index]
+        return auxiliary_heads(self.point.host)[self.head_index]
 
     @property
     def module(self) -> nn.Module:
@@ -132,6 +59,8 @@ class AuxiliaryExit(MapExit):
         Raises:
             ValueError: there is none before the next stage.
         """
+        if self._path:
+            return
         encoder, point = self.point.encoder, self.point.module
         names = {module: name for name, module in encoder.named_modules()}
         seen: list[tuple[nn.Module, Any]] = []
@@ -161,134 +90,105 @@ class AuxiliaryExit(MapExit):
                     self.behind = position > at_point
                     return
         raise ValueError(
-            f'auxiliary head {self.index} reads output {self.head.in_index} of the backbone, which '
-            f'is not there yet behind {self.point.path}; use an exit of its own, {_OWN}'
+            f'auxiliary head {self.head_index} reads output {self.head.in_index} of the backbone, '
+            f'which is not there yet behind {self.point.path}; {_OWN}'
         )
 
-    def map_losses(self, maps: Tensor, data_samples: list | Tensor) -> Tensor:
-        head = self.head
-        with scoring_mode(head, self.batch_statistics):
-            logits = head([maps] * max(head.in_index + 1, -head.in_index))
-        logits = logits if isinstance(logits, Tensor) else logits[0]
-        labels = nearest(label_maps(data_samples), logits.shape[-2:])
-        pixels = proxy_losses(head, logits, labels)
-        return balanced_mean(pixels, labels, _num_classes(head), self.class_balance)
+    def describe(self) -> str:
+        return 'the auxiliary head'
+
+    def logits(self, output: Any, size: tuple[int, int]) -> Tensor:
+        maps, index = as_maps(output, self._channel_dim, size), self.head.in_index
+        return self.head([maps] * max(index + 1, -index))
+
+    def _losses(
+        self, output: Any, samples: list | Tensor, size: tuple[int, int], weight: float
+    ) -> ExitLosses:
+        head, labels, training = self.head, label_maps(samples), {}
+        if weight:
+            logits = self.logits(output, size)
+            if isinstance(samples, Tensor):
+                samples = [SimpleNamespace(gt_sem_seg=SimpleNamespace(data=one)) for one in samples]
+            scale = weight / _largest_weight(head)
+            training = {
+                f'exit.{name}': value * scale if 'loss' in name else value
+                for name, value in head.loss_by_feat(logits, samples).items()
+            }
+        else:
+            with scoring_mode(head):
+                logits = self.logits(output, size)
+        with torch.no_grad():
+            labels = nearest(labels, logits.shape[-2:])
+            return ExitLosses(
+                image_means(head, proxy_losses(head, logits, labels), labels), training
+            )
 
 
-class OwnExit(MapExit):
-    """A small head on detached features of the blocking point, where the model's lie deeper.
-
-    Its loss is trained on the images that stay, by the run's optimizer; the rest of the model gets
-    no gradient from it.
+class MapExit(OwnExit):
+    """A small head on the feature map of the blocking point.
 
     Args:
         point: where images are blocked.
-        in_channels: there; None finds out by a pass over a blank image.
-        channels: of its hidden layer.
-        pool, class_balance: see :class:`MapExit`.
-
-    Raises:
-        ValueError: ``in_channels`` is needed and cannot be found out, or the model predicts no
-            classes.
+        ranks: the processes that train together.
+        seed: of the initial weights.
+        labels: that the model's last head predicts.
     """
 
-    trained = True
+    def __init__(self, point: BlockingPoint, ranks: Ranks, seed: int, labels: Labels) -> None:
+        super().__init__(point, ranks, seed)
+        self._labels = labels
 
-    def __init__(
-        self,
-        point: BlockingPoint,
-        in_channels: int | None,
-        channels: int,
-        pool: int | None,
-        class_balance: float,
-    ) -> None:
-        super().__init__(point, pool, class_balance)
-        check_integer('channels', channels, low=1)
-        head = final_head(point.host)
-        if not hasattr(head, 'ignore_index'):
+    def build(self) -> nn.Module:
+        """Raises:
+        ValueError: the blocking point returns several maps.
+        """
+        if len(self.point.channel_dims) > 1:
             raise ValueError(
-                "criterion='hard' compares images by their classes, of which "
-                f'{type(head).__name__} predicts none; use a criterion that needs no labels, such '
-                "as 'rare'"
+                f'{self.point.path} returns {len(self.point.channel_dims)} feature maps, and an '
+                'early exit reads one; choose another block_after'
             )
-        in_channels = channels_at(point, in_channels)
-        self.ignore_index = head.ignore_index
-        self.layers = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels, track_running_stats=False),
+        return nn.Sequential(
+            nn.Conv2d(self.point.num_channels, _CHANNELS, 3, padding=1, bias=False),
+            nn.BatchNorm2d(_CHANNELS, track_running_stats=False),
             nn.ReLU(),
-            nn.Conv2d(channels, _num_classes(head), 1),
+            nn.Conv2d(_CHANNELS, self._labels.channels, 1),
         )
 
-    def prepare(self, like: Tensor | None = None) -> None:
-        """Take over what the blocking point found out.
+    def features(self, output: Any, size: tuple[int, int]) -> Tensor:
+        return as_maps(output, self.point.channel_dims[0], size)
 
-        Raises:
-            ValueError: there are several outputs, or others than ``in_channels`` says.
-        """
-        self.point.prepare(like)
-        found = self.layers[0].in_channels
-        if len(self.point.channel_dims) > 1 or found != self.point.num_channels:
-            raise ValueError(
-                f'{self.point.path} returns {len(self.point.channel_dims)} feature map(s) '
-                f'with {self.point.num_channels} channels, the exit reads one with {found}; '
-                'choose another block_after or in_channels'
-            )
-        self._channel_dim = self.point.channel_dims[0]
-
-    def map_losses(self, maps: Tensor, data_samples: list | Tensor) -> Tensor:
-        # One NaN would reach all images through BatchNorm, and the weights through a gradient of 0.
-        finite = maps.isfinite().flatten(1).all(dim=1)
-        maps = torch.where(finite[:, None, None, None], maps, 0)
-        with torch.enable_grad():
-            logits = self.layers(maps)
-            labels = nearest(label_maps(data_samples), logits.shape[-2:])
-            ignored = labels.squeeze(1) == self.ignore_index
-            pixels = F.cross_entropy(
-                logits.float(), labels.squeeze(1).masked_fill(ignored, 0), reduction='none'
-            ).masked_fill(ignored, 0)
-            losses = balanced_mean(pixels, labels, logits.shape[1], self.class_balance)
-            return losses.masked_fill(~finite, torch.nan)
+    def sums(self, logits: Tensor, samples: list | Tensor) -> tuple[Tensor, Tensor]:
+        labels = nearest(label_maps(samples), logits.shape[-2:])
+        return pixel_sums(logits, labels, self._labels)
 
 
 def build_exit(
-    model: nn.Module,
-    point: BlockingPoint,
-    batch_statistics: bool,
-    exit: str | None = None,
-    channels: int | None = None,
-    in_channels: int | None = None,
-    pool: int | None = None,
-    class_balance: float | None = None,
-) -> MapExit:
-    """The exit of a segmentor behind its blocking point.
+    model: nn.Module, point: BlockingPoint, ranks: Ranks, kind: str | None = None, seed: int = 0
+) -> Exit:
+    """The early exit of a segmentor.
 
     Args:
         model: the host.
         point: where its images are blocked.
-        batch_statistics: see :func:`scoring_mode`.
-        exit: ``'auxiliary'``: the deepest auxiliary head that reads the blocked stage or one before
-            it; ``'own'``: a head of its own; None: the first if there is one.
-        channels, in_channels: of a head of its own, see :class:`OwnExit`; 64 channels by default.
-        pool: see :class:`MapExit`.
-        class_balance: see :class:`MapExit`; 0 by default.
+        ranks: the processes that train together.
+        kind: ``'auxiliary'``: the deepest auxiliary head that reads the blocked stage or one before
+            it and predicts the classes of the labels; ``'own'``: a head of its own; None: the first
+            if there is one.
+        seed: of the initial weights of one of its own.
 
     Raises:
-        TypeError, ValueError: an option is outside its range, or there is no such head.
+        ValueError: there is no such head, or the model predicts no classes.
     """
-    if exit is not None:
-        check_choice('exit', exit, KINDS)
-    index = _readable_head(model, point)
-    if exit == 'auxiliary' and index is None:
+    index = None if kind == 'own' else _readable_head(model, point)
+    if index is not None:
+        return AuxiliaryExit(point, index)
+    if kind == 'auxiliary':
         raise ValueError(
-            f"exit='auxiliary': no auxiliary head of {type(model).__name__} reads a stage that has "
-            f'run behind {point.path}; leave exit out for one of its own'
+            f"exit='auxiliary': no auxiliary head of {type(model).__name__} predicts the classes "
+            f'of the labels from a stage that has run behind {point.path}; leave exit out for one '
+            'of its own'
         )
-    class_balance = 0.0 if class_balance is None else class_balance
-    if exit == 'own' or index is None:
-        channels = 64 if channels is None else channels
-        return OwnExit(point, in_channels, channels, pool, class_balance)
-    return AuxiliaryExit(point, index, batch_statistics, pool, class_balance)
+    return MapExit(point, ranks, seed, labels_of(model))
 
 
 def auxiliary_heads(model: nn.Module) -> list[nn.Module]:
@@ -299,9 +199,10 @@ def auxiliary_heads(model: nn.Module) -> list[nn.Module]:
     return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
 
 
-def _num_classes(head: BaseDecodeHead) -> int:
-    """That labels tell apart: a binary head may have one channel for two."""
-    return max(head.num_classes, head.out_channels)
+def _largest_weight(head: BaseDecodeHead) -> float:
+    functions = head.loss_decode
+    functions = functions if isinstance(functions, nn.ModuleList) else [functions]
+    return max(getattr(function, 'loss_weight', 1.0) for function in functions) or 1.0
 
 
 def as_maps(output: Any, channel_dim: int, size: tuple[int, int]) -> Tensor:
@@ -351,11 +252,28 @@ def _readable_head(model: nn.Module, point: BlockingPoint) -> int | None:
     outputs = output_stages(encoder)
     read = {}
     for index, head in enumerate(auxiliary_heads(model)):
-        one = isinstance(head, BaseDecodeHead) and isinstance(head.in_index, int)
-        if one and -len(outputs) <= head.in_index < len(outputs):
+        if _predicts_labels(head, model) and -len(outputs) <= head.in_index < len(outputs):
             read[index] = outputs[head.in_index]
     before = {index: stage for index, stage in read.items() if 0 <= stage <= at}
     return max(before, key=before.get) if before else None
+
+
+def _predicts_labels(head: nn.Module, model: nn.Module) -> bool:
+    """Whether a head compares one feature map with the label maps as they are: those of boundaries
+    and edges make labels of their own."""
+    if not isinstance(head, BaseDecodeHead) or not isinstance(head.in_index, int):
+        return False
+    as_usual = all(
+        getattr(type(head), name) is getattr(BaseDecodeHead, name)
+        for name in ('loss', 'loss_by_feat', '_stack_batch_gt')
+    )
+    labels = labels_of(model)
+    return (
+        as_usual
+        and head.num_classes >= labels.num_classes
+        and head.out_channels >= labels.channels
+        and head.ignore_index == labels.ignore_index
+    )
 
 
 def _last_stage(stages: list[str], name: str) -> int:

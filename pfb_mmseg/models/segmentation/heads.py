@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import NamedTuple
+
 import torch
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import CrossEntropyLoss
@@ -9,60 +12,142 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def image_losses(head: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
+class Labels(NamedTuple):
+    """What a model's last head predicts.
+
+    Attributes:
+        num_classes: that the labels tell apart.
+        channels: of its logits; 1 where two classes, or one and nothing, share a channel.
+        ignore_index: label of pixels that do not count.
+        over_labelled: whether its loss is a mean over labelled pixels (``avg_non_ignore``), else
+            over all pixels.
+    """
+
+    num_classes: int
+    channels: int
+    ignore_index: int
+    over_labelled: bool
+
+
+def labels_of(model: nn.Module) -> Labels:
+    """What the head predicts whose prediction counts, whatever its class.
+
+    Raises:
+        ValueError: it predicts no classes.
+    """
+    head = last_head(model)
+    num_classes = getattr(head, 'num_classes', None)
+    ignore_index = getattr(head, 'ignore_index', None)
+    if num_classes is None or ignore_index is None:
+        raise ValueError(
+            'an early exit compares images by their classes, of which the '
+            f'{type(head).__name__} of {type(model).__name__} predicts none; use a criterion that '
+            "needs no labels, such as 'rare', with exit_loss_weight=0"
+        )
+    channels = getattr(head, 'out_channels', None)
+    channels = channels if isinstance(channels, int) else num_classes
+    return Labels(num_classes, channels, ignore_index, _over_labelled(head))
+
+
+def _functions(head: nn.Module) -> list[nn.Module]:
+    functions = getattr(head, 'loss_decode', [])
+    return list(functions) if isinstance(functions, nn.ModuleList) else [functions]
+
+
+def _over_labelled(head: nn.Module) -> bool:
+    return any(getattr(function, 'avg_non_ignore', False) for function in _functions(head))
+
+
+def image_losses(head: BaseDecodeHead, logits: Tensor, labels: Tensor) -> Tensor:
     """What a head's loss functions make of each image.
 
-    The mean over the batch is the head's loss, where it averages over all pixels (MMSegmentation's
-    default, ``avg_non_ignore=False``).
-
     Args:
-        head: a BaseDecodeHead; its loss functions, their weights and ``ignore_index`` are used.
+        head: its loss functions, their weights and ``ignore_index`` are used.
         logits: (N, C, H, W), as large as the labels.
         labels: (N, 1, H, W).
 
     Returns:
-        (N,) float32; mean over all pixels of an image, ignored ones count as 0.
+        (N,) float32: as in the loss that is trained, mean over all pixels of an image, of which
+        ignored ones count as 0, or with ``avg_non_ignore`` over the labelled ones.
 
     Raises:
         ValueError: a loss function gives no value for each pixel, as Dice does not.
     """
-    return _pixel_losses(head, logits, labels).mean(dim=(1, 2))
+    return image_means(head, _pixel_losses(head, logits, labels), labels)
 
 
-def _pixel_losses(head: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
+def image_means(head: BaseDecodeHead, pixels: Tensor, labels: Tensor) -> Tensor:
+    """(N, H, W) losses of pixels -> (N,), see :func:`image_losses`; 0 for an unlabelled image."""
+    if not _over_labelled(head):
+        return pixels.mean(dim=(1, 2))
+    labelled = (labels != head.ignore_index).flatten(1).sum(dim=1)
+    return pixels.flatten(1).sum(dim=1) / labelled.clamp(min=1)
+
+
+def pixel_sums(logits: Tensor, labels: Tensor, kind: Labels) -> tuple[Tensor, Tensor]:
+    """Cross entropy of an early exit.
+
+    Args:
+        logits: (N, C, h, w); one channel stands for two classes.
+        labels: (N, 1, h, w).
+        kind: of the labels.
+
+    Returns:
+        (N,) float32 sums over the pixels of each image, and (N,) how many pixels its mean counts.
+    """
+    pixels, ignored = _cross_entropy(logits, labels.squeeze(1), kind.ignore_index)
+    sums = pixels.flatten(1).sum(dim=1)
+    if kind.over_labelled:
+        return sums, (~ignored).flatten(1).sum(dim=1)
+    return sums, torch.full_like(sums, pixels[0].numel())
+
+
+def _pixel_losses(head: BaseDecodeHead, logits: Tensor, labels: Tensor) -> Tensor:
     labels = labels.squeeze(1)
-    functions = head.loss_decode
     total = logits.new_zeros((), dtype=logits.dtype).float()
-    for function in functions if isinstance(functions, nn.ModuleList) else [functions]:
-        pixels = function(
-            logits.float(), labels, ignore_index=head.ignore_index, reduction_override='none'
+    for function in _functions(head):
+        options = inspect.signature(function.forward).parameters
+        takes = {'ignore_index', 'reduction_override'} <= {*options}
+        pixels = (
+            function(
+                logits.float(), labels, ignore_index=head.ignore_index, reduction_override='none'
+            )
+            if takes
+            else None
         )
-        if pixels.shape != labels.shape:
+        if pixels is None or pixels.shape != labels.shape:
             raise ValueError(
                 f'{type(function).__name__} of {type(head).__name__} gives no loss for each pixel, '
-                'but images are compared by theirs; use CrossEntropyLoss'
+                "but images are compared by theirs; use CrossEntropyLoss, or criterion='hard', "
+                'which asks the early exit'
             )
         total = total + pixels
     return total
 
 
-def proxy_losses(head: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
+def proxy_losses(head: BaseDecodeHead, logits: Tensor, labels: Tensor) -> Tensor:
     """The loss of each pixel, with cross entropy in place of loss functions that rank no images.
 
     Args:
-        head: a BaseDecodeHead. Where all its functions are the cross entropy of softmax, they are
-            used; others, such as Dice or Lovasz, compare the pixels of a whole batch, or wait for
-            the device, as that of sigmoid does.
-        logits, labels: see :func:`image_losses`.
+        head: where all its functions are the cross entropy of softmax, they are used; others, such
+            as Dice or Lovasz, compare the pixels of a whole batch, or wait for the device, as that
+            of sigmoid does.
+        logits: (N, C, H, W).
+        labels: (N, 1, H, W).
 
     Returns:
         (N, H, W) float32; 0 where a pixel is ignored.
     """
-    functions = head.loss_decode
-    functions = functions if isinstance(functions, nn.ModuleList) else [functions]
-    if all(type(f) is CrossEntropyLoss and not (f.use_sigmoid or f.use_mask) for f in functions):
+    if all(
+        type(f) is CrossEntropyLoss and not (f.use_sigmoid or f.use_mask) for f in _functions(head)
+    ):
         return _pixel_losses(head, logits, labels)
-    labels, ignored = labels.squeeze(1), labels.squeeze(1) == head.ignore_index
+    return _cross_entropy(logits, labels.squeeze(1), head.ignore_index)[0]
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """(N, H, W) float32 losses, 0 where a pixel is ignored; and (N, H, W), where that is."""
+    ignored = labels == ignore_index
     if logits.shape[1] == 1:  # one channel for two classes
         target = (labels == 1)[:, None].float()
         pixels = F.binary_cross_entropy_with_logits(logits.float(), target, reduction='none')
@@ -70,29 +155,13 @@ def proxy_losses(head: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
     else:
         target = labels.masked_fill(ignored, 0)
         pixels = F.cross_entropy(logits.float(), target, reduction='none')
-    return pixels.masked_fill(ignored, 0)
+    return pixels.masked_fill(ignored, 0), ignored
 
 
-def balanced_mean(pixels: Tensor, labels: Tensor, num_classes: int, exponent: float) -> Tensor:
-    """Mean over each image, in which classes that cover less of it count for more.
-
-    Args:
-        pixels: (N, H, W) of any values.
-        labels: (N, 1, H, W). What is none of ``num_classes`` is a class of its own.
-        exponent: a pixel of a class that covers n pixels of its image has the weight n^-exponent:
-            0 lets all pixels count alike, 1 all classes in the image.
-
-    Returns:
-        (N,) means.
-    """
-    if exponent == 0:
-        return pixels.mean(dim=(1, 2))
-    labels = labels.flatten(1)
-    labels = labels.where((labels >= 0) & (labels < num_classes), num_classes)
-    areas = pixels.new_zeros(len(labels), num_classes + 1)
-    areas = areas.scatter_add_(1, labels, torch.ones_like(labels, dtype=areas.dtype))
-    weights = areas.gather(1, labels).pow(-exponent)
-    return (pixels.flatten(1) * weights).sum(dim=1) / weights.sum(dim=1)
+def last_head(model: nn.Module) -> nn.Module | None:
+    """The head whose prediction counts, the last stage of a cascade; None if there is none."""
+    head = getattr(model, 'decode_head', None)
+    return head[-1] if isinstance(head, nn.ModuleList) else head
 
 
 def final_head(model: nn.Module) -> BaseDecodeHead:
@@ -101,8 +170,7 @@ def final_head(model: nn.Module) -> BaseDecodeHead:
     Raises:
         ValueError: the model has none, or one that is not built as MMSegmentation's are.
     """
-    head = getattr(model, 'decode_head', None)
-    head = head[-1] if isinstance(head, nn.ModuleList) else head
+    head = last_head(model)
     if not isinstance(head, BaseDecodeHead):
         raise ValueError(
             f'{type(model).__name__} has {type(head).__name__} as decode_head; losses of single '

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mmseg.models.utils import resize
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ...blocking import BlockingPoint, default_stage
 from ...core.criteria.divbs import classifier_gradients, logits_gradient
+from ...core.ranks import Ranks
 from ..exits import Exit
 from ..task import TASKS, Task
 from .exits import auxiliary_heads, build_exit
@@ -34,13 +32,10 @@ class SegmentorTask(Task):
         indices = [getattr(head, 'in_index', None) for head in auxiliary_heads(self.model)]
         return default_stage(self.encoder, [index for index in indices if isinstance(index, int)])
 
-    def encoder_images(self, images: Tensor) -> Tensor:
-        if not getattr(self.model, 'asymetric_input', False):
-            return images
-        return F.interpolate(images, scale_factor=self.model.encoder_resolution, mode='bilinear')
-
-    def build_exit(self, point: BlockingPoint, batch_statistics: bool, **options: Any) -> Exit:
-        return build_exit(self.model, point, batch_statistics, **options)
+    def build_exit(
+        self, point: BlockingPoint, ranks: Ranks, kind: str | None = None, seed: int = 0
+    ) -> Exit:
+        return build_exit(self.model, point, ranks, kind, seed)
 
     def losses(self, images: Tensor, data_samples: list | Tensor) -> Tensor:
         """(N,) loss of each image in the decode head."""
