@@ -145,7 +145,8 @@ def train_step(model: nn.Module, images: Tensor, samples: list, num_rows: int) -
     """One forward and backward pass, and whether they did what they should.
 
     Args:
-        num_rows: how many images every head must get to see.
+        num_rows: how many images every head must get to see, but the one that is the early exit,
+            which sees all.
 
     Raises:
         AssertionError: a head got another number, the loss is not finite, or no gradient reaches
@@ -158,6 +159,7 @@ def train_step(model: nn.Module, images: Tensor, samples: list, num_rows: int) -
         spies = {
             name: stack.enter_context(mock.patch.object(head, 'forward', wraps=head.forward))
             for name, head in _heads(model)
+            if head is not _exit_head(model)
         }
         loss, _ = model.parse_losses(model.loss(images, samples))
         rows = {name: _rows(spy.call_args_list) for name, spy in spies.items()}
@@ -231,9 +233,11 @@ def _try_single_pass(model: nn.Module, images: Tensor, samples: list, criterion:
 
 
 def _blocked_step(model: nn.Module, images: Tensor, samples: list) -> None:
-    """A first step on all images, which seeds what chooses, then a blocked one."""
+    """Steps on all images until what chooses has learnt enough, then a blocked one."""
     model.train()
-    model.loss(images, samples)
+    model.pfb.prepare()
+    while not model.pfb.ready:
+        model.loss(images, samples)
     train_step(model, images, samples, _NUM_KEPT)
 
 
@@ -313,6 +317,15 @@ def _heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield from ((f'{name}.{index}', entry) for index, entry in enumerate(head))
         elif head is not None:
             yield name, head
+
+
+def _exit_head(model: nn.Module) -> nn.Module | None:
+    """The auxiliary head that is the early exit of PFB."""
+    index = model.pfb.exit.head_index if hasattr(model, 'pfb') and model.pfb.exit else None
+    if index is None:
+        return None
+    heads = model.auxiliary_head
+    return heads[index] if isinstance(heads, nn.ModuleList) else heads
 
 
 def _rows(calls: Any) -> set[int]:
