@@ -75,10 +75,10 @@ class Loading:
             f'and {100 * kept:.0f} are trained on.'
         )
 
-    def before_step(self) -> None:
-        """Tell PFB of how many images those that were loaded are a part."""
+    def before_step(self) -> int:
+        """Of how many images those that were loaded are a part."""
         self._proposed, self._loaded = self.sampler.take()
-        self._pfb.pruner.num_proposed = len(self._proposed)
+        return len(self._proposed)
 
     def after_step(self) -> None:
         """Remember what PFB saw of the images, over all processes. Waits for the device."""

@@ -24,6 +24,8 @@ _WORTH_TELLING = 0.03
 _LOST = {
     'none': 'choosing among so few images takes longer than dropping some saves. Try a larger '
     'prune_ratio.',
+    'exit': 'scoring takes longer than dropping images saves. Try score_scale=0.5, an earlier '
+    'block_after or a larger prune_ratio.',
     'shallow': 'scoring takes longer than dropping images saves. Try score_scale=0.5, an earlier '
     'block_after or a larger prune_ratio.',
     'whole': 'scoring, a forward pass of the whole network, takes longer than dropping images '

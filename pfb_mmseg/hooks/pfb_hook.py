@@ -27,6 +27,7 @@ from .preflight import (
     warn_of_what_comes_later,
 )
 from .schedule import Schedule
+from .trial import try_blocked_step
 
 
 @HOOKS.register_module()
@@ -89,12 +90,12 @@ class PFBHook(Hook):
         self._begin, self._end = self._schedule.resolve(runner.train_loop)
         if not is_sharded(runner.model, unwrapped(runner.model)):
             self._pfb.prepare()
+            try_blocked_step(runner, self._pfb)
         warn_of_strategy(getattr(runner, 'strategy', None))
         batch_sampler = runner.train_dataloader.batch_sampler
         batch_size = full_batch(runner.train_dataloader)
         num_ranks = self._pfb.pruner.ranks.size
-        if batch_size is not None:  # the first batch of a run may be a short one
-            self._pfb.pruner.full_size = batch_size
+        self._pfb.start_run(batch_size)
         warn_of_what_comes_later(
             self._pfb.estimator,
             min(self._end, runner.max_iters) - self._begin,
@@ -111,9 +112,8 @@ class PFBHook(Hook):
             print_log(self._loading.describe(), logger='current')
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
-        self._pfb.pruning = self._begin <= runner.iter < self._end
-        if self._loading:
-            self._loading.before_step()
+        num_proposed = self._loading.before_step() if self._loading else None
+        self._pfb.start_iteration(self._begin <= runner.iter < self._end, num_proposed)
 
     def after_train_iter(
         self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
