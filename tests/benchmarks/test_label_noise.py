@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from demo_runs import demo_config, read_diaries, train
 
+from benchmarks.lab.label_noise import kept_rates
 from pfb_mmseg.report import SelectionRecord
 from pfb_mmseg.report.images import ImageSet
-from benchmarks.lab.label_noise import kept_rates
 from pfb_mmseg.report.run import RunFiles
 
 
@@ -27,7 +27,12 @@ class TestKeptRates:
         assert np.isnan(rates.wrong) and rates.right == 0.5
 
     def test_of_a_run_are_those_that_its_steps_show(self, tmp_path):
-        options = {'model.pfb.criterion': 'hard', 'train_dataloader.dataset.wrong_labels': 0.25}
+        options = {
+            'model.pfb.criterion': 'hard',
+            'train_dataloader.dataset.type': 'LabDemoDataset',
+            'train_dataloader.dataset.pipeline.1.type': 'LabLoadDemoLabels',
+            'train_dataloader.dataset.wrong_labels': 0.25,
+        }
         hooks = [dict(type='DiaryHook'), dict(type='PFBHook', begin=2, end=1.0)]
         train(demo_config(tmp_path, custom_hooks=hooks, **options))
         run = RunFiles(tmp_path)
