@@ -28,7 +28,7 @@ from pfb_mmseg.commands.arguments import ToolParser, add_config, add_config_opti
 from pfb_mmseg.commands.launch import named_config
 from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, pool_features
 from pfb_mmseg.core.criteria import Rare
-from pfb_mmseg.core.selection import keep_lowest
+from pfb_mmseg.core.selection import keep_highest
 from pfb_mmseg.demo import PFBDemoDataset
 
 CONFIG = 'fcn_r18-d8_1xb16-300i_demo-64x64'
@@ -226,7 +226,7 @@ def replay(stream: Stream, options: dict) -> dict[str, Any]:
             continue
         seeded = t if seeded is None else seeded
         kept[t, selection.indices] = True
-        lowest[t, keep_lowest(selection.score, len(selection.indices))] = True
+        lowest[t, keep_highest(-selection.score, len(selection.indices))] = True
         ranking.append((kept[t] & lowest[t]).sum() / kept[t].sum())
         if t - seeded >= WINDOW:
             alive.append(estimator.num_active(WINDOW).item() / estimator.num_centroids)

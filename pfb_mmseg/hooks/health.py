@@ -106,8 +106,7 @@ class Health:
                         f'one of {estimator.num_centroids} centroids stands for {share:.0%} of '
                         'the kept images: the density tells little more than the distance to it. '
                         'Are the images different? Else try a later begin, so that the centroids '
-                        "are seeded with better features, update_rule='normalized', or a smaller "
-                        'revive_after.',
+                        'are seeded with better features, or a smaller revive_after.',
                     )
         if clock.num_blocked >= _ENOUGH_STEPS:
             self._check_time(clock, scoring_pass)
