@@ -317,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         '--methods',
         nargs='+',
         choices=METHODS,
-        default=['pfb', 'hard', 'two_stage', 'orderdp'],
+        default=['rare', 'hard', 'two_stage', 'orderdp'],
         help='beside full',
     )
     parser.add_argument('--ratios', nargs='+', type=float, default=[0.5, 0.7], metavar='P')
