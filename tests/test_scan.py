@@ -114,7 +114,10 @@ class TestTool:
             'model.auxiliary_head.in_channels': 64,
             'model.auxiliary_head.channels': 32,
             'train_dataloader.dataset.length': 300,
+            'train_dataloader.dataset.type': 'LabDemoDataset',
+            'train_dataloader.dataset.pipeline.1.type': 'LabLoadDemoLabels',
             'train_dataloader.dataset.wrong_labels': 0.1,
+            'custom_imports.imports': ['pfb_mmseg', 'benchmarks.lab'],
             'train_dataloader.batch_size': 8,
             'default_hooks.checkpoint.interval': 250,
         }
