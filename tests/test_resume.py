@@ -71,7 +71,7 @@ def assert_same(interrupted, whole):
     assert one.paths == other.paths
     np.testing.assert_array_equal(one.kept, other.kept)
     np.testing.assert_array_equal(one.candidates, other.candidates)
-    np.testing.assert_allclose(one.mean_log_density, other.mean_log_density)
+    np.testing.assert_allclose(one.mean_score, other.mean_score)
 
 
 def test_a_run_killed_in_mid_interval_goes_on_as_the_one_that_was_not(tmp_path):

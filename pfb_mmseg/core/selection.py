@@ -24,6 +24,8 @@ class Selection:
         score: (N,) float32, what the criterion measured, NaN where an image was not finite; None
             where it measured nothing.
         score_name: what that is, see :class:`Criterion`; None where there is no score.
+        samples: N data samples that were looked at, or their labels in one tensor; None where only
+            features were.
     """
 
     def __init__(
