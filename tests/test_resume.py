@@ -117,7 +117,7 @@ def test_with_another_size_the_estimate_starts_afresh_and_the_rest_goes_on(
     trained, tmp_path, options
 ):
     with pytest.warns(UserWarning, match=r'found one of shape \(8, 16\): the estimate starts af'):
-        runner, _ = resume(trained, tmp_path, **{'model.pfb.estimator': options})
+        runner, _ = resume(trained, tmp_path, **{'model.pfb.criterion.estimator': options})
     pruner = runner.model.pfb.pruner
     assert pruner.step == 6  # of the quota and of the draws
     assert pruner.estimator.counts.sum() == 2 * 4  # both steps seed

@@ -23,6 +23,7 @@ from .preflight import (
     check_only_one,
     describe_quota,
     full_batch,
+    try_blocked_step,
     warn_of_strategy,
     warn_of_what_comes_later,
 )
@@ -95,6 +96,7 @@ class PFBHook(Hook):
         self._begin, self._end = self._schedule.resolve(runner.train_loop)
         if not is_sharded(runner.model, unwrapped(runner.model)):
             self._pfb.prepare()
+            try_blocked_step(runner, self._pfb)
         warn_of_strategy(getattr(runner, 'strategy', None))
         batch_sampler = runner.train_dataloader.batch_sampler
         batch_size = full_batch(runner.train_dataloader)

@@ -1,22 +1,31 @@
-"""What a run with PFBHook is refused for, or warned of, before its first iteration."""
+"""Checks before the first iteration: what a run with PFBHook is refused for or warned of."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
+import random
 from collections.abc import Sequence, Sized
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.model import BaseModel
 from mmengine.runner import find_latest_checkpoint
 from torch.utils.data import DataLoader
 
+from ..blocking import RunsTwice
 from ..compat import find_distributions, why_no_resume
 from ..core import AdaptiveDensityEstimator, KeepQuota
+from ..models import PartialForwardBlocking
+from .model import unwrapped
+
+_TRIED = 4  # images of the step that is tried before training
 
 
 def check_only_one(hooks: Sequence[Hook], hook: Hook) -> None:
@@ -92,16 +101,50 @@ def check_loader(loader: DataLoader, quota: KeepQuota) -> None:
     )
 
 
+def try_blocked_step(runner: Any, pfb: PartialForwardBlocking) -> None:
+    """Run one blocked step on a few samples of the data set, so that what cannot work ends here.
+
+    Nothing of the run changes: there is no gradient, and buffers, PFB's state and the random
+    generators are put back. A model with a ``train_step`` of its own is not tried, since nothing is
+    known of how it calls ``loss``.
+
+    Raises:
+        ValueError, TypeError: of the step, what does not fit the model or the data.
+    """
+    host, loader = pfb.point.host, runner.train_dataloader
+    own_step = getattr(type(host), 'train_step', None) is not BaseModel.train_step
+    if own_step or host is not unwrapped(runner.model) or not isinstance(loader.dataset, Sized):
+        return
+    num = min(len(loader.dataset), max(_TRIED, 2 * pfb.quota.min_keep))
+
+    def step() -> None:
+        batch = loader.collate_fn([loader.dataset[index] for index in range(num)])
+        host._run_forward(host.data_preprocessor(batch, True), mode='loss')
+
+    states = random.getstate(), np.random.get_state()
+    try:
+        with pfb.trying():
+            try:
+                step()
+            except RunsTwice:
+                if not pfb.use_two_passes():
+                    raise
+                step()
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
 def full_batch(loader: DataLoader) -> int | None:
-    """Images per process in a full batch, those included that its sampler may leave out; None
-    where that is not known."""
+    """Images per process in a full batch, before PFBBatchSampler leaves any out; None if that is
+    not known."""
     return getattr(loader.batch_sampler, 'batch_size', loader.batch_size)
 
 
 def warn_of_what_comes_later(
     estimator: AdaptiveDensityEstimator | None, iters: int, images: int
 ) -> None:
-    """What a long run should not learn only at its end.
+    """Warn of what would otherwise be seen at the end of a long run only.
 
     Args:
         estimator: what decides, if it is an estimate of the density.
@@ -113,7 +156,8 @@ def warn_of_what_comes_later(
         _warn(
             f'Nothing will be pruned: seeding {estimator.num_centroids} centroids takes '
             f'as many images, and the {iters} iterations from begin to end have '
-            f'{images * iters}. Set estimator=dict(num_centroids=...) to less, or train longer.'
+            f"{images * iters}. Set a smaller num_centroids, criterion=dict(type='rare', "
+            'estimator=dict(num_centroids=...)), or train longer.'
         )
     reason = why_no_resume(find_distributions(), torch.__version__)
     if reason:
@@ -121,7 +165,7 @@ def warn_of_what_comes_later(
 
 
 def warn_of_strategy(strategy: object | None) -> None:
-    """Say what is lost with one of FlexibleRunner's strategies that asks no hook when it saves.
+    """Warn of a strategy of FlexibleRunner that calls no hook when it saves a checkpoint.
 
     Args:
         strategy: of the runner; None if it has none.
@@ -129,14 +173,14 @@ def warn_of_strategy(strategy: object | None) -> None:
     if any(base.__name__ == 'DeepSpeedStrategy' for base in type(strategy).__mro__):
         _warn(
             'DeepSpeedStrategy neither gives its checkpoints to hooks nor asks them for their '
-            'state: if this run is resumed, weights, schedule and density estimate go on, the '
-            'record of kept images and the clock start afresh. For the record of a whole run, '
-            'train it without an interruption, or with FSDPStrategy.'
+            'state: if this run is resumed, weights, schedule and density estimate go on, but the '
+            'record of kept images and the clock start anew. Train with FSDPStrategy if you need '
+            'the record of a resumed run.'
         )
 
 
 def describe_quota(quota: KeepQuota, batch_size: int | None, num_ranks: int) -> str:
-    """What each process keeps, and what becomes of the ratio where a minimum raises it."""
+    """How many images each process keeps, and the actual ratio where min_keep changes it."""
     least = f'at least {quota.min_keep} image(s) are kept'
     if batch_size is None:
         return f'In each of {num_ranks} process(es) {least}.'
