@@ -33,9 +33,7 @@ def demo_config(work_dir: Path, max_iters: int = 12, **options) -> Config:
     """The demo configuration cut down to seconds, without chance; ``options`` as --cfg-options."""
     config = Config.fromfile(DEMO_CONFIG)
     config.work_dir = str(work_dir)
-    config.model.pfb.criterion = dict(
-        type='rare', estimator=dict(num_centroids=8, dim=16)
-    )
+    config.model.pfb.criterion = dict(type='rare', estimator=dict(num_centroids=8, dim=16))
     config.merge_from_dict(
         {
             'model.backbone.base_channels': 8,

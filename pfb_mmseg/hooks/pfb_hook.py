@@ -23,12 +23,12 @@ from .preflight import (
     check_only_one,
     describe_quota,
     full_batch,
-    try_blocked_step,
     warn_of_strategy,
     warn_of_what_comes_later,
 )
 from .saved import drop_model_state, part_to_resume, part_to_save
 from .schedule import Schedule
+from .trial import try_blocked_step
 
 
 @HOOKS.register_module()

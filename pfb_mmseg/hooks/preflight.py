@@ -5,27 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import os
-import random
 from collections.abc import Sequence, Sized
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import BaseModel
 from mmengine.runner import find_latest_checkpoint
 from torch.utils.data import DataLoader
 
-from ..blocking import RunsTwice
 from ..compat import find_distributions, why_no_resume
 from ..core import AdaptiveDensityEstimator, KeepQuota
-from ..models import PartialForwardBlocking
-from .model import unwrapped
-
-_TRIED = 4  # images of the step that is tried before training
 
 
 def check_only_one(hooks: Sequence[Hook], hook: Hook) -> None:
@@ -99,40 +90,6 @@ def check_loader(loader: DataLoader, quota: KeepQuota) -> None:
             else ''
         )
     )
-
-
-def try_blocked_step(runner: Any, pfb: PartialForwardBlocking) -> None:
-    """Run one blocked step on a few samples of the data set, so that what cannot work ends here.
-
-    Nothing of the run changes: there is no gradient, and buffers, PFB's state and the random
-    generators are put back. A model with a ``train_step`` of its own is not tried, since nothing is
-    known of how it calls ``loss``.
-
-    Raises:
-        ValueError, TypeError: of the step, what does not fit the model or the data.
-    """
-    host, loader = pfb.point.host, runner.train_dataloader
-    own_step = getattr(type(host), 'train_step', None) is not BaseModel.train_step
-    if own_step or host is not unwrapped(runner.model) or not isinstance(loader.dataset, Sized):
-        return
-    num = min(len(loader.dataset), max(_TRIED, 2 * pfb.quota.min_keep))
-
-    def step() -> None:
-        batch = loader.collate_fn([loader.dataset[index] for index in range(num)])
-        host._run_forward(host.data_preprocessor(batch, True), mode='loss')
-
-    states = random.getstate(), np.random.get_state()
-    try:
-        with pfb.trying():
-            try:
-                step()
-            except RunsTwice:
-                if not pfb.use_two_passes():
-                    raise
-                step()
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 def full_batch(loader: DataLoader) -> int | None:

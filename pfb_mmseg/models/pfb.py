@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -342,17 +343,24 @@ class PartialForwardBlocking(nn.Module):
             self.strategy = 'two_pass'
         return changes
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return {'exit': None if self.exit is None else self.exit.state_dict()}
+    def get_extra_state(self) -> Tensor:
+        """State of the exit in one tensor of bytes: MMEngine broadcasts each entry of a model's
+        state, and takes tensors only."""
+        buffer = io.BytesIO()
+        torch.save(None if self.exit is None else self.exit.state_dict(), buffer)
+        return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         # The checkpoint of a model without PFB has none.
-        state_dict.setdefault(f'{prefix}_extra_state', {'exit': None})
+        state_dict.setdefault(f'{prefix}_extra_state', torch.zeros(0, dtype=torch.uint8))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        if self.exit is not None and state['exit'] is not None:
-            self.exit.load_state_dict(state['exit'])
+    def set_extra_state(self, state: Tensor) -> None:
+        if self.exit is None or not len(state):
+            return
+        exit_state = torch.load(io.BytesIO(state.cpu().numpy().tobytes()), map_location='cpu')
+        if exit_state is not None:
+            self.exit.load_state_dict(exit_state)
 
 
 def option_names() -> list[str]:
