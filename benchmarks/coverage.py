@@ -232,7 +232,7 @@ def _blocked_step(model: nn.Module, images: Tensor, samples: list) -> None:
     estimator = model.pfb.pruner.estimator
     estimator.update(torch.randn(estimator.num_centroids, estimator.dim))
     train_step(model, images, samples, _NUM_KEPT)
-    log_density = model.pfb.selection.log_density
+    log_density = model.pfb.selection.score
     _require(bool(log_density.isfinite().all()), f'the log densities are {log_density}')
 
 

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, pool_features, select_rare
+from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, pool_features
 from pfb_mmseg.core.density import bandwidth
+from pfb_mmseg.core.selection import explored_log_density, keep_highest
 
 try:
     import sklearn
@@ -95,7 +96,7 @@ def print_costs(device: torch.device, seconds: float) -> dict[str, tuple[float, 
         'update': lambda: estimator.update(kept),
         'update, then density': update_then_density,
         'density once more': lambda: estimator.log_density(x),
-        'selection': lambda: select_rare(log_density, len(kept)),
+        'selection': lambda: keep_highest(-explored_log_density(log_density), len(kept)),
         '**all of it**: BatchPruner': lambda: pruner(next(vectors)),
         f'the same on maps (N, 1024, {MAP[0]}, {MAP[1]})': lambda: pruner(maps),
     }

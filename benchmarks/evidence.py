@@ -34,7 +34,7 @@ from pfb_mmseg.core import (
     pool_features,
 )
 from pfb_mmseg.core.criteria import Rare
-from pfb_mmseg.core.selection import keep_lowest
+from pfb_mmseg.core.selection import keep_highest
 from pfb_mmseg.demo import PFBDemoDataset
 from pfb_mmseg.models import PartialForwardBlocking
 
@@ -47,7 +47,6 @@ WINDOW = 200  # iterations within which a centroid should receive a sample
 
 # Everything that is tried; what equals the default is the first row of the table.
 OPTIONS: dict[str, list] = {
-    'update_rule': ['normalized', 'literal', 'mean'],
     'momentum': [0.001, 0.01, 0.1, 0.5],
     'revive_after': [None, 50, 100, 200],
     'bandwidth': ['silverman', 'scott', 'identity'],
@@ -55,7 +54,6 @@ OPTIONS: dict[str, list] = {
     'num_centroids': [16, 64, 256],
     'dim': [32, 64, 128],
     'exploration': [0, 0.001, 0.01, 0.1],
-    'exploration_space': ['density', 'log_density'],
     'score_statistics': ['batch', 'running'],
     'score_scale': [0.5, 1.0],
     'ranks': [1, 2, 4, 8],
@@ -275,11 +273,11 @@ def replay(stream: Stream, options: dict) -> dict[str, Any]:
     lowest = kept.copy()
     for t in range(begin, len(features)):
         selection = pruner(features[t])
-        if selection.log_density is None:
+        if selection.score is None:
             continue
         seeded = t if seeded is None else seeded
         kept[t, selection.indices] = True
-        lowest[t, keep_lowest(selection.log_density, len(selection.indices))] = True
+        lowest[t, keep_highest(-selection.score, len(selection.indices))] = True
         ranking.append((kept[t] & lowest[t]).sum() / kept[t].sum())
         if t - seeded >= WINDOW:
             alive.append(estimator.num_active(WINDOW).item() / estimator.num_centroids)

@@ -32,7 +32,7 @@ def try_blocked_step(runner, pfb: PartialForwardBlocking) -> None:
     """
     dataset, model = runner.train_dataloader.dataset, unwrapped(runner.model)
     if type(model).train_step is not BaseModel.train_step:
-        return  # nothing is known of how it makes batches and calls loss
+        return  # it makes batches and calls loss in a way of its own
     if not isinstance(dataset, Sized) or not hasattr(dataset, '__getitem__'):
         return  # a stream: what was taken from it would be missing in training
     with _python_random_state_kept(), pfb.trying():

@@ -39,7 +39,7 @@ class SegmentorTask(Task):
 
     def losses(self, images: Tensor, data_samples: list | Tensor) -> Tensor:
         """(N,) loss of each image in the decode head."""
-        return self._losses(self.model(images, mode='tensor'), data_samples)
+        return self._losses(self._logits(images), data_samples)
 
     def classifier_gradients(self, images: Tensor, data_samples: list | Tensor) -> Tensor:
         head = final_head(self.model)
@@ -52,7 +52,7 @@ class SegmentorTask(Task):
         features: list[Tensor] = []
         hook = conv_seg.register_forward_pre_hook(lambda _, args: features.append(args[0]))
         try:
-            logits = self.model(images, mode='tensor')
+            logits = self._logits(images)
         finally:
             hook.remove()
         gradient = logits_gradient(logits, lambda leaf: self._losses(leaf, data_samples))
@@ -60,6 +60,16 @@ class SegmentorTask(Task):
 
     def build_weigher(self) -> PixelWeigher:
         return PixelWeigher(self.model)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        logits = self.model(images, mode='tensor')
+        if not isinstance(logits, Tensor):
+            head = final_head(self.model)
+            raise ValueError(
+                f'{type(head).__name__} returns {type(logits).__name__} and not one map of logits, '
+                "so that images cannot be compared by its loss; use criterion='hard' or 'rare'"
+            )
+        return logits
 
     def _losses(self, logits: Tensor, data_samples: list | Tensor) -> Tensor:
         head, labels = final_head(self.model), label_maps(data_samples)
