@@ -184,8 +184,8 @@ def run(work_dir, dataset, num_workers=0, **options):
 
 def check(record, counts, name_of):
     expected = {name_of(*key): (len(kept), sum(kept)) for key, kept in counts.items()}
-    found = zip(record.places.tolist(), record.candidates.tolist(), record.kept.tolist())
-    assert {place: (candidates, kept) for place, candidates, kept in found} == expected
+    counted = zip(record.candidates.tolist(), record.kept.tolist(), strict=True)
+    assert dict(zip(record.places.tolist(), counted, strict=True)) == expected
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])

@@ -69,8 +69,8 @@ class StepClock:
     def time_saved(self) -> float | None:
         """Share of the wall clock that blocking has saved.
 
-        As :attr:`step_time_saved`, with the mean wait added to steps of either kind: the mean, since
-        a loader with several workers makes only some steps wait. None before both were waited for.
+        As :attr:`step_time_saved`, with the mean wait added to steps of either kind, since a loader
+        with several workers makes only some steps wait. None before both kinds were waited for.
         """
         if not self.full_waits or not self.num_blocked_waits:
             return None
