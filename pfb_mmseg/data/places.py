@@ -39,7 +39,8 @@ class Places:
 
     def __init__(self, dataset: Any) -> None:
         self.num = 0
-        self._leaves: list[tuple[int, Any]] = []  # place of the first sample, data set
+        # By the identity of a data set: place of its first sample, and itself.
+        self._leaves: dict[int, tuple[int, Any]] = {}
         self.of_index = self._count(dataset)
         self._known: dict[tuple[bool, bool], dict[tuple, int]] = {}
 
@@ -78,16 +79,13 @@ class Places:
         if isinstance(inner, Sized) and (order := _order_within(dataset, inner)) is not None:
             _pack(dataset)
             return self._count(inner)[order]
-        for first, leaf in self._leaves:
-            if leaf is dataset:  # joined with itself
-                break
-        else:
-            first, self.num = self.num, self.num + len(dataset)
-            self._leaves.append((first, dataset))
+        if id(dataset) not in self._leaves:  # or it is joined with itself
+            self._leaves[id(dataset)] = self.num, dataset
             if isinstance(dataset, BaseDataset):
-                _tell_place(dataset, first)
+                _tell_place(dataset, self.num)
                 _pack(dataset)
-        return first + np.arange(len(dataset))
+            self.num += len(dataset)
+        return self._leaves[id(dataset)][0] + np.arange(len(dataset))
 
     def _find(self, sample: Any) -> int:
         place = getattr(sample, PLACE, None)
@@ -104,7 +102,7 @@ class Places:
     def _list(self, by_path: bool, by_index: bool) -> dict[tuple, int]:
         """Places by path, by index within its data set, or by both."""
         places: dict[tuple, int] = {}
-        for first, leaf in self._leaves:
+        for first, leaf in self._leaves.values():
             for index in range(len(leaf) if isinstance(leaf, BaseDataset) else 0):
                 path = leaf.get_data_info(index).get('img_path') if by_path else None
                 key = path, index if by_index else None
