@@ -88,7 +88,7 @@ def test_infobatch_config_is_what_the_method_makes_of_its_twin():
     sampler = rival.train_dataloader.pop('sampler')
     assert sampler == dict(type='InfoBatchSampler', prune_ratio=0.5, percentile=None)
     assert rival.pop('custom_hooks') == [dict(type='InfoBatchHook', delta=0.875, full_iters=160000)]
-    assert rival.model.pop('type') == 'InfoBatchEncoderDecoder'
+    assert rival.model.pop('type') == 'ImageLossEncoderDecoder'
     set_iters(full, 128000)
     full.train_dataloader.pop('sampler')
     full.model.pop('type')

@@ -92,7 +92,7 @@ def test_an_exported_run_predicts_bit_for_bit_the_same_without_pfb(variant, tmp_
     if variant == 'EMA':
         cfg.custom_hooks.append(dict(type='EMAHook', momentum=0.3))
     if variant == 'infobatch':
-        cfg.model.type = 'InfoBatchEncoderDecoder'
+        cfg.model.type = 'ImageLossEncoderDecoder'
         cfg.model.pop('pfb')
         cfg.custom_hooks = [dict(type='InfoBatchHook')]
         cfg.train_dataloader.sampler = dict(type='InfoBatchSampler', prune_ratio=0.5)

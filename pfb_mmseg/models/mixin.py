@@ -13,7 +13,7 @@ from ..blocking import scoring_mode, shrink
 from ..core import Candidates, Decision
 from ..core.checks import check_given, check_keys
 from .pfb import SCORE_DTYPES, PartialForwardBlocking, option_names
-from .samples import select_samples
+from .samples import select_samples, valid_shares
 
 Losses = dict[str, Any]
 
@@ -154,7 +154,7 @@ class BlockedStep(Candidates):
 
         def choose(output: Any) -> Tensor:
             self._check_rows(output)
-            self._vectors = pfb.point.vectors(output)
+            self._vectors = pfb.point.vectors(output, self._valid, size)
             if pfb.exit is not None:
                 self._take_exit(size)
             decision = self._decide()
@@ -197,6 +197,10 @@ class BlockedStep(Candidates):
         exit = self._pfb.exit
         return self._pfb.exit_loss_weight if exit is not None and exit.ready else 0.0
 
+    @property
+    def _valid(self) -> Tensor | None:
+        return valid_shares(self.samples, tuple(self.images.shape[-2:]))
+
     def _decide(self) -> Decision:
         pfb = self._pfb
         self._decision = pfb.pruner.select(self, trial=pfb.trial)
@@ -226,7 +230,7 @@ class BlockedStep(Candidates):
         finally:
             handle.remove()
         self._check_rows(output)
-        self._vectors = pfb.point.vectors(output)
+        self._vectors = pfb.point.vectors(output, self._valid, sizes[0])
         if pfb.exit is not None:
             with self._precision():
                 self._take_exit(sizes[0])

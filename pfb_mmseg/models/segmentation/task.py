@@ -12,7 +12,6 @@ from ..exits import Exit
 from ..task import TASKS, Task
 from .exits import auxiliary_heads, build_exit
 from .heads import final_head, image_losses, label_maps
-from .weigher import PixelWeigher
 
 
 class SegmentorTask(Task):
@@ -57,9 +56,6 @@ class SegmentorTask(Task):
             hook.remove()
         gradient = logits_gradient(logits, lambda leaf: self._losses(leaf, data_samples))
         return classifier_gradients(features[-1], gradient)
-
-    def build_weigher(self) -> PixelWeigher:
-        return PixelWeigher(self.model)
 
     def _logits(self, images: Tensor) -> Tensor:
         logits = self.model(images, mode='tensor')
