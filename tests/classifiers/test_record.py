@@ -50,7 +50,7 @@ def run(tmp_path_factory, images):
 def hard_run(tmp_path_factory, images):
     work_dir = tmp_path_factory.mktemp('hard')
     options = {'model.train_cfg': dict(augments=MIXED)}
-    pfb = dict(criterion=dict(type='hard', warmup=1))
+    pfb = dict(criterion='hard')
     train(run_config(images, work_dir, pfb=pfb, **options))
     return work_dir
 
