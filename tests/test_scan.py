@@ -48,12 +48,12 @@ def runs(tmp_path_factory):
 def ranking(folder):
     with open(folder / 'ranking.csv', newline='') as file:
         (*_, score_name), *rows = csv.reader(file)
-    return score_name, {path: float(score) for _, path, score in rows}
+    return score_name, {path: float(score) for *_, path, score in rows}
 
 
 def scores(config, checkpoint, criterion=None, batch_size=8):
     scanner = Scanner(Config.fromfile(config), checkpoint, criterion=criterion)
-    infos = list(ImageSet(Config.fromfile(config)).infos.values())
+    infos = ImageSet(Config.fromfile(config)).infos
     return scanner.score(scanner.observe(infos, batch_size))
 
 
@@ -126,8 +126,8 @@ class TestTool:
         arguments += ['--criterion', 'hard', '--out', tmp_path / 'out']
         assert tool('browse_selection.py', monkeypatch, *arguments) == 0
         found, infos = ranking(tmp_path / 'out')[1], ImageSet(config).infos
-        wrong = np.array([found[path] for path in infos if 'labels_of' in infos[path]])
-        right = np.array([found[path] for path in infos if 'labels_of' not in infos[path]])
+        wrong = np.array([found[info['img_path']] for info in infos if 'labels_of' in info])
+        right = np.array([found[info['img_path']] for info in infos if 'labels_of' not in info])
         assert len(wrong) == 30
         # Area under the ROC curve; by chance 0.5 with a standard deviation of 0.06.
         assert (wrong[:, None] > right).mean() > 0.7
@@ -140,8 +140,8 @@ class TestScores:
         torch.testing.assert_close(found, scores(config, checkpoint, 'hard', 3))
         scanner = Scanner(Config.fromfile(config), checkpoint, criterion='hard')
         model, images = scanner.model, ImageSet(Config.fromfile(config))
-        for loss, path in zip(found, images.infos, strict=True):
-            image, labels = images.load(path)
+        for place, loss in enumerate(found):
+            image, labels = images.load(place)
             image = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1).float()
             mean, std = (getattr(model.data_preprocessor, name) for name in ('mean', 'std'))
             with torch.no_grad():
@@ -162,7 +162,7 @@ class TestScores:
             loader.dataset.pipeline.insert(1, dict(type='Resize', scale=(96, 96)))
         changed.model.data_preprocessor.test_cfg = dict(size=(128, 160))
         scanner = Scanner(changed, checkpoint, criterion='loss_topk')
-        infos = list(ImageSet(changed).infos.values())[:3]
+        infos = ImageSet(changed).infos[:3]
         found = scanner.score(scanner.observe(infos))
         for loss, info in zip(found, infos, strict=True):
             item = scanner._pipeline(dict(info))
