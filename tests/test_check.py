@@ -36,7 +36,7 @@ class OneFor254(BaseTransform):
 @TRANSFORMS.register_module()
 class SkipTheSecond(BaseTransform):
     def transform(self, results):
-        return None if results['sample_idx'] == 1 else results
+        return None if results['img_path'].endswith('b.png') else results
 
 
 @DATASETS.register_module()
@@ -195,8 +195,11 @@ class TestAsTrainingLoads:
         assert '3 of 3 samples cannot be loaded: BioMedical3DPad raises' in fault
 
     def test_samples_that_the_pipeline_leaves_out_are_no_problem(self, root):
-        [note] = advice(leaf(root, [*LOAD, dict(type='SkipTheSecond'), PACK]))
+        pipeline = [*LOAD, dict(type='SkipTheSecond'), PACK]
+        [note] = advice(leaf(root, pipeline))
         assert '1 of 3 samples are left out' in note
+        for options in (dict(test_mode=True), dict(indices=[1])):
+            assert 'are left out' in problems(leaf(root, pipeline, **options))[0]
 
     def test_a_data_set_that_makes_samples_itself_is_asked_for_them(self):
         dataset = dict(type='SamplesOfItsOwn', pipeline=[PACK])

@@ -402,8 +402,8 @@ class TestWrongLabels:
         images = ImageSet(Config(dict(train_dataloader=dict(dataset=dataset))))
         swaps = self.swaps(DATASETS.build(dataset))
         assert len(swaps) == 3
-        for path in images.infos:
-            assert images.load(path)[1][0, 0] == int(Path(swaps.get(path, path)).stem)
+        for place, path in enumerate(images.paths):
+            assert images.load(place)[1][0, 0] == int(Path(swaps.get(path, path)).stem)
 
     def test_any_data_set_gets_it_by_one_class_in_front(self, tmp_path):
         class Noisy(WrongLabelsMixin, BaseSegDataset):

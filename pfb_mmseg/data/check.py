@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from .leaves import leaf_configs
 _LIBRARIES = ('mmcv', 'mmseg', 'mmdet', 'mmpretrain')
 _SUFFIXES = {'img_path': 'img_suffix', 'seg_map_path': 'seg_map_suffix'}
 _EXIF_ORIENTATION = 0x0112
+_LEFT_OUT = 'are left out: the pipeline returns None'
 
 
 def check_config(
@@ -44,13 +46,7 @@ def check_config(
     """
     init_default_scope(config.get('default_scope', 'mmseg'))
     good, bad, advice, seen = [], [], [], []
-    num_loaded = 0
-
-    def count() -> None:
-        nonlocal num_loaded
-        num_loaded += 1
-        progress(num_loaded)
-
+    numbers = itertools.count(1)
     for part in ('train', 'val', 'test'):
         if not config.get(f'{part}_dataloader'):
             continue
@@ -58,7 +54,7 @@ def check_config(
         for leaf in leaf_configs(dataset):
             if leaf not in seen:  # the test data are the validation data, mostly
                 seen.append(leaf)
-                check = _Check(config, part, leaf, count)
+                check = _Check(config, part, leaf, lambda: progress(next(numbers)))
                 check.run(num_read)
                 good += check.good
                 bad += check.bad
@@ -114,7 +110,7 @@ class _Check:
 
     def _check_samples(self, dataset: Any, num_read: int | None) -> None:
         self._info, self._steps = (lambda index: {}), [dataset.__getitem__]
-        # A data set that makes samples in a way of its own is asked for them as a whole.
+        # A data set that makes its samples in another way is asked for them as a whole.
         if getattr(type(dataset), 'prepare_data', None) is BaseDataset.prepare_data:
             self._info = dataset.get_data_info
             self._steps = [dataset.get_data_info, *dataset.pipeline.transforms]
@@ -125,11 +121,12 @@ class _Check:
         if 1 in (self._num_values, self._head.get('out_channels')):
             self._num_values = 2  # one channel tells two classes apart
         self._ignored = {self._head.get('ignore_index', 255)}
+        self._needs_all = getattr(dataset, 'test_mode', False)  # else MMEngine takes another sample
 
         num, loaded, missing = len(dataset), 0, self._missing_files(dataset)
         spread = np.linspace(0, num - 1, min(num_read or num, num)).astype(int).tolist()
         for index in dict.fromkeys([*spread, *range(num)]):
-            # One class alone may be an accident of the choice: then the others are loaded, too.
+            # The rest may hold the other classes, where the samples so far hold one alone.
             one_class = len(self._values - self._ignored) < 2 <= self._num_values and self._values
             if loaded >= len(spread) and (not one_class or any(bad for bad, _ in self._found)):
                 break
@@ -141,7 +138,8 @@ class _Check:
                 self.count()
         for (bad, what), names in self._found.items():
             strange = ', '.join(map(str, sorted(filter(self._is_strange, self._values))[:10]))
-            (self.bad if bad else self.advice).append(
+            nothing_left = what == _LEFT_OUT and len(names) == loaded
+            (self.bad if bad or nothing_left else self.advice).append(
                 f'{self.part}: {len(names):,} of {loaded:,} samples {what.format(strange)}, '
                 f'{names[0]} for example.'
             )
@@ -182,7 +180,7 @@ class _Check:
                 yield True, f'cannot be loaded: {name} raises {type(error).__name__}', f' ({error})'
                 return
             if results is None:
-                yield False, 'are left out: the pipeline returns None', ''
+                yield self._needs_all, _LEFT_OUT, ''
                 return
             last_image, found = _image_and_labels(results)
             last_labels = None if found is None else found.shape
@@ -278,7 +276,7 @@ def _hints(kind: type, leaf: dict) -> Iterator[str]:
         yield f'{key}, {Path(root, path)}, is missing. {_around(Path(root, path))}'
     default = inspect.signature(kind).parameters.get('img_suffix')
     suffix = leaf.get('img_suffix', default and default.default)
-    if not absent and not leaf.get('ann_file') and suffix and 'img_path' in prefixes:
+    if suffix and not absent and not wanted['ann_file'] and 'img_path' in prefixes:
         folder = os.path.join(root, prefixes['img_path'])
         yield f'no file in {folder} ends in {suffix!r}. {_endings(folder, "img_suffix")}'
 
