@@ -107,17 +107,16 @@ class Scanner:
                 f'{checkpoint} is no checkpoint of this config: {len(wrong)} of {len(own)} weights '
                 f'are missing or of another shape, {wrong[0]!r} for example'
             )
-        has_weights = exit is not None and exit.state_dict() is not None
-        if has_weights and not weights.get('pfb._extra_state', {}).get('exit'):
-            raise ValueError(
-                f'{checkpoint} has no early exit behind {self.model.pfb.point.path}: it was '
-                'trained without one, and no auxiliary head of the model fits there. Rank by '
-                "criterion 'loss_topk', the loss of the whole model"
-            )
         kept = {k: v for k, v in weights.items() if k in own or k.startswith('pfb.')}
         with warnings.catch_warnings():  # no estimate, or one of another size: `has_estimate`
             warnings.simplefilter('ignore')
             self.model.load_state_dict({**own, **kept}, strict=False)
+        if exit is not None and not exit.ready:
+            raise ValueError(
+                f'{checkpoint} has no trained early exit behind {self.model.pfb.point.path}, and '
+                "no auxiliary head of the model fits there. Rank by criterion 'loss_topk', the "
+                'loss of the whole model'
+            )
 
     @torch.no_grad()
     def observe(
