@@ -134,7 +134,7 @@ def test_images_of_one_channel_are_trained_on_as_grey_ones(tmp_path):
     for index in range(8):
         write(tmp_path / 'images', index, np.full((SIZE, SIZE), 30 * index, np.uint8))
     config = file_config(tmp_path)
-    assert check_config(config)[1] == []
+    assert not any(fault.startswith('train') for fault in check_config(config)[1])
     runner = train(config)
     assert np.isfinite(runner.message_hub.get_scalar('train/loss').data[0]).all()
     check_record(tmp_path, 6 * 4)

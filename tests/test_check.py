@@ -324,6 +324,8 @@ class TestFiles:
         config = Config.fromfile(next((ROOT / 'configs/demo').glob('*p50*.py')))
         good, bad, _ = check_config(config, num_read=40)
         assert bad == [] and '2,000 samples, 40 loaded, all in order' in good[0]
+        config.model.decode_head.num_classes = 2
+        assert 'have the labels 2, 3' in check_config(config, num_read=40)[1][0]
 
 
 @pytest.mark.parametrize(('there', 'status'), [(True, 0), (False, 1)])

@@ -23,6 +23,7 @@ from .leaves import leaf_configs
 _LIBRARIES = ('mmcv', 'mmseg', 'mmdet', 'mmpretrain')
 _SUFFIXES = {'img_path': 'img_suffix', 'seg_map_path': 'seg_map_suffix'}
 _EXIF_ORIENTATION = 0x0112
+_NOT_LOADED = 'cannot be loaded'
 _LEFT_OUT = 'are left out: the pipeline returns None'
 
 
@@ -158,7 +159,7 @@ class _Check:
         needed: set[int] = set()
         for key, indices in missing.items():
             # What loads all the same needs no file: it is made by code, or lies in an archive.
-            if any(bad for bad, *_ in self._findings(indices[0])):
+            if any(what.startswith(_NOT_LOADED) for _, what, _ in self._findings(indices[0])):
                 needed.update(indices)
                 path, option = Path(self._info(indices[0])[key]), _SUFFIXES.get(key, '')
                 folder = getattr(dataset, 'data_prefix', {}).get(key) or path.parent
@@ -177,7 +178,7 @@ class _Check:
                 results = step(results)
             except Exception as error:  # whatever it is, training would end with it
                 name = getattr(step, '__name__', type(step).__name__)
-                yield True, f'cannot be loaded: {name} raises {type(error).__name__}', f' ({error})'
+                yield True, f'{_NOT_LOADED}: {name} raises {type(error).__name__}', f' ({error})'
                 return
             if results is None:
                 yield self._needs_all, _LEFT_OUT, ''
