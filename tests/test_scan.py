@@ -112,6 +112,8 @@ class TestTool:
     @pytest.mark.slow
     def test_wrong_labels_come_first(self, tmp_path, monkeypatch):
         """Of 300 scenes 30 have the labels of another, as often as not of one of the same kind."""
+        import benchmarks.lab  # noqa: F401  registers the scenes with wrong labels
+
         options = {
             'model.backbone.base_channels': 16,
             'model.decode_head.in_channels': 128,
