@@ -36,7 +36,8 @@ class TestKeptRates:
         hooks = [dict(type='DiaryHook'), dict(type='PFBHook', begin=2, end=1.0)]
         train(demo_config(tmp_path, custom_hooks=hooks, **options))
         run = RunFiles(tmp_path)
-        infos = ImageSet(run.config).infos
+        images = ImageSet(run.config)
+        infos = dict(zip(images.paths, images.infos, strict=True))
         (diary,) = read_diaries(tmp_path)
         seen = {True: [], False: []}
         for entry in diary.values():
