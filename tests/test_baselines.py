@@ -571,7 +571,7 @@ class TestMethods:
 
     def test_small_is_at_least_what_the_model_can_be_trained_on(self):
         config = Config.fromfile(
-            ROOT / 'configs/camvid/deeplabv3_r18-d8_1xb8-300i_camvid-176x240.py'
+            ROOT / 'benchmarks/configs/camvid/deeplabv3_r18-d8_1xb8-300i_camvid-176x240.py'
         )
         apply_method(config, 'small', 0.9)
         assert config.train_dataloader.batch_size == 2  # BatchNorm on DeepLabV3's pooled image

@@ -358,7 +358,8 @@ class PartialForwardBlocking(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         if self.exit is None or not len(state):
             return
-        exit_state = torch.load(io.BytesIO(state.cpu().numpy().tobytes()), map_location='cpu')
+        stored = io.BytesIO(state.cpu().numpy().tobytes())
+        exit_state = torch.load(stored, map_location='cpu', weights_only=True)
         if exit_state is not None:
             self.exit.load_state_dict(exit_state)
 

@@ -188,7 +188,8 @@ def final_head(model: nn.Module) -> BaseDecodeHead:
     if not isinstance(head, BaseDecodeHead):
         raise ValueError(
             f'{type(model).__name__} has {type(head).__name__} as decode_head; losses of single '
-            'images are taken from subclasses of BaseDecodeHead only'
+            'images are taken from subclasses of BaseDecodeHead only; use another criterion, such '
+            "as 'hard' or 'rare'"
         )
     return head
 

@@ -31,6 +31,12 @@ class SegmentorTask(Task):
         indices = [getattr(head, 'in_index', None) for head in auxiliary_heads(self.model)]
         return default_stage(self.encoder, [index for index in indices if isinstance(index, int)])
 
+    def forward(self, image: Tensor) -> Tensor:
+        # Unlike mode='tensor', this is known to heads that predict masks, too.
+        size = tuple(image.shape[-2:])
+        shapes = dict.fromkeys(('ori_shape', 'img_shape', 'pad_shape', 'batch_input_shape'), size)
+        return self.model.encode_decode(image, [shapes])
+
     def build_exit(
         self, point: BlockingPoint, ranks: Ranks, kind: str | None = None, seed: int = 0
     ) -> Exit:
@@ -58,9 +64,9 @@ class SegmentorTask(Task):
         return classifier_gradients(features[-1], gradient)
 
     def _logits(self, images: Tensor) -> Tensor:
+        head = final_head(self.model)
         logits = self.model(images, mode='tensor')
         if not isinstance(logits, Tensor):
-            head = final_head(self.model)
             raise ValueError(
                 f'{type(head).__name__} returns {type(logits).__name__} and not one map of logits, '
                 "so that images cannot be compared by its loss; use criterion='hard' or 'rare'"
