@@ -2,7 +2,7 @@
 
 from .cost import StepCost, count_flops, step_cost
 from .norms import least_trainable
-from .point import BlockingPoint, RunsTwice, find_module, shrink, tensors_of
+from .point import BlockingPoint, RunsTwice, feature_tensors, find_module, shrink
 from .scoring import score_again_alike, scoring_mode
 from .stages import FAMILIES, Family, default_stage, early_stage, output_stages, stage_names
 from .wrappers import is_sharded
@@ -25,5 +25,5 @@ __all__ = [
     'shrink',
     'stage_names',
     'step_cost',
-    'tensors_of',
+    'feature_tensors',
 ]

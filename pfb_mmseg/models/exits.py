@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..blocking import BlockingPoint, count_flops, scoring_mode, tensors_of
+from ..blocking import BlockingPoint, count_flops, feature_tensors, scoring_mode
 from ..core.ranks import Mean, Ranks
 
 # Steps in which an exit with weights of its own learns from all images before it decides.
@@ -84,7 +84,7 @@ class Exit(ABC):
 
     def read(self) -> list[Tensor]:
         """The tensors of what was captured last."""
-        return tensors_of(self._output)
+        return feature_tensors(self._output)
 
     def losses(self, samples: list | Tensor, size: tuple[int, int], weight: float) -> ExitLosses:
         """Losses of the images of the pass that was captured last.
@@ -199,6 +199,8 @@ class OwnExit(Exit):
         self.layers.float()
         self._sizes = [weight.numel() for weight in self._weights()]
         self._moments = torch.zeros(2, sum(self._sizes), dtype=torch.float32)
+        like = next(self.point.encoder.parameters()) if like is None else like
+        self._follow(like.device)
         self._take_state()
 
     def _losses(

@@ -62,6 +62,7 @@ class PartialForwardBlocking(nn.Module):
         pruning (bool): whether steps are blocked. True without PFBHook.
         selections (list[Selection]): of the current iteration, one for each call of ``loss`` in
             which images were looked at.
+        num_images (int): of the current iteration, those that ``loss`` was given in training mode.
         exit (Exit | None): what tells the losses at the blocking point; None if nobody asks.
         taught_head (int | None): the auxiliary head that has taught all images of this step.
         trial (bool): whether a step is only being tried, see :meth:`trying`.
@@ -132,6 +133,7 @@ class PartialForwardBlocking(nn.Module):
         self._strategy_is_open = strategy is None and self.strategy == 'single_pass'
         self.pruning = True
         self.selections: list[Selection] = []
+        self.num_images = 0
         self.taught_head: int | None = None
         self.trial = False
         self.prepared = False
@@ -278,6 +280,7 @@ class PartialForwardBlocking(nn.Module):
         self._is_driven = True
         self.pruning = blocked
         self.selections.clear()
+        self.num_images = 0
         self.pruner.num_proposed = num_proposed
 
     @torch.compiler.disable
@@ -285,6 +288,8 @@ class PartialForwardBlocking(nn.Module):
         """Before a call of ``loss`` in training mode. Returns whether it is to be blocked."""
         if not self._is_driven:
             self.selections.clear()
+            self.num_images = 0
+        self.num_images += len(images)
         self.taught_head = None
         self.pruner.discard()  # of a step that failed
         if self.exit is not None:

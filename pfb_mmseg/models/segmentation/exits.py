@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.utils import resize
 from torch import Tensor, nn
 
 from ...blocking import BlockingPoint, find_module, output_stages, scoring_mode, stage_names
+from ...blocking.point import feature_tensors
 from ...core.ranks import Ranks
 from ..exits import Exit, ExitLosses, OwnExit
 from .heads import (
     Labels,
+    batch_mean,
     image_means,
     label_maps,
     labels_of,
     nearest,
+    pixel_losses,
     pixel_sums,
     proxy_losses,
+    ranks_images,
 )
 
 _OWN = "use exit='own'"
@@ -104,24 +110,32 @@ class AuxiliaryExit(Exit):
     def _losses(
         self, output: Any, samples: list | Tensor, size: tuple[int, int], weight: float
     ) -> ExitLosses:
-        head, labels, training = self.head, label_maps(samples), {}
-        if weight:
-            logits = self.logits(output, size)
-            if isinstance(samples, Tensor):
-                samples = [SimpleNamespace(gt_sem_seg=SimpleNamespace(data=one)) for one in samples]
-            scale = weight / _largest_weight(head)
-            training = {
-                f'exit.{name}': value * scale if 'loss' in name else value
-                for name, value in head.loss_by_feat(logits, samples).items()
-            }
-        else:
+        head, labels = self.head, label_maps(samples)
+        if not weight:
             with scoring_mode(head):
-                logits = self.logits(output, size)
-        with torch.no_grad():
-            labels = nearest(labels, logits.shape[-2:])
-            return ExitLosses(
-                image_means(head, proxy_losses(head, logits, labels), labels), training
+                return ExitLosses(self._of_images(self.logits(output, size), labels), {})
+        logits = self.logits(output, size)
+        scale = weight / _largest_weight(head)
+        if ranks_images(head):  # then one computation tells the images' losses and teaches
+            full = resize(
+                logits, labels.shape[2:], mode='bilinear', align_corners=head.align_corners
             )
+            pixels = pixel_losses(head, full, labels)
+            loss = scale * batch_mean(head, pixels, labels)
+            losses = image_means(head, pixels.detach(), labels)
+            return ExitLosses(losses, {'exit.loss_ce': loss})
+        if isinstance(samples, Tensor):
+            samples = [SimpleNamespace(gt_sem_seg=SimpleNamespace(data=one)) for one in samples]
+        training = {
+            f'exit.{name}': value * scale if 'loss' in name else value
+            for name, value in head.loss_by_feat(logits, samples).items()
+        }
+        return ExitLosses(self._of_images(logits.detach(), labels), training)
+
+    def _of_images(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(N,) losses at the size of the logits."""
+        labels = nearest(labels, logits.shape[-2:])
+        return image_means(self.head, proxy_losses(self.head, logits, labels), labels)
 
 
 class MapExit(OwnExit):
@@ -139,14 +153,6 @@ class MapExit(OwnExit):
         self._labels = labels
 
     def build(self) -> nn.Module:
-        """Raises:
-        ValueError: the blocking point returns several maps.
-        """
-        if len(self.point.channel_dims) > 1:
-            raise ValueError(
-                f'{self.point.path} returns {len(self.point.channel_dims)} feature maps, and an '
-                'early exit reads one; choose another block_after'
-            )
         return nn.Sequential(
             nn.Conv2d(self.point.num_channels, _CHANNELS, 3, padding=1, bias=False),
             nn.BatchNorm2d(_CHANNELS, track_running_stats=False),
@@ -155,7 +161,13 @@ class MapExit(OwnExit):
         )
 
     def features(self, output: Any, size: tuple[int, int]) -> Tensor:
-        return as_maps(output, self.point.channel_dims[0], size)
+        """(N, C, h, w); several maps, as HRNet's branches are, at the size of the largest."""
+        tensors = zip(feature_tensors(output), self.point.channel_dims, strict=True)
+        maps = [as_maps(tensor, dim, size) for tensor, dim in tensors]
+        if len(maps) == 1:
+            return maps[0]
+        largest = max((tuple(one.shape[-2:]) for one in maps), key=math.prod)
+        return torch.cat([resize(one, largest, mode='bilinear') for one in maps], dim=1)
 
     def sums(self, logits: Tensor, samples: list | Tensor) -> tuple[Tensor, Tensor]:
         labels = nearest(label_maps(samples), logits.shape[-2:])
