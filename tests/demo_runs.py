@@ -33,6 +33,7 @@ def demo_config(work_dir: Path, max_iters: int = 12, **options) -> Config:
     """The demo configuration cut down to seconds, without chance; ``options`` as --cfg-options."""
     config = Config.fromfile(DEMO_CONFIG)
     config.work_dir = str(work_dir)
+    config.model.pfb.criterion = dict(type='rare', estimator=dict(num_centroids=8, dim=16))
     config.merge_from_dict(
         {
             'model.backbone.base_channels': 8,
@@ -43,7 +44,6 @@ def demo_config(work_dir: Path, max_iters: int = 12, **options) -> Config:
             'model.auxiliary_head.dropout_ratio': 0,
             'model.auxiliary_head.in_channels': 32,
             'model.auxiliary_head.channels': 8,
-            'model.pfb.estimator': dict(num_centroids=8, dim=16),
             'optim_wrapper.optimizer.lr': 0.05,
             'train_dataloader.batch_size': 4,
             'train_dataloader.dataset.length': 24,

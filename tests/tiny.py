@@ -9,6 +9,7 @@ from mmseg.structures import SegDataSample
 import pfb_mmseg  # noqa: F401  registers the segmentors
 
 NUM_CLASSES = 5
+RARE = dict(type='rare', estimator=dict(num_centroids=6, dim=8))
 
 
 def model_cfg(model_type='PFBEncoderDecoder', pfb=None, head=None, **backbone):
@@ -42,7 +43,7 @@ def model_cfg(model_type='PFBEncoderDecoder', pfb=None, head=None, **backbone):
         test_cfg=dict(mode='whole'),
     )
     if model_type.startswith('PFB'):
-        cfg['pfb'] = dict(prune_ratio=0.5, estimator=dict(num_centroids=6, dim=8)) | (pfb or {})
+        cfg['pfb'] = dict(prune_ratio=0.5, criterion=RARE) | (pfb or {})
     return cfg
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...blocking import BlockingPoint, find_module, output_stages, scoring_mode, stage_names
 from ...core.ranks import Ranks
-from ..exits import Exit, ExitLosses, OwnExit
+from ..exits import Exit, ExitLosses, OwnExit, finite_rows
 from .heads import (
     Labels,
     image_means,
@@ -98,15 +98,19 @@ class AuxiliaryExit(Exit):
         return 'the auxiliary head'
 
     def logits(self, output: Any, size: tuple[int, int]) -> Tensor:
-        maps, index = as_maps(output, self._channel_dim, size), self.head.in_index
+        return self._logits(as_maps(output, self._channel_dim, size))
+
+    def _logits(self, maps: Tensor) -> Tensor:
+        index = self.head.in_index
         return self.head([maps] * max(index + 1, -index))
 
     def _losses(
         self, output: Any, samples: list | Tensor, size: tuple[int, int], weight: float
     ) -> ExitLosses:
         head, labels, training = self.head, label_maps(samples), {}
+        maps, finite = finite_rows(as_maps(output, self._channel_dim, size))
         if weight:
-            logits = self.logits(output, size)
+            logits = self._logits(maps)
             if isinstance(samples, Tensor):
                 samples = [SimpleNamespace(gt_sem_seg=SimpleNamespace(data=one)) for one in samples]
             scale = weight / _largest_weight(head)
@@ -116,12 +120,11 @@ class AuxiliaryExit(Exit):
             }
         else:
             with scoring_mode(head):
-                logits = self.logits(output, size)
+                logits = self._logits(maps)
         with torch.no_grad():
             labels = nearest(labels, logits.shape[-2:])
-            return ExitLosses(
-                image_means(head, proxy_losses(head, logits, labels), labels), training
-            )
+            losses = image_means(head, proxy_losses(head, logits, labels), labels)
+            return ExitLosses(losses.masked_fill(~finite, torch.nan), training)
 
 
 class MapExit(OwnExit):
