@@ -68,9 +68,7 @@ def test_the_whole_pipeline_follows_the_oracle(channels, dim):
         kept = selection.indices.tolist()
         if was_ready:
             log_density = reference.log_density(x)
-            np.testing.assert_allclose(
-                selection.score.numpy(), log_density, rtol=1e-4, atol=1e-3
-            )
+            np.testing.assert_allclose(selection.score.numpy(), log_density, rtol=1e-4, atol=1e-3)
             importance = oracle.eq2_importance(np.exp(log_density), r=0)
             assert len(kept) in (5, 6)
             assert kept == oracle.most_important(importance, len(kept))
@@ -227,9 +225,7 @@ def test_a_restored_pruner_takes_the_same_decisions(num_batches, through_a_file)
     for seed in range(100, 115):
         expected, actual = original(feature_maps(seed)), restored(feature_maps(seed))
         assert torch.equal(actual.indices, expected.indices)
-        torch.testing.assert_close(
-            actual.score, expected.score, rtol=0, atol=0, equal_nan=True
-        )
+        torch.testing.assert_close(actual.score, expected.score, rtol=0, atol=0, equal_nan=True)
 
 
 # Hard inputs.

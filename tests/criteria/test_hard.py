@@ -488,5 +488,5 @@ def test_a_blocking_point_whose_head_reads_something_else_is_told_before_trainin
 
     model = build()
     model.backbone.__class__ = Doubled
-    with pytest.raises(ValueError, match=r"reads output 2 .*not there yet.*exit='own'"):
+    with pytest.raises(ValueError, match=r"reads map 2 .*not there yet.*exit='own'"):
         model.pfb.prepare()

@@ -71,12 +71,24 @@ class AuxiliaryExit(Exit):
         blank = self.point.blank_images(1, like)
         values = torch.rand(blank.shape, generator=torch.Generator().manual_seed(0))
         image = values.to(blank)
+        host = self.point.host
         try:
-            with scoring_mode(encoder, batch_statistics=False):
-                read = encoder(image)[self.head.in_index]
+            with scoring_mode(host, batch_statistics=False):
+                read = getattr(host, 'extract_feat', encoder)(image)[self.head.in_index]
+        except Exception as error:  # whatever it is that this model makes of a blank image
+            raise ValueError(
+                f'{type(host).__name__}.extract_feat cannot take a blank image ({error}), so that '
+                f'it is not known what auxiliary head {self.head_index} reads; {_OWN}'
+            ) from error
         finally:
             for handle in handles:
                 handle.remove()
+        if read.shape[1] != self.head.in_channels:
+            raise ValueError(
+                f'auxiliary head {self.head_index} reads {self.head.in_channels} channels where a '
+                f'blank image has {read.shape[1]}: {type(host).__name__}.extract_feat makes other '
+                f'maps of those of the backbone; {_OWN}'
+            )
         at_point = next(i for i, (module, _) in enumerate(seen) if module is point)
         stages = stage_names(encoder)
         later = stages[_last_stage(stages, self.point.name) + 1 :]
@@ -90,8 +102,8 @@ class AuxiliaryExit(Exit):
                     self.behind = position > at_point
                     return
         raise ValueError(
-            f'auxiliary head {self.head_index} reads output {self.head.in_index} of the backbone, '
-            f'which is not there yet behind {self.point.path}; {_OWN}'
+            f'auxiliary head {self.head_index} reads map {self.head.in_index} of those that heads '
+            f'are given, which is not there yet behind {self.point.path}; {_OWN}'
         )
 
     def describe(self) -> str:

@@ -115,6 +115,8 @@ def _pixel_losses(head: BaseDecodeHead, logits: Tensor, labels: Tensor) -> Tenso
             if takes
             else None
         )
+        if pixels is not None and pixels.shape == logits.shape:
+            pixels = pixels.mean(dim=1)  # a sigmoid for each class: the trained loss is the mean
         if pixels is None or pixels.shape != labels.shape:
             raise ValueError(
                 f'{type(function).__name__} of {type(head).__name__} gives no loss for each pixel, '
