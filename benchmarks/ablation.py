@@ -1,8 +1,16 @@
-"""The paper's ablations of the density estimate: one setting varied, the others the config's."""
+"""Repeat the paper's ablations: ``python -m benchmarks.ablation``.
+
+A config is trained with PFB by 'rare', one setting of it varied at a time: blocking location, upper
+bound b of the random term, number of centroids N_C, dimensions D, kernel weights, bandwidth and
+batch size (Fig. 3, Tables S1 and S2). Finished runs are kept: after an interruption, start it
+again. Differences are paired by seed: to the config's own setting, and for a batch size to all
+images in batches of that size.
+"""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,16 +20,30 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
+from rich.console import Console
 from torch import nn
 
 from pfb_mmseg.blocking.stages import stage_names
+from pfb_mmseg.commands.arguments import (
+    ToolParser,
+    add_config,
+    add_config_options,
+    add_reuse_option,
+    check_counts,
+    seed_number,
+)
+from pfb_mmseg.commands.launch import named_config
 from pfb_mmseg.compare.by_iteration import count_iterations
+from pfb_mmseg.compare.compare import made_by, run_all
 from pfb_mmseg.compare.comparison import Outcome, spread, summarise
 from pfb_mmseg.compare.methods import apply_method, full_iters, set_iters
 from pfb_mmseg.compare.rows import Row
+from pfb_mmseg.compare.runs import progress_bar
 from pfb_mmseg.convert.apply import add_import
+from pfb_mmseg.core import AdaptiveDensityEstimator
+from pfb_mmseg.core.criteria import Rare
 
-Options = dict[str, Any]
+CONFIG = 'benchmarks/configs/cifar10/resnet18-small_pfb-p50_1xb128-15e_cifar10tenth-jpeg.py'
 OWN = "the config's own"  # what a row is called that differs in nothing
 
 
@@ -32,33 +54,34 @@ class Ablation:
     Attributes:
         source: where in the paper.
         finding: what it found there, in words.
-        settings: model with PFB -> options of the config for each setting, by what it is called.
+        key: the option, below ``model.pfb``; empty for the batch size.
+        settings: model with PFB -> values of the option, by what each is called.
     """
 
     source: str
     finding: str
-    settings: Callable[[nn.Module], dict[str, Options]]
+    key: str
+    settings: Callable[[nn.Module], dict[str, Any]]
 
 
-def _values(key: str, *values: Any) -> Callable[[nn.Module], dict[str, Options]]:
-    return lambda model: {str(value): {key: value} for value in values}
+def _values(*values: Any) -> Callable[[nn.Module], dict[str, Any]]:
+    return lambda model: {str(value): value for value in values}
 
 
-def _locations(model: nn.Module) -> dict[str, Options]:
+def _locations(model: nn.Module) -> dict[str, str]:
     """Behind what comes before the first stage, and behind each stage but the last."""
     stages = stage_names(model.backbone)
     children = [name for name, _ in model.backbone.named_children()]
     first = children.index(stages[0].partition('.')[0])
     places = {'stem': children[first - 1]} if first else {}
     places |= {f'stage {i + 1}': stage for i, stage in enumerate(stages[:-1])}
-    return {name: {'model.pfb.block_after': f'backbone.{place}'} for name, place in places.items()}
+    return {name: f'backbone.{place}' for name, place in places.items()}
 
 
-def _dims(model: nn.Module) -> dict[str, Options]:
+def _dims(model: nn.Module) -> dict[str, int]:
     """A quarter, a half and all of the channels at the blocking point."""
     channels = model.pfb.point.num_channels
-    values = sorted({max(1, channels // part) for part in (4, 2, 1)})
-    return {str(value): {'model.pfb.estimator.dim': value} for value in values}
+    return {str(max(1, channels // part)): max(1, channels // part) for part in (4, 2, 1)}
 
 
 BATCH_SIZES = (0.5, 1, 2)  # times the config's
@@ -67,32 +90,40 @@ ABLATIONS = {
         'Fig. 3 (a), ImageNet',
         'ResNet-50 loses a good deal if blocked behind its stem; behind stage 1 and later all is '
         'well',
+        'block_after',
         _locations,
     ),
     'exploration': Ablation(
         'Fig. 3 (b), CIFAR-100',
         'the accuracy is stable for b from 0.001 to 1, lower and less certain at 10',
-        _values('model.pfb.exploration', 0.001, 0.01, 0.1, 1.0, 10.0),
+        'criterion.exploration',
+        _values(0.001, 0.01, 0.1, 1.0, 10.0),
     ),
     'num_centroids': Ablation(
         'Fig. 3 (c), CIFAR-100',
         'robust within a normal range',
-        _values('model.pfb.estimator.num_centroids', 16, 64, 256),
+        'criterion.estimator.num_centroids',
+        _values(16, 64, 256),
     ),
-    'dim': Ablation('Fig. 3 (f), CIFAR-100', 'robust within a normal range', _dims),
+    'dim': Ablation(
+        'Fig. 3 (f), CIFAR-100', 'robust within a normal range', 'criterion.estimator.dim', _dims
+    ),
     'weighted': Ablation(
         'Table S1, CIFAR-100',
         'at 50 % 78.4 without weights, 78.8 with them',
-        _values('model.pfb.estimator.weighted', False, True),
+        'criterion.estimator.weighted',
+        _values(False, True),
     ),
     'bandwidth': Ablation(
         'Table S2, CIFAR-100',
         'at 50 % 76.5 with the identity, 78.8 by either rule',
-        _values('model.pfb.estimator.bandwidth', 'identity', 'scott', 'silverman'),
+        'criterion.estimator.bandwidth',
+        _values('identity', 'scott', 'silverman'),
     ),
     'batch_size': Ablation(
         'Fig. 3 (d), ImageNet',
         'the trend of PFB is that of full data: it is not sensitive to the batch size',
+        '',
         lambda model: {},
     ),
 }
@@ -145,6 +176,7 @@ def plan(base: Config, names: Sequence[str], prune_ratio: float) -> Plan:
     apply_method(base, 'pfb', prune_ratio)
     model = _build(base)
     model.pfb.prepare()
+    own = _own_settings(base, model)
     rows = {OWN: Row('own', 'own', prune_ratio, base)}
     lines: dict[str, list[Line]] = {}
     for name in dict.fromkeys(names):
@@ -152,35 +184,41 @@ def plan(base: Config, names: Sequence[str], prune_ratio: float) -> Plan:
             lines[name] = _batch_sizes(base, full, prune_ratio, rows)
             continue
         lines[name] = []
-        for setting, options in ABLATIONS[name].settings(model).items():
-            config = copy.deepcopy(base)
-            config.merge_from_dict(options)
-            of = _row_of(f'{name}-{setting}', config, prune_ratio, rows)
-            lines[name].append(Line(setting, of, rows[OWN].name))
+        for setting, value in ABLATIONS[name].settings(model).items():
+            row = rows[OWN]
+            if value != own[name]:
+                config = copy.deepcopy(base)
+                config.merge_from_dict({f'model.pfb.{ABLATIONS[name].key}': value})
+                row = _add(f'{name}-{setting}', config, prune_ratio, rows)
+            lines[name].append(Line(setting, row.name, rows[OWN].name))
         if rows[OWN].name not in [line.row for line in lines[name]]:
             lines[name].append(Line('another', rows[OWN].name, rows[OWN].name))
     return Plan(list(rows.values()), lines)
 
 
-def _row_of(name: str, config: Config, prune_ratio: float | None, rows: dict[str, Row]) -> str:
-    """Name of the row that trains a config, which is a new one unless there is one already."""
-    for row in rows.values():
-        if _settled(row.config) == _settled(config):
-            return row.name
-    row = Row(name.replace(' ', ''), name, prune_ratio, config)
+def _own_settings(base: Config, model: nn.Module) -> dict[str, Any]:
+    """What the config itself sets, by the name of the ablation; its criterion becomes a dict."""
+    found = base.model.pfb.get('criterion', 'rare')
+    criterion = dict(found) if isinstance(found, dict) else dict(type=found)
+    if criterion['type'] != 'rare':
+        raise ValueError(f"criterion {criterion['type']!r}: the paper's ablations are of 'rare'")
+    base.model.pfb.criterion = criterion
+    defaults = {
+        name: parameter.default
+        for owner in (AdaptiveDensityEstimator, Rare)
+        for name, parameter in inspect.signature(owner).parameters.items()
+    }
+    defaults['dim'] = min(defaults['dim'], model.pfb.point.num_channels)
+    own = {**defaults, **criterion, **criterion.get('estimator', {})}
+    return {**own, 'location': model.pfb.point.path}
+
+
+def _add(name: str, config: Config, prune_ratio: float | None, rows: dict[str, Row]) -> Row:
+    """A new row, whose model can be built."""
     _build(config)
-    rows[name] = row
-    return row.name
-
-
-def _settled(config: Config) -> tuple:
-    """What a run of a config does: the model as it is built, and all that is beside it."""
-    rest = {key: value for key, value in config.to_dict().items() if key != 'model'}
-    model = _build(config)
-    if not hasattr(model, 'pfb'):
-        return repr(model), rest
-    model.pfb.prepare()
-    return model.pfb.point.path, repr(model.pfb), rest
+    row = Row(name.replace(' ', ''), name, prune_ratio, config)
+    rows[row.name] = row
+    return row
 
 
 def _batch_sizes(
@@ -194,9 +232,11 @@ def _batch_sizes(
             resized = copy.deepcopy(config)
             resized.train_dataloader.batch_size = size
             set_iters(resized, max(1, round(full_iters(config) / factor)))
-            found.append(_row_of(f'batch_size-{size}-{kind}', resized, ratio, rows))
-        lines += [Line(f'{size}, all images', found[0], found[0])]
-        lines += [Line(f'{size}, PFB', found[1], found[0])]
+            same = kind == 'pfb' and factor == 1
+            name = f'batch_size-{size}-{kind}'
+            found.append(rows[OWN] if same else _add(name, resized, ratio, rows))
+        lines += [Line(f'{size}, all images', found[0].name, found[0].name)]
+        lines += [Line(f'{size}, PFB', found[1].name, found[0].name)]
     return lines
 
 
@@ -243,3 +283,33 @@ def write(plan: Plan, outcomes: Sequence[Outcome], folder: Path, made_by: Mappin
     everything = {**made_by, 'runs': [asdict(outcome) for outcome in outcomes]}
     (folder / 'ablation.json').write_text(json.dumps(everything, indent=1) + '\n')
     return text
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = ToolParser('python -m benchmarks.ablation', description=__doc__)
+    add_config(parser, 'with PFB', default=CONFIG)
+    parser.add_argument('--vary', nargs='+', choices=ABLATIONS, default=list(ABLATIONS))
+    parser.add_argument('--ratio', type=float, default=0.5, metavar='P', help='share left out')
+    parser.add_argument('--seeds', nargs='+', type=seed_number, default=[0, 1, 2])
+    parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
+    add_reuse_option(parser)
+    add_config_options(parser)
+    parser.add_argument('--work-dir', default='work_dirs/ablation')
+    args = parser.parse_args(argv)
+    check_counts(parser, args, 'jobs')
+    if not 0 < args.ratio < 1:
+        parser.error(f'--ratio {args.ratio:g}: expected a number in (0, 1)')
+    config = named_config(parser, args)
+    root = Path(args.work_dir) / Path(config.filename).stem
+    try:
+        planned = plan(config, args.vary, args.ratio)
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+    with progress_bar(Console()) as progress:
+        outcomes = run_all(planned.rows, args.seeds, root, progress, args.jobs, reuse=args.reuse)
+    print(write(planned, outcomes, root, made_by()))
+    print(f'ablation.md and ablation.json: {root}/')
+
+
+if __name__ == '__main__':
+    main()

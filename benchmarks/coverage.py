@@ -1,17 +1,24 @@
-"""Which models of the installed zoo train with PFB: a small step each, on noise, on the CPU."""
+"""Try PFB on every model of the installed zoo: ``python -m benchmarks.coverage``.
+
+A small step of each combination of model, backbone and head, on noise, on the CPU; no data are
+needed. Prints a line for each. The exit status is 1 if PFB fails on a model that trains without it.
+"""
 
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -26,11 +33,16 @@ from torch import Tensor, nn
 from benchmarks import zoo
 from benchmarks.zoo import Combination, type_name
 from pfb_mmseg.blocking import step_cost
+from pfb_mmseg.commands.arguments import ToolParser
 from pfb_mmseg.convert.apply import apply_pfb
 from pfb_mmseg.models import PartialForwardBlocking
-from pfb_mmseg.progress import Tell
 
 _PRUNE_RATIO = 0.5
+CRITERIA = {
+    'hard': dict(type='hard'),
+    # One batch seeds all centroids.
+    'rare': dict(type='rare', estimator=dict(num_centroids=4)),
+}
 _NUM_CANDIDATES = 4
 _NUM_KEPT = 2  # heads that normalise single pixels cannot train on fewer
 _IMAGE_SIZE = 128
@@ -76,30 +88,20 @@ def several_processes(jobs: int) -> ProcessPoolExecutor:
 
 
 def find_all(
-    pool: ProcessPoolExecutor, tell: Tell, package: str = 'mmseg'
+    pool: ProcessPoolExecutor, package: str = 'mmseg'
 ) -> tuple[list[Combination], dict[str, int]]:
     """Every combination of a zoo that PFB is for, and how many configs are left out why."""
     paths = zoo.list_configs(zoo.zoo_root(package))
-    answers = []
-    for answer in pool.map(zoo.try_to_read, paths, chunksize=8):
-        answers.append(answer)
-        tell('Reading configs', len(answers), len(paths))
-    return zoo.find_combinations(answers)
+    return zoo.find_combinations(pool.map(zoo.try_to_read, paths, chunksize=8))
 
 
-def cover_all(
-    pool: ProcessPoolExecutor, combinations: Sequence[Combination], tell: Tell
-) -> Iterator[Coverage]:
-    """Try each, as :func:`cover` does; in the order in which they get done."""
-    futures = [pool.submit(cover, combination) for combination in combinations]
-    tell('Trying models', 0, len(futures))
-    for done, future in enumerate(as_completed(futures), start=1):
-        tell('Trying models', done, len(futures))
-        yield future.result()
+def cover(combination: Combination, criterion: str = 'rare') -> Coverage:
+    """Try a plain step, then one with PFB in two passes, then one in a single pass.
 
-
-def cover(combination: Combination) -> Coverage:
-    """Try a plain step, then one with PFB, then one with PFB's ``single_pass``."""
+    Args:
+        combination: what is tried.
+        criterion: of :data:`CRITERIA`, which decides.
+    """
     classifier = combination.segmentor in zoo.CLASSIFIERS
     init_default_scope('mmpretrain' if classifier else 'mmseg')
     torch.manual_seed(0)
@@ -125,6 +127,7 @@ def cover(combination: Combination) -> Coverage:
         gc.collect()
 
         apply_pfb(cfg, _PRUNE_RATIO)
+        cfg.model.pfb.update(criterion=CRITERIA[criterion], strategy='two_pass')
         model = MODELS.build(cfg.model)
         _blocked_step(model, images, samples)
         result.pfb = True
@@ -132,7 +135,7 @@ def cover(combination: Combination) -> Coverage:
         result.block_after, result.channels = point.path, point.num_channels
         cost = step_cost(model, point, lambda image: model(image, mode='tensor'))
         result.behind = None if cost is None else cost.share_behind
-        result.single_pass = _try_single_pass(model, images, samples)
+        result.single_pass = _try_single_pass(model, images, samples, CRITERIA[criterion])
     except Exception as error:  # whatever it is: that it goes wrong is the finding
         result.reason = _in_a_line(error)
     return result
@@ -142,7 +145,8 @@ def train_step(model: nn.Module, images: Tensor, samples: list, num_rows: int) -
     """One forward and backward pass, and whether they did what they should.
 
     Args:
-        num_rows: how many images every head must get to see.
+        num_rows: how many images every head must get to see, but the one that is the early exit,
+            which sees all.
 
     Raises:
         AssertionError: a head got another number, the loss is not finite, or no gradient reaches
@@ -155,6 +159,7 @@ def train_step(model: nn.Module, images: Tensor, samples: list, num_rows: int) -
         spies = {
             name: stack.enter_context(mock.patch.object(head, 'forward', wraps=head.forward))
             for name, head in _heads(model)
+            if head is not _exit_head(model)
         }
         loss, _ = model.parse_losses(model.loss(images, samples))
         rows = {name: _rows(spy.call_args_list) for name, spy in spies.items()}
@@ -213,9 +218,11 @@ def summary(results: Sequence[Coverage]) -> str:
     )
 
 
-def _try_single_pass(model: nn.Module, images: Tensor, samples: list) -> str:
+def _try_single_pass(model: nn.Module, images: Tensor, samples: list, criterion: dict) -> str:
     try:
-        model.pfb = PartialForwardBlocking(model, prune_ratio=_PRUNE_RATIO, strategy='single_pass')
+        model.pfb = PartialForwardBlocking(
+            model, prune_ratio=_PRUNE_RATIO, criterion=criterion, strategy='single_pass'
+        )
         model.pfb.prepare()
     except ValueError as refusal:
         if "Use strategy='two_pass'" in str(refusal):
@@ -226,14 +233,12 @@ def _try_single_pass(model: nn.Module, images: Tensor, samples: list) -> str:
 
 
 def _blocked_step(model: nn.Module, images: Tensor, samples: list) -> None:
-    """A step of a model whose estimator is seeded first, so that it prunes."""
+    """Steps on all images until what chooses has learnt enough, then a blocked one."""
+    model.train()
     model.pfb.prepare()
-    model.pfb.prepare()
-    estimator = model.pfb.pruner.estimator
-    estimator.update(torch.randn(estimator.num_centroids, estimator.dim))
+    while not model.pfb.ready:
+        model.loss(images, samples)
     train_step(model, images, samples, _NUM_KEPT)
-    log_density = model.pfb.selection.log_density
-    _require(bool(log_density.isfinite().all()), f'the log densities are {log_density}')
 
 
 def _shrink(cfg: Config, overrides: dict, classifier: bool) -> int:
@@ -314,6 +319,15 @@ def _heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, head
 
 
+def _exit_head(model: nn.Module) -> nn.Module | None:
+    """The auxiliary head that is the early exit of PFB."""
+    index = model.pfb.exit.head_index if hasattr(model, 'pfb') and model.pfb.exit else None
+    if index is None:
+        return None
+    heads = model.auxiliary_head
+    return heads[index] if isinstance(heads, nn.ModuleList) else heads
+
+
 def _rows(calls: Any) -> set[int]:
     def tensors(value: Any) -> Iterator[Tensor]:
         if isinstance(value, Tensor):
@@ -347,3 +361,43 @@ def _quieten(threads: int) -> None:
     torch.set_num_threads(threads)
     warnings.simplefilter('ignore')
     logging.disable(logging.WARNING)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = ToolParser('python -m benchmarks.coverage', description=__doc__)
+    about = 'one small model for each family of backbones'
+    parser.add_argument('--quick', action='store_true', help=about)
+    parser.add_argument('--zoo', choices=zoo.QUICK_OF, default='mmseg')
+    parser.add_argument('--criterion', choices=CRITERIA, default='rare')
+    parser.add_argument('--only', metavar='NAME', help='combinations with this in their name')
+    parser.add_argument('--out', type=Path, help='write the table to this file, .md or .json')
+    parser.add_argument('--jobs', type=int, default=1, help='models tried at the same time')
+    args = parser.parse_args(argv)
+    if args.out and args.out.suffix not in ('.md', '.json'):
+        parser.error(f'--out {args.out}: expected a file that ends in .md or .json')
+    with several_processes(args.jobs) as pool:
+        if args.quick:
+            combinations = zoo.quick_combinations(zoo.zoo_root(args.zoo), args.zoo)
+        else:
+            combinations, left_out = find_all(pool, args.zoo)
+            for reason, count in left_out.items():
+                print(f'Left out: {count} config(s), {reason}')
+        combinations = [c for c in combinations if args.only is None or args.only in str(c)]
+        if not combinations:
+            parser.error(f'--only {args.only}: no combination of the zoo has this in its name')
+        results = []
+        tried = [pool.submit(cover, one, args.criterion) for one in combinations]
+        for future in as_completed(tried):
+            results.append(future.result())
+            print(f'{len(results)}/{len(tried)} {to_line(results[-1])}', flush=True)
+    results.sort(key=lambda r: (r.segmentor, r.backbone, r.head))
+    print(summary(results))
+    if args.out:
+        as_json = json.dumps([asdict(result) for result in results], indent=1)
+        text = to_markdown(results) if args.out.suffix == '.md' else as_json
+        args.out.write_text(text + '\n')
+    sys.exit(any(result.plain and not result.pfb for result in results))
+
+
+if __name__ == '__main__':
+    main()

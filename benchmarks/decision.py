@@ -1,4 +1,4 @@
-"""What a decision costs.
+"""What a decision of 'rare' costs: ``python -m benchmarks.decision``.
 
 Times pooling, density, selection and update for a batch, on one CPU core and, where there is one,
 on a GPU, and counts what that launches there; beside it scikit-learn's KernelDensity on the same
@@ -9,11 +9,14 @@ estimator keeps what it has worked out.
 
 from __future__ import annotations
 
+import argparse
 import itertools
+import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,8 +24,9 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, pool_features, select_rare
+from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, pool_features
 from pfb_mmseg.core.density import bandwidth
+from pfb_mmseg.core.selection import explored_log_density, keep_highest
 
 try:
     import sklearn
@@ -77,8 +81,8 @@ def print_all(seconds: float, growth: bool = True) -> dict[str, Any]:
 def print_costs(device: torch.device, seconds: float) -> dict[str, tuple[float, float]]:
     """The parts of a decision, and the whole: median and best in ms, by name."""
     features = list(torch.randn(32, PAPER.num, CHANNELS, device=device).abs())
-    pruner = ready_pruner(PAPER, features)
-    estimator = pruner.estimator
+    estimator = AdaptiveDensityEstimator(PAPER.num_centroids, PAPER.dim)
+    pruner = ready_pruner(features, estimator)
     vectors = itertools.cycle(features)
     x = pool_features(features[0], PAPER.dim)
     kept = x[: PAPER.num // 2].contiguous()
@@ -95,7 +99,7 @@ def print_costs(device: torch.device, seconds: float) -> dict[str, tuple[float, 
         'update': lambda: estimator.update(kept),
         'update, then density': update_then_density,
         'density once more': lambda: estimator.log_density(x),
-        'selection': lambda: select_rare(log_density, len(kept)),
+        'selection': lambda: keep_highest(-explored_log_density(log_density), len(kept)),
         '**all of it**: BatchPruner': lambda: pruner(next(vectors)),
         f'the same on maps (N, 1024, {MAP[0]}, {MAP[1]})': lambda: pruner(maps),
     }
@@ -124,7 +128,7 @@ def print_growth(seconds: float) -> dict[str, tuple[float, float]]:
     for base in (PAPER, LARGE):
         for size in [base, *(base._replace(**{n: 2 * v}) for n, v in base._asdict().items())]:
             features = list(torch.randn(8, size.num, size.dim).abs())
-            pruner = ready_pruner(size, features)
+            pruner = ready_pruner(features, AdaptiveDensityEstimator(size.num_centroids, size.dim))
             step = lambda: pruner(features[0])  # noqa: B023, E731  called in this turn of the loop
             best, memory = growth[str(size)] = (
                 timed(step, CPU, seconds)[1],
@@ -138,7 +142,7 @@ def print_growth(seconds: float) -> dict[str, tuple[float, float]]:
 def check_no_sync() -> None:
     """Raise if a decision makes the host wait for the GPU."""
     features = list(torch.randn(32, PAPER.num, CHANNELS, device='cuda').abs())
-    pruner = ready_pruner(PAPER, features)
+    pruner = ready_pruner(features, AdaptiveDensityEstimator(PAPER.num_centroids, PAPER.dim))
     torch.cuda.set_sync_debug_mode('error')
     pruner(features[0])
     torch.cuda.set_sync_debug_mode('default')
@@ -150,7 +154,7 @@ def print_launches(device: torch.device, calls: int = 100) -> float:
     the operators that call no other. The mean of as many decisions as it takes for the review of
     idle centroids to come round."""
     features = list(torch.randn(8, PAPER.num, CHANNELS, device=device).abs())
-    pruner = ready_pruner(PAPER, features)
+    pruner = ready_pruner(features, AdaptiveDensityEstimator(PAPER.num_centroids, PAPER.dim))
     on_gpu = device.type == 'cuda'
     activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]
     with profile(activities=activities) as profiled:
@@ -169,9 +173,14 @@ def print_launches(device: torch.device, calls: int = 100) -> float:
     return number
 
 
-def ready_pruner(size: Size, features: list[Tensor]) -> BatchPruner:
-    """A pruner whose centroids are seeded."""
-    pruner = BatchPruner(0.5, AdaptiveDensityEstimator(size.num_centroids, size.dim))
+def ready_pruner(features: Sequence[Tensor], estimator: AdaptiveDensityEstimator) -> BatchPruner:
+    """A pruner that decides by this estimator, whose centroids are seeded.
+
+    Args:
+        features: batches to seed them with, (N, C) each, on the device of the pruner.
+        estimator: a new one.
+    """
+    pruner = BatchPruner(0.5, criterion=dict(type='rare', estimator=estimator))
     pruner.to(features[0].device)
     for batch in itertools.cycle(features):
         if pruner.ready:
@@ -205,3 +214,20 @@ def allocated(call: Callable[[], Any]) -> float:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
     return sum(max(event.self_cpu_memory_usage, 0) for event in profiled.events())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser('python -m benchmarks.decision', description=__doc__)
+    parser.add_argument('--seconds', type=float, default=1.0, help='measured for each line')
+    parser.add_argument('--no-growth', action='store_true', help='leave out doubled sizes')
+    parser.add_argument('--out', type=Path, help='write everything to this JSON file')
+    args = parser.parse_args(argv)
+    if not args.seconds > 0:
+        parser.error(f'--seconds {args.seconds:g}: expected a number > 0')
+    found = print_all(args.seconds, growth=not args.no_growth)
+    if args.out:
+        args.out.write_text(json.dumps(found, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()

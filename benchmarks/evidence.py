@@ -1,8 +1,8 @@
-"""What each option of the density estimate does, on what scoring passes really saw.
+"""What each option of the density estimate does: ``python -m benchmarks.evidence``.
 
 The plain network of a config is trained once per seed, and the vectors that a scoring pass would
 hand to the estimator are kept for every iteration. They are replayed through BatchPruner for one
-option changed at a time.
+option changed at a time. A second call only replays.
 """
 
 from __future__ import annotations
@@ -17,26 +17,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from rich.progress import Progress
 from torch import Tensor
 
-from pfb_mmseg.blocking import scoring_mode, shrink
-from pfb_mmseg.core import (
-    AdaptiveDensityEstimator,
-    BatchPruner,
-    Candidates,
-    Decision,
-    FeatureCandidates,
-    Selection,
-    pool_features,
-)
+from pfb_mmseg.blocking import BlockingPoint, default_stage, shrink
+from pfb_mmseg.commands.arguments import ToolParser, add_config, add_config_options, seed_number
+from pfb_mmseg.commands.launch import named_config
+from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, pool_features
 from pfb_mmseg.core.criteria import Rare
-from pfb_mmseg.core.selection import keep_lowest
+from pfb_mmseg.core.selection import keep_highest
 from pfb_mmseg.demo import PFBDemoDataset
-from pfb_mmseg.models import PartialForwardBlocking
 
 CONFIG = 'fcn_r18-d8_1xb16-300i_demo-64x64'
 PRUNE_RATIO = 0.5
@@ -47,7 +40,6 @@ WINDOW = 200  # iterations within which a centroid should receive a sample
 
 # Everything that is tried; what equals the default is the first row of the table.
 OPTIONS: dict[str, list] = {
-    'update_rule': ['normalized', 'literal', 'mean'],
     'momentum': [0.001, 0.01, 0.1, 0.5],
     'revive_after': [None, 50, 100, 200],
     'bandwidth': ['silverman', 'scott', 'identity'],
@@ -55,13 +47,10 @@ OPTIONS: dict[str, list] = {
     'num_centroids': [16, 64, 256],
     'dim': [32, 64, 128],
     'exploration': [0, 0.001, 0.01, 0.1],
-    'exploration_space': ['density', 'log_density'],
-    'score_statistics': ['batch', 'running'],
     'score_scale': [0.5, 1.0],
-    'ranks': [1, 2, 4, 8],
 }
-# The scoring passes that are recorded: (score_statistics, score_scale), and their names in a file.
-PASSES = {('batch', 1.0): 'batch', ('running', 1.0): 'running', ('batch', 0.5): 'half_size'}
+# The scoring passes that are recorded: score_scale, and their names in a file.
+PASSES = {1.0: 'full_size', 0.5: 'half_size'}
 COLUMNS = {
     'held_out': 'held-out log density',
     'alive': 'centroids alive (%)',
@@ -86,40 +75,6 @@ class Stream(NamedTuple):
     kinds: np.ndarray
 
 
-class RanksPruner(BatchPruner):
-    """What several processes with ``selection_scope='rank'`` keep between them, in one process.
-
-    With ``'global'`` they keep what one process does.
-    """
-
-    def __init__(self, *args: Any, processes: int, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.processes = processes
-
-    def select(self, candidates: Candidates) -> Decision:
-        features = candidates.features()
-        selections, lessons = [], []
-        for part in features.chunk(self.processes):
-            decision = super().select(FeatureCandidates(part))
-            self.discard()  # they learn together
-            selections.append(decision.selection)
-            if decision.lesson is not None:
-                lessons.append(decision.lesson.wait())
-        size = len(features) // self.processes
-        indices = torch.cat([s.indices + i * size for i, s in enumerate(selections)])
-        scores = [s.score for s in selections]
-        selection = Selection(
-            len(features),
-            len(indices),
-            indices=indices,
-            score=None if scores[0] is None else torch.cat(scores),
-            score_name=selections[0].score_name,
-        )
-        lesson = torch.cat(lessons) if lessons else None
-        self._open = Decision(self, selection, lesson=lesson)
-        return self._open
-
-
 class RecordFeatures(Hook):
     """Scores every batch as ``two_pass`` would, just before the network is trained on it."""
 
@@ -131,18 +86,17 @@ class RecordFeatures(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self.task = self.progress.add_task(self.name, total=runner.max_iters)
-        blocking = PartialForwardBlocking(runner.model, estimator=dict(dim=1))
-        blocking.prepare()
-        self.point = blocking.point
+        stage = default_stage(runner.model.backbone, [])
+        self.point = BlockingPoint(runner.model, stage)
+        self.point.prepare()
         self.point.encoder.register_forward_pre_hook(self._score)
 
     def _score(self, encoder: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-        if not encoder.training:  # the call of a scoring pass
+        if not encoder.training or self.point.scoring:  # validation, or the call of a scoring pass
             return
-        for (statistics_of, scale), name in PASSES.items():
+        for scale, name in PASSES.items():
             images = args[0] if scale == 1 else shrink(args[0], scale)
-            with scoring_mode(encoder, batch_statistics=statistics_of == 'batch'):
-                self.features[name].append(self.point.score(images).cpu())
+            self.features[name].append(self.point.candidates(images).features().cpu())
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -177,7 +131,7 @@ def measure(
         fixed: options that hold in every row.
     """
     streams = [load_stream(cfg, seed, work_dir, progress) for seed in seeds]
-    variants = list_variants(names, fixed or {}, streams[0].features['batch'].shape[2])
+    variants = list_variants(names, fixed or {}, streams[0].features['full_size'].shape[2])
     task = progress.add_task('Replaying', total=len(variants) * len(streams))
     results = []
     for options in variants.values():
@@ -233,8 +187,8 @@ def list_variants(names: Sequence[str], fixed: Mapping[str, Any], max_dim: int) 
         fixed: options that hold for all of them, the default too.
         max_dim: number of channels there are.
     """
-    defaults: dict[str, Any] = {'ranks': 1}
-    for owner in (AdaptiveDensityEstimator, BatchPruner, Rare, PartialForwardBlocking):
+    defaults: dict[str, Any] = {'score_scale': 1.0}
+    for owner in (AdaptiveDensityEstimator, Rare):
         defaults |= {n: p.default for n, p in inspect.signature(owner).parameters.items()}
     variants = {'default': dict(fixed)}
     for name in names:
@@ -249,25 +203,18 @@ def replay(stream: Stream, options: dict) -> dict[str, Any]:
 
     Args:
         stream: what it sees.
-        options: of the estimator, of the pruner, of the scoring pass, or ``ranks``, the number of
-            processes that share a batch and each keep images of their own; the rest is default.
+        options: of the estimator, ``exploration``, or ``score_scale``; the rest is default.
 
     Returns:
         A number for each of ``COLUMNS`` but the last, NaN for what could not be measured in so
         short a run; and ``lowest``, (T, N) bool: the images of lowest density.
     """
     options = dict(options)
-    scored = options.pop('score_statistics', 'batch'), options.pop('score_scale', 1.0)
-    features = stream.features[PASSES[scored]]
-    of_estimator = inspect.signature(AdaptiveDensityEstimator).parameters
-    estimator = AdaptiveDensityEstimator(
-        **{name: value for name, value in options.items() if name in of_estimator}
-    )
-    pruner = RanksPruner(
-        PRUNE_RATIO,
-        estimator,
-        processes=options.pop('ranks', 1),
-        **{name: value for name, value in options.items() if name not in of_estimator},
+    features = stream.features[PASSES[options.pop('score_scale', 1.0)]]
+    exploration = {k: options.pop(k) for k in ('exploration',) if k in options}
+    estimator = AdaptiveDensityEstimator(**options)
+    pruner = BatchPruner(
+        PRUNE_RATIO, criterion=dict(type='rare', estimator=estimator, **exploration)
     )
     begin = round(BEGIN * len(features))
     held_out, alive, ranking, seeded = [], [], [], None
@@ -275,11 +222,11 @@ def replay(stream: Stream, options: dict) -> dict[str, Any]:
     lowest = kept.copy()
     for t in range(begin, len(features)):
         selection = pruner(features[t])
-        if selection.log_density is None:
+        if selection.score is None:
             continue
         seeded = t if seeded is None else seeded
         kept[t, selection.indices] = True
-        lowest[t, keep_lowest(selection.log_density, len(selection.indices))] = True
+        lowest[t, keep_highest(-selection.score, len(selection.indices))] = True
         ranking.append((kept[t] & lowest[t]).sum() / kept[t].sum())
         if t - seeded >= WINDOW:
             alive.append(estimator.num_active(WINDOW).item() / estimator.num_centroids)
@@ -360,3 +307,31 @@ def format_table(names: list[str], results: list[list[dict[str, float]]]) -> str
             cells.append(cell)
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = ToolParser('python -m benchmarks.evidence', description=__doc__)
+    add_config(parser, 'of a plain segmentor', default=CONFIG)
+    parser.add_argument('--seeds', type=seed_number, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--work-dir', help='folder for streams and table')
+    add_config_options(parser)
+    parser.add_argument('--vary', nargs='+', choices=OPTIONS, default=list(OPTIONS))
+    parser.add_argument(
+        '--fix',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='options that hold in every row, e.g. exploration=0',
+    )
+    args = parser.parse_args(argv)
+    cfg = named_config(parser, args)
+    work_dir = Path(args.work_dir or Path('work_dirs/evidence', Path(cfg.filename).stem))
+    with Progress() as progress:
+        table = measure(cfg, args.seeds, work_dir, progress, args.vary, args.fix)
+    (work_dir / 'evidence.md').write_text(table)
+    print(table)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,8 +1,9 @@
-"""What methods save where steps wait for the data loader, and where they do not.
+"""What methods save where steps wait for the data loader: ``python -m benchmarks.loader``.
 
 The loader's work is that of mmseg's Cityscapes pipeline on files of 2048x1024. How long a step
 takes beside it is set by the size to which the finished crops are scaled down for the network: on
-small ones it waits for the loader, on large ones it does not.
+small ones it waits for the loader, on large ones it does not. Finished runs are kept: after an
+interruption, start it again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ import cv2
 import numpy as np
 from mmengine.config import Config
 from mmseg.datasets import CityscapesDataset
+from rich.console import Console
 from rich.progress import Progress
 
+from pfb_mmseg.commands.arguments import ToolParser, add_reuse_option, seed_number
 from pfb_mmseg.compare import rows
-from pfb_mmseg.compare.compare import run_all, run_folder
+from pfb_mmseg.compare.compare import made_by, run_all, run_folder
 from pfb_mmseg.compare.methods import PRUNING_METHODS, WHOLE_METHODS, full_iters
-from pfb_mmseg.compare.runs import Run
+from pfb_mmseg.compare.runs import Run, progress_bar
 from pfb_mmseg.demo.scenes import CLASSES, IGNORE, draw_scene
 from pfb_mmseg.report.files import write_atomically
 from pfb_mmseg.shipped import find_config
@@ -194,7 +197,9 @@ def config_of(request: Request, folder: Path, height: int) -> Config:
     config.model.data_preprocessor.size = (height, 2 * height)
     for head in (config.model.decode_head, config.model.auxiliary_head):
         head.num_classes = len(_CITYSCAPES)
-    config.model.pfb.estimator.num_centroids = request.batch_size  # the first batch seeds them
+    # The first batch seeds all centroids.
+    estimator = dict(num_centroids=request.batch_size)
+    config.model.pfb.criterion = dict(type='rare', estimator=estimator)
     config.custom_hooks = [dict(type='PFBHook', begin=0, end=1.0)]
 
     loader = Config.fromfile(find_config(PIPELINE)).train_dataloader
@@ -304,3 +309,48 @@ def write(
     }
     (folder / 'loader.json').write_text(json.dumps(everything, indent=1) + '\n')
     return text
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = ToolParser('python -m benchmarks.loader', description=__doc__)
+    parser.add_argument(
+        '--methods',
+        nargs='+',
+        choices=METHODS,
+        default=['rare', 'hard', 'two_stage', 'orderdp'],
+        help='beside full',
+    )
+    parser.add_argument('--ratios', nargs='+', type=float, default=[0.5, 0.7], metavar='P')
+    parser.add_argument('--seeds', nargs='+', type=seed_number, default=[0])
+    about = 'of the images that the network gets, twice as wide; a table each'
+    parser.add_argument('--heights', nargs='+', type=int, default=[32, 160], help=about)
+    for name, default, about in (
+        ('images', 24, 'files'),
+        ('iters', 50, 'iterations of full data'),
+        ('batch-size', 4, 'images of a step'),
+        ('workers', 1, 'processes of the loader; 0: the training process loads'),
+    ):
+        parser.add_argument(f'--{name}', type=int, default=default, help=about)
+    add_reuse_option(parser)
+    parser.add_argument('--work-dir', type=Path, default='work_dirs/loader')
+    args = parser.parse_args(argv)
+    root = args.work_dir
+    console = Console()
+    try:
+        request = Request(**{one.name: getattr(args, one.name) for one in fields(Request)})
+        with progress_bar(console) as progress:
+            write_images(root / 'cityscapes', request.images, progress)
+            benches = plan(request, root / 'cityscapes')
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+    with progress_bar(console) as progress:
+        lines = {
+            height: measure(bench, request, root / f'height{height}', progress, args.reuse)
+            for height, bench in benches.items()
+        }
+    print(write(lines, request, root, made_by()))
+    print(f'loader.md and loader.json: {root}/')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,3 +1,3 @@
-"""The version, in a file that setup.py can read without importing torch."""
+"""The version, which pyproject.toml reads without importing torch."""
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from pfb_mmseg.core import Selection
+from pfb_mmseg.data.places import PLACE
 from pfb_mmseg.hooks import PFBRecordHook
 
 IMAGES, CLASSES, ITERATIONS = 16, 150, 100
@@ -62,9 +63,12 @@ def batch(rng):
     samples = [SegDataSample(gt_sem_seg=PixelData(data=label)) for label in labels]
     for sample in samples:
         sample.set_metainfo(
-            dict(img_path=f'data/set/images/training/ADE_train_{rng.integers(10**8):08d}.jpg')
+            {
+                'img_path': f'data/set/images/training/ADE_train_{rng.integers(10**8):08d}.jpg',
+                PLACE: int(rng.integers(10**8)),
+            }
         )
-    return dict(inputs=[None] * IMAGES, data_samples=samples)
+    return samples
 
 
 def main(folder):
@@ -77,10 +81,13 @@ def main(folder):
         for trainer.iter in range(ITERATIONS):
             kept = torch.from_numpy(np.sort(rng.permutation(IMAGES)[: IMAGES // 2]))
             scores = torch.from_numpy(rng.normal(20, 15, IMAGES).astype('float32'))
-            model.pfb.selection = Selection(
+            selection = Selection(
                 IMAGES, IMAGES // 2, indices=kept, score=scores, score_name='log_density'
             )
-            hook.after_train_iter(trainer, trainer.iter, batch(rng))
+            selection.samples = batch(rng)
+            model.pfb.selections = [selection]
+            model.pfb.num_images = IMAGES
+            hook.after_train_iter(trainer, trainer.iter)
     seen = {name: getattr(watch, name) for name in ('calls', 'sent', 'received')}
     record = hook.record
     seen |= dict(candidates=int(record.candidates.sum()), kept=int(record.kept.sum()))

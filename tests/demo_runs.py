@@ -192,7 +192,7 @@ def check_against_diaries(record, work_dir: Path, until: int | None = None) -> N
     assert dict(zip(record.paths, record.candidates.tolist(), strict=True)) == candidates
     assert dict(zip(record.paths, record.kept.tolist(), strict=True)) == kept
     mean = {path: np.mean(density.get(path, [np.nan])) for path in record.paths}
-    np.testing.assert_allclose(record.mean_log_density, list(mean.values()))
+    np.testing.assert_allclose(record.mean_score, list(mean.values()))
     timeline = record.timeline
     assert record.width == 1
     for t, *counts in zip(timeline.first, timeline.full, timeline.candidates, timeline.kept,
@@ -200,4 +200,4 @@ def check_against_diaries(record, work_dir: Path, until: int | None = None) -> N
         expected = [full[t], by_iteration['candidates'][t], by_iteration['kept'][t]]
         assert counts == expected, f'iteration {t}'
     assert timeline.scores.sum() == sum(map(len, density.values()))
-    np.testing.assert_array_equal(timeline.pixels.sum(axis=0), pixels)
+    np.testing.assert_array_equal(timeline.class_counts.sum(axis=0), pixels)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from demo_runs import demo_config, train
 
+from pfb_mmseg.data.check import check_config
 from pfb_mmseg.report import SelectionRecord
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,6 +111,7 @@ def test_a_broken_image_ends_the_run_with_what_is_wrong(tmp_path, spoil, workers
     write_files(tmp_path)
     spoil(tmp_path)
     config = file_config(tmp_path, **{'train_dataloader.num_workers': workers})
+    assert 'images/3.png' in (told := check_config(config)[1][0]) or 'labels/3.png' in told
     with pytest.raises(Exception, match=f'(?s){sentence}'):
         train(config)
     assert not list((tmp_path / 'run').glob('*.npz*'))
@@ -119,7 +121,9 @@ def test_images_without_a_single_labelled_pixel_cost_nothing_and_are_counted(tmp
     write_files(tmp_path)
     for index in range(8):
         write(tmp_path / 'labels', index, np.full((SIZE, SIZE), 255, np.uint8))
-    runner = train(file_config(tmp_path))
+    config = file_config(tmp_path)
+    assert 'are 255, which is ignored' in check_config(config)[1][0]
+    runner = train(config)
     losses = runner.message_hub.get_scalar('train/loss').data[0]
     assert (losses == 0).all()
     check_record(tmp_path, 6 * 4)
@@ -129,7 +133,9 @@ def test_images_of_one_channel_are_trained_on_as_grey_ones(tmp_path):
     write_files(tmp_path)
     for index in range(8):
         write(tmp_path / 'images', index, np.full((SIZE, SIZE), 30 * index, np.uint8))
-    runner = train(file_config(tmp_path))
+    config = file_config(tmp_path)
+    assert not any(fault.startswith('train') for fault in check_config(config)[1])
+    runner = train(config)
     assert np.isfinite(runner.message_hub.get_scalar('train/loss').data[0]).all()
     check_record(tmp_path, 6 * 4)
 

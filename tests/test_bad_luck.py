@@ -220,7 +220,7 @@ def test_a_loss_that_turns_nan_is_seen_in_the_log_and_spoils_no_estimate(tmp_pat
     assert estimator.centroids.isfinite().all()
     record = SelectionRecord.load(tmp_path / RECORD)
     assert record.timeline.totals[:, :2].sum() == 12 * 4  # without and with a choice
-    assert not np.isinf(record.mean_log_density).any()
+    assert not np.isinf(record.mean_score).any()
 
 
 @pytest.mark.skipif(not hasattr(torch.amp, 'GradScaler'), reason='needs torch >= 2.3')
@@ -244,7 +244,7 @@ def test_overflowing_gradients_skip_the_step_and_the_next_ones_are_blocked_as_ev
 
 
 def test_features_that_overflow_are_dropped_first_and_change_no_centroid():
-    model = tiny.build(pfb=dict(score_dtype='bfloat16', score_statistics='running'))
+    model = tiny.build(pfb=dict(score_dtype='bfloat16'))
     images = tiny.images()
     images[2] = torch.finfo(torch.float32).max
     model.loss(images, tiny.samples())

@@ -12,13 +12,14 @@ import torch
 from demo_runs import DEMO_CONFIG, demo_config, distributed, train
 from mmengine.config import Config
 from mmengine.dist import get_rank
+from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch.utils.data import DataLoader
 
 from pfb_mmseg.compare import InfoBatchHook, InfoBatchSampler
 from pfb_mmseg.compare.infobatch import expected_share, prune_epoch
 from pfb_mmseg.compare.lengths import shortened_iters
-from pfb_mmseg.compare.methods import METHODS, apply_method, set_iters
+from pfb_mmseg.compare.methods import CRITERIA, METHODS, apply_method, set_iters
 from pfb_mmseg.demo.scenes import PFBDemoDataset
 from pfb_mmseg.report import read_scalars
 
@@ -33,7 +34,7 @@ def generator(seed=0):
 
 
 def build(model_type, head=None, **options):
-    tiny.build()  # sets the scope
+    init_default_scope('mmseg')
     torch.manual_seed(0)
     return MODELS.build(tiny.model_cfg(model_type, head=head) | options).train()
 
@@ -219,7 +220,7 @@ class TestSampler:
 class TestInfoBatchSegmentor:
     def test_loss_and_gradients_are_the_weighted_mean_over_the_images(self):
         head = dict(dropout_ratio=0)
-        model = build('InfoBatchEncoderDecoder', head)
+        model = build('ImageLossEncoderDecoder', head)
         twin = twin_of(model, head).train()
         images, samples = tiny.images(4), tiny.samples(4)
         weights = torch.tensor([2.0, 1, 1, 3.5], dtype=torch.float64)
@@ -244,9 +245,26 @@ class TestInfoBatchSegmentor:
         for name, gradient in tiny.gradients(twin).items():
             torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-6)
 
+    @pytest.mark.parametrize('over_labelled', [False, True])
+    def test_a_partly_labelled_image_has_the_loss_that_is_trained(self, over_labelled):
+        loss = dict(type='CrossEntropyLoss', avg_non_ignore=over_labelled)
+        head = dict(dropout_ratio=0, loss_decode=loss)
+        model = build('ImageLossEncoderDecoder', head)
+        images, samples = tiny.images(4), tiny.samples(4)
+        samples[0].gt_sem_seg.data[:, ::3] = 255
+        model.weigh_images(torch.ones(4))
+        model.loss(images, samples)
+        twin = twin_of(model, head).train()
+        logits = twin.decode_head(twin.extract_feat(images))
+        alone = [
+            twin.decode_head.loss_by_feat(logits[i : i + 1], [samples[i]])['loss_ce']
+            for i in range(4)
+        ]
+        torch.testing.assert_close(model.image_losses, torch.stack(alone).detach())
+
     def test_without_weights_it_is_the_host(self):
         head = dict(dropout_ratio=0)
-        model = build('InfoBatchEncoderDecoder', head)
+        model = build('ImageLossEncoderDecoder', head)
         twin = twin_of(model, head).train()
         torch.testing.assert_close(
             model.loss(tiny.images(), tiny.samples()),
@@ -258,10 +276,10 @@ class TestInfoBatchSegmentor:
     def test_a_head_with_a_pixel_sampler_is_refused(self):
         head = dict(sampler=dict(type='OHEMPixelSampler'))
         with pytest.raises(ValueError, match='ASPPHead weighs its pixels with OHEMPixelSampler'):
-            build('InfoBatchEncoderDecoder', head)
+            build('ImageLossEncoderDecoder', head)
 
     def test_weights_of_another_batch_are_refused(self):
-        model = build('InfoBatchEncoderDecoder')
+        model = build('ImageLossEncoderDecoder')
         model.weigh_images(torch.ones(3))
         with pytest.raises(ValueError, match='3 weights for 4 images'):
             model.loss(tiny.images(4), tiny.samples(4))
@@ -275,7 +293,7 @@ def method_config(tmp_path, method, ratio=0.5, max_iters=18, **options):
         **{'train_dataloader.dataset.length': 12, 'custom_hooks.0.begin': 0.0, **options},
     )
     config.param_scheduler[0].end = max_iters
-    config.model.pfb.estimator.num_centroids = 4
+    config.model.pfb.criterion = dict(type='rare', estimator=dict(num_centroids=4, dim=16))
     apply_method(config, method, ratio)
     if method == 'rcs':
         config.train_dataloader.sampler.counts = str(tmp_path / 'counts.npz')
@@ -293,11 +311,8 @@ class TestRuns:
         """The Runner logs and dumps its config; beautifying that takes longer than the run."""
         monkeypatch.setattr(Config, 'pretty_text', property(repr))
 
-    # 'short' differs from 'full' in its length only, 'common' from 'pfb' in the sign; those that
-    # resize differ in neither.
-    @pytest.mark.parametrize(
-        'method', [m for m in METHODS if m not in ('short', 'common', 'resize', 'resize_pfb')]
-    )
+    # 'short' differs from 'full' in its length only, 'common' from 'rare' in the sign.
+    @pytest.mark.parametrize('method', [m for m in METHODS if m not in ('short', 'common')])
     def test_budget_is_the_one_of_the_method(self, tmp_path, method):
         # Neither the end of the run nor that of an epoch is one of an interval.
         runner = train(method_config(tmp_path, method, **{'default_hooks.logger.interval': 4}))
@@ -313,15 +328,17 @@ class TestRuns:
             assert images == (72, 72, 72)
         elif method == 'small':
             assert images == (36, 36, 36)
-        elif method == 'pfb':  # the first step seeds
-            assert images == (kept + 2 + 4 * blocked, kept + 2, kept + 2)
         elif method == 'random':
             assert images == (kept, kept, kept)
-        elif method == 'hard':
-            assert images == (kept + 4 * blocked, kept, kept)
-        elif method == 'two_stage':  # after an epoch, of each batch 4 / sqrt(2) are loaded
-            loaded = 3 * 4 + 36
-            assert images == (kept + loaded, kept, kept)
+        elif method in (*CRITERIA, 'pfb', 'two_stage') and method not in ('loss_topk', 'divbs'):
+            loaded = 4 * blocked
+            if method == 'two_stage':  # after an epoch, of each batch 4 / sqrt(2) are loaded
+                loaded = 3 * 4 + 36
+            if method in ('pfb', 'rare', 'rare_taught'):  # the first step seeds
+                kept += 2
+            once = runner.model.pfb.strategy == 'single_pass'
+            scored = loaded + (18 - blocked) * 4 if once else kept + loaded
+            assert images == (scored, kept, kept)
             assert budget['loaded'] == loaded + (18 - blocked) * 4
             assert budget['candidates'] == 72
         elif method in ('loss_topk', 'divbs'):
@@ -345,7 +362,7 @@ class TestRuns:
         if method != 'two_stage':
             assert budget['loaded'] == (2 if method == 'small' else 4) * iterations
             assert (budget['candidates'] == budget['loaded']) == (method not in SAMPLED)
-        assert budget['seconds'] > 0 and budget['peak_memory_mib'] > 1
+        assert budget['seconds'] > 0 < budget['cpu_seconds'] and budget['peak_memory_mib'] > 1
 
     def test_pruned_samples_are_not_loaded(self, tmp_path, monkeypatch):
         loaded = []
@@ -435,8 +452,7 @@ def train_on_a_rank(folder, *methods):
 
 
 def test_two_ranks_train_with_every_method(tmp_path):
-    # 'short' is 'full' with fewer steps, the resized ones with smaller images.
-    methods = [m for m in METHODS if m not in ('short', 'resize', 'resize_pfb')]
+    methods = [m for m in METHODS if m != 'short']  # 'full' with fewer steps
     processes.run(train_on_a_rank, tmp_path, *methods, num_ranks=2)
     for method in methods:
         first, second = (torch.load(tmp_path / method / f'{rank}.pt') for rank in range(2))
@@ -467,8 +483,6 @@ class TestMethods:
                 one.model.pop(key, None)
             if method == 'small':
                 one.train_dataloader.pop('batch_size')
-            if method.startswith('resize'):
-                one.model.data_preprocessor.pop('type')
             if method in (*SAMPLED, 'rcs'):
                 one.train_dataloader.pop('sampler')
                 set_iters(one, 300)
@@ -485,9 +499,37 @@ class TestMethods:
         random, divbs = copy.deepcopy(config), copy.deepcopy(config)
         apply_method(random, 'random', 0.7)
         apply_method(divbs, 'divbs', 0.7)
-        assert random.model.pfb == {**config.model.pfb, 'prune_ratio': 0.7, 'criterion': 'random'}
-        assert divbs.model.pfb == {**config.model.pfb, 'prune_ratio': 0.7, 'criterion': 'divbs'}
+        for one, name in ((random, 'random'), (divbs, 'divbs')):
+            chosen = dict(prune_ratio=0.7, criterion=dict(type=name), exit_loss_weight=0.0)
+            assert one.model.pfb == {**config.model.pfb, **chosen}
         assert random.custom_hooks == divbs.custom_hooks == config.custom_hooks
+
+    @pytest.mark.parametrize(
+        ('method', 'criterion', 'weight'),
+        [
+            ('hard', dict(type='hard'), None),
+            ('hard_only', dict(type='hard'), 0.0),
+            ('rare', dict(type='rare', exploration=0.1), 0.0),
+            ('rare_taught', dict(type='rare', exploration=0.1), 1.0),
+            ('common', dict(type='common', exploration=0.1), 0.0),
+            ('pfb', dict(type='rare', exploration=0.1), 0.4),
+        ],
+    )
+    def test_criterion_and_teaching_are_those_of_the_method(self, method, criterion, weight):
+        config = Config.fromfile(DEMO_CONFIG)
+        config.model.pfb = dict(
+            criterion=dict(type='rare', exploration=0.1), exit_loss_weight=0.4, min_keep=3
+        )
+        apply_method(config, method, 0.7)
+        expected = dict(criterion=criterion, min_keep=3, prune_ratio=0.7)
+        expected |= {} if weight is None else dict(exit_loss_weight=weight)
+        assert config.model.pfb == expected
+
+    def test_what_a_config_says_of_hard_is_kept_by_hard(self):
+        config = Config.fromfile(DEMO_CONFIG)
+        config.model.pfb = dict(criterion='hard', exit_loss_weight=0.4)
+        apply_method(config, 'hard', 0.7)
+        assert config.model.pfb.exit_loss_weight == 0.4
 
     def test_set_iters_scales_all_of_the_schedule(self):
         config = Config(
@@ -529,7 +571,7 @@ class TestMethods:
 
     def test_small_is_at_least_what_the_model_can_be_trained_on(self):
         config = Config.fromfile(
-            ROOT / 'configs/camvid/deeplabv3_r18-d8_1xb8-300i_camvid-176x240.py'
+            ROOT / 'benchmarks/configs/camvid/deeplabv3_r18-d8_1xb8-300i_camvid-176x240.py'
         )
         apply_method(config, 'small', 0.9)
         assert config.train_dataloader.batch_size == 2  # BatchNorm on DeepLabV3's pooled image

@@ -1,6 +1,7 @@
 """What BudgetHook counts in a classifier; in segmentors, see test_baselines.py."""
 
 import json
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from pfb_mmseg.hooks import BudgetHook
+from pfb_mmseg.compare import BudgetHook
 
 
 class Classifier(nn.Module):
@@ -33,10 +34,13 @@ def test_images_are_counted_where_they_enter_the_last_layer_of_a_classifier(tmp_
         model(torch.rand(3, 3, 2, 2))  # and by the whole network
     model(torch.rand(2, 3, 2, 2))
     hook.after_train_iter(runner, 0)
+    time.sleep(0.2)
+    hook.after_train_iter(runner, 0)
     hook.after_train(runner)
     budget = json.loads((tmp_path / 'budget.json').read_text())
     counted = {key: budget[key] for key in ('loaded', 'shallow', 'deep', 'backward')}
     assert counted == dict(loaded=4, shallow=9, deep=5, backward=2)
+    assert budget['seconds'] > 0.2 > budget['cpu_seconds'] > 0  # asleep
 
 
 @pytest.mark.parametrize('head', [nn.ReLU(), None])

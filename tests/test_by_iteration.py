@@ -15,7 +15,7 @@ from PIL import Image
 from pfb_mmseg.compare.by_iteration import count_iterations
 from pfb_mmseg.compare.methods import set_iters
 
-CONFIGS = Path(__file__).parents[1] / 'configs'
+CONFIGS = Path(__file__).parents[1] / 'benchmarks/configs'
 EPOCHS, LENGTH = 8, 3  # 20 images in batches of 8
 
 

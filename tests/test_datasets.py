@@ -1,4 +1,4 @@
-"""The demo scenes, CamVid and Clothing Co-Parsing as MMSegmentation sees them."""
+"""The demo scenes as MMSegmentation sees them."""
 
 import pickle
 from collections import Counter
@@ -11,26 +11,15 @@ import torch
 from mmengine import fileio
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmseg.datasets import BaseSegDataset, PascalVOCDataset
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import DATASETS, MODELS
-from pfb_mmseg.datasets import (
-    CamVidDataset,
-    CCPCoarseDataset,
-    CCPDataset,
-    PFBDemoDataset,
-    WrongLabelsMixin,
-)
-from PIL import Image
 from torch.utils.data import DataLoader
 
-from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner
+from pfb_mmseg.core import BatchPruner
+from pfb_mmseg.demo import PFBDemoDataset
 from pfb_mmseg.demo.scenes import CLASSES, KIND_SHARES
-from pfb_mmseg.report.images import ImageSet
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
-CAMVID = Path(__file__).parents[2] / 'shared' / 'camvid'
-CCP = CAMVID.with_name('ccp')
 LOAD = [dict(type='LoadDemoScene'), dict(type='LoadDemoLabels')]
 PACK = dict(type='PackSegInputs')
 
@@ -124,7 +113,7 @@ class TestDemoScenes:
         config.model.backbone.out_indices = (2,)
         encoder = MODELS.build(config.model.backbone)
         encoder.init_weights()
-        pruner = BatchPruner(0.5, AdaptiveDensityEstimator(**config.model.pfb.estimator))
+        pruner = BatchPruner(0.5, dict(type='rare', estimator=dict(num_centroids=64, dim=32)))
         dataset = demo(length=640)
         kept, candidates = Counter(), Counter()
         for batch in torch.randperm(640).view(-1, 16).tolist():
@@ -132,7 +121,7 @@ class TestDemoScenes:
             with torch.no_grad():
                 (features,) = encoder(torch.from_numpy(images).permute(0, 3, 1, 2) / 64 - 2)
             selection = pruner(features)
-            if selection.log_density is not None:
+            if selection.score is not None:
                 rare = [
                     KIND_SHARES[dataset.kind_of(dataset.get_data_info(i)['img_path'])] < 0.1
                     for i in batch
@@ -230,199 +219,3 @@ class TestDemoPipeline:
         for index, image in enumerate(loader):
             np.testing.assert_array_equal(image, dataset[index]['img'])
             np.testing.assert_array_equal(copy[index]['img'], dataset[index]['img'])
-
-
-class TestCamVid:
-    PIPELINE = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
-
-    def build(self, root, split='train', **options):
-        prefix = dict(img_path=split, seg_map_path=f'{split}annot')
-        return DATASETS.build(
-            dict(type='CamVidDataset', data_root=str(root), data_prefix=prefix, **options)
-        )
-
-    def test_images_are_paired_with_their_label_maps(self, tmp_path):
-        for folder in ('train', 'trainannot'):
-            (tmp_path / folder).mkdir()
-        labels = {'0001TP_1': 3, '0006R0_2': 255}
-        for stem, label in labels.items():
-            Image.new('RGB', (24, 18)).save(tmp_path / 'train' / f'{stem}.jpg')
-            Image.new('L', (24, 18), label).save(tmp_path / 'trainannot' / f'{stem}.png')
-        dataset = self.build(tmp_path, pipeline=self.PIPELINE)
-        assert [Path(dataset[i]['img_path']).stem for i in range(2)] == list(labels)
-        assert [set(np.unique(dataset[i]['gt_seg_map'])) for i in range(2)] == [{3}, {255}]
-
-    def test_has_eleven_classes_with_distinct_colours(self):
-        meta = CamVidDataset.METAINFO
-        assert meta['classes'][0] == 'Sky' and meta['classes'][10] == 'Bicyclist'
-        assert len(meta['classes']) == len({tuple(c) for c in meta['palette']}) == 11
-
-    @pytest.mark.skipif(not CAMVID.is_dir(), reason='no CamVid frames at ../shared/camvid')
-    @pytest.mark.parametrize('split, length', [('train', 367), ('val', 101)])
-    def test_real_frames_load(self, split, length):
-        dataset = self.build(CAMVID, split, pipeline=self.PIPELINE)
-        assert len(dataset) == length
-        frame = dataset[length - 1]
-        assert frame['img'].shape == (360, 480, 3) and frame['gt_seg_map'].shape == (360, 480)
-        assert set(np.unique(frame['gt_seg_map'])) <= {*range(11), 255}
-
-
-def files(root, kind, split='train', labels='annot', **options):
-    """A data set of files, loaded without augmentation."""
-    prefix = dict(img_path=split, seg_map_path=f'{split}{labels}')
-    pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
-    return DATASETS.build(
-        dict(type=kind, data_root=str(root), data_prefix=prefix, pipeline=pipeline, **options)
-    )
-
-
-def write_pairs(root, sizes, folders=('train', 'trainannot')):
-    """Images of these (width, height), each of one label and one shade of its own."""
-    for folder in folders:
-        (root / folder).mkdir(parents=True)
-    for index, size in enumerate(sizes):
-        shade = (index, index, index)
-        Image.new('RGB', size, shade).save(root / folders[0] / f'{index:04d}.jpg', quality=100)
-        Image.new('L', size, index).save(root / folders[1] / f'{index:04d}.png')
-
-
-class TestClothing:
-    @pytest.mark.parametrize(
-        'kind, labels, num', [('CCPDataset', 'annot', 42), ('CCPCoarseDataset', 'coarse', 14)]
-    )
-    def test_photos_are_paired_with_the_label_maps_of_their_folder(
-        self, tmp_path, kind, labels, num
-    ):
-        write_pairs(tmp_path, [(9, 12)] * num, ('train', f'train{labels}'))
-        dataset = files(tmp_path, kind, labels=labels)
-        assert len(dataset) == len(dataset.metainfo['classes']) == num
-        for index in range(num):
-            assert Path(dataset[index]['img_path']).name == f'{index:04d}.jpg'
-            assert set(np.unique(dataset[index]['gt_seg_map'])) == {index}
-
-    @pytest.mark.parametrize('kind, num', [(CCPDataset, 42), (CCPCoarseDataset, 14)])
-    def test_classes_have_distinct_names_and_the_colours_of_vocs_rule(self, kind, num):
-        classes, palette = kind.METAINFO['classes'], kind.METAINFO['palette']
-        assert len(set(classes)) == len({tuple(colour) for colour in palette}) == num
-        voc = PascalVOCDataset.METAINFO['palette']
-        assert palette[:21] == voc[:num]
-
-    @pytest.mark.skipif(not CCP.is_dir(), reason='no clothing photos at ../shared/ccp')
-    def test_class_names_are_those_of_the_list_beside_the_photos(self):
-        lines = (CCP / 'classes.txt').read_text().splitlines()
-        assert CCPDataset.METAINFO['classes'] == tuple(line.split()[0] for line in lines)
-
-    @pytest.mark.skipif(not CCP.is_dir(), reason='no clothing photos at ../shared/ccp')
-    @pytest.mark.parametrize('split, length', [('train', 704), ('val', 150)])
-    def test_real_photos_load_and_classes_fall_into_groups(self, split, length):
-        fine = files(CCP, 'CCPDataset', split)
-        coarse = files(CCP, 'CCPCoarseDataset', split, 'coarse')
-        assert len(fine) == len(coarse) == length
-        names = [kind.METAINFO['classes'] for kind in (CCPDataset, CCPCoarseDataset)]
-        seen = set()
-        for index in range(0, length, length // 10):
-            photo, grouped = fine[index], coarse[index]
-            assert photo['img'].shape[:2] == photo['gt_seg_map'].shape
-            pairs = np.stack([photo['gt_seg_map'].ravel(), grouped['gt_seg_map'].ravel()])
-            seen |= set(map(tuple, np.unique(pairs, axis=1).T.tolist())) - {(255, 255)}
-        group = {names[0][one]: names[1][other] for one, other in seen}
-        assert len(group) == len(seen), 'a class is in one group'
-        assert group['null'] == 'background' and group['skin'] == 'skin'
-        assert group['shoes'] == 'footwear' and group['hair'] == 'hair'
-
-
-class TestWrongLabels:
-    def test_that_share_of_the_scenes_has_the_labels_of_the_scene_named(self):
-        right, wrong = demo(), demo(wrong_labels=0.25)
-        index_of = {right.get_data_info(i)['img_path']: i for i in range(60)}
-        num_wrong = 0
-        for index in range(60):
-            mine, own = wrong[index], right[index]
-            assert mine['img_path'] == own['img_path']
-            np.testing.assert_array_equal(mine['img'], own['img'])
-            donor = index_of[mine.get('labels_of', own['img_path'])]
-            num_wrong += donor != index
-            np.testing.assert_array_equal(mine['gt_seg_map'], right[donor]['gt_seg_map'])
-        assert num_wrong == 15
-
-    def swaps(self, dataset):
-        infos = [dataset.get_data_info(index) for index in range(len(dataset))]
-        return {info['img_path']: info['labels_of'] for info in infos if 'labels_of' in info}
-
-    def test_the_draw_is_the_seeds(self):
-        first, again = (self.swaps(demo(wrong_labels=0.2)) for _ in range(2))
-        assert first == again
-        assert first != self.swaps(demo(wrong_labels=0.2, wrong_labels_seed=1))
-
-    def test_a_larger_share_holds_the_swaps_of_a_smaller_one(self):
-        few, many = self.swaps(demo(wrong_labels=0.05)), self.swaps(demo(wrong_labels=0.2))
-        assert (len(few), len(many)) == (3, 12)
-        assert few.items() < many.items()
-
-    def test_without_the_option_no_label_is_wrong(self):
-        assert self.swaps(demo()) == self.swaps(demo(wrong_labels=0.0)) == {}
-
-    def test_all_labels_can_be_wrong(self):
-        swaps = self.swaps(demo(wrong_labels=1))
-        assert len(swaps) == 60 and all(mine != theirs for mine, theirs in swaps.items())
-
-    @pytest.mark.parametrize('kind', ['CamVidDataset', 'CCPDataset'])
-    def test_files_keep_their_image_and_name(self, tmp_path, kind):
-        write_pairs(tmp_path, [(16, 16)] * 8)
-        dataset = files(tmp_path, kind, wrong_labels=0.5)
-        wrong = 0
-        for index in range(8):
-            sample = dataset[index]
-            assert Path(sample['img_path']).stem == f'{index:04d}'
-            assert abs(sample['img'].astype(int) - index).max() <= 1
-            (label,) = np.unique(sample['gt_seg_map'])
-            assert label == int(Path(sample.get('labels_of', sample['img_path'])).stem)
-            wrong += label != index
-        assert wrong == 4
-
-    def test_a_label_map_fits_the_image_it_is_put_on(self, tmp_path):
-        sizes = [(16, 12), (16, 14), (20, 9)] * 3 + [(8, 8)]
-        write_pairs(tmp_path, sizes)
-        dataset = files(tmp_path, 'CCPDataset', wrong_labels=0.9)
-        assert len(self.swaps(dataset)) == 9
-        for index in range(10):
-            assert dataset[index]['gt_seg_map'].shape == dataset[index]['img'].shape[:2]
-        assert 'labels_of' not in dataset.get_data_info(9), 'there is none of its size'
-        with pytest.raises(ValueError, match=r'set wrong_labels to 0\.9 or less'):
-            files(tmp_path, 'CCPDataset', wrong_labels=1.0)
-
-    def test_galleries_show_the_labels_that_a_run_sees(self, tmp_path):
-        write_pairs(tmp_path, [(16, 16)] * 6)
-        dataset = dict(
-            type='CamVidDataset',
-            data_root=str(tmp_path),
-            data_prefix=dict(img_path='train', seg_map_path='trainannot'),
-            wrong_labels=0.5,
-        )
-        images = ImageSet(Config(dict(train_dataloader=dict(dataset=dataset))))
-        swaps = self.swaps(DATASETS.build(dataset))
-        assert len(swaps) == 3
-        for path in images.infos:
-            assert images.load(path)[1][0, 0] == int(Path(swaps.get(path, path)).stem)
-
-    def test_any_data_set_gets_it_by_one_class_in_front(self, tmp_path):
-        class Noisy(WrongLabelsMixin, BaseSegDataset):
-            pass
-
-        write_pairs(tmp_path, [(16, 16)] * 4)
-        dataset = files(tmp_path, Noisy, wrong_labels=0.5, metainfo=dict(classes=tuple('abcd')))
-        assert len(self.swaps(dataset)) == 2
-
-    def test_a_data_set_without_labels_is_refused(self, tmp_path):
-        write_pairs(tmp_path, [(16, 16)] * 4)
-        options = dict(data_root=str(tmp_path), data_prefix=dict(img_path='train'))
-        with pytest.raises(ValueError, match='seg_map_path'):
-            CamVidDataset(wrong_labels=0.5, **options)
-
-    @pytest.mark.parametrize(
-        'option, value', [('wrong_labels', 1.5), ('wrong_labels', -0.1), ('wrong_labels_seed', -1)]
-    )
-    def test_bad_option_is_refused_by_name_and_value(self, option, value):
-        with pytest.raises(ValueError) as error:
-            demo(**{option: value})
-        assert option in str(error.value) and repr(value) in str(error.value)

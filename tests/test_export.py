@@ -92,7 +92,7 @@ def test_an_exported_run_predicts_bit_for_bit_the_same_without_pfb(variant, tmp_
     if variant == 'EMA':
         cfg.custom_hooks.append(dict(type='EMAHook', momentum=0.3))
     if variant == 'infobatch':
-        cfg.model.type = 'InfoBatchEncoderDecoder'
+        cfg.model.type = 'ImageLossEncoderDecoder'
         cfg.model.pop('pfb')
         cfg.custom_hooks = [dict(type='InfoBatchHook')]
         cfg.train_dataloader.sampler = dict(type='InfoBatchSampler', prune_ratio=0.5)
@@ -135,7 +135,7 @@ def test_an_exported_classifier_predicts_bit_for_bit_the_same_with_mmpretrain_al
 
 
 def test_of_a_data_set_that_is_left_out_the_pipeline_stays_for_mmpretrain_to_predict_with():
-    config = 'configs/cifar10/resnet18-small_pfb-p50_1xb128-8e_cifar10-jpeg.py'
+    config = 'benchmarks/configs/cifar10/resnet18-small_pfb-p50_1xb128-8e_cifar10-jpeg.py'
     cfg = Config.fromfile(ROOT / config)
     changes = plain_config(cfg)
     assert 'train_dataloader' not in cfg and 'test_evaluator' not in cfg
@@ -244,12 +244,8 @@ def test_the_command_tells_what_it_did_and_ends_in_a_sentence_where_it_cannot(
 @pytest.mark.parametrize(
     'path', sorted(ROOT.glob('configs/[!_]*/*.py')), ids=lambda path: path.stem
 )
-def test_every_config_is_turned_back_or_refused_with_the_remedy(path):
+def test_every_config_is_turned_back(path):
     cfg = Config.fromfile(path)
-    if 'efficientnet-lite0' in path.name:
-        with pytest.raises(ValueError, match="model.backbone.type='EfficientNetLite' is a part of"):
-            plain_config(cfg)
-        return
     before = copy.deepcopy(cfg)
     plain_config(cfg)
     init_default_scope(before.default_scope)

@@ -31,7 +31,7 @@ HOOK = [dict(type='PFBHook', begin=2, end=1.0)]
 def test_equal_images_are_told_of_once(tmp_path):
     options = {
         'train_dataloader.dataset.indices': 1,
-        'model.pfb.estimator.num_centroids': 4,
+        'model.pfb.criterion.estimator.num_centroids': 4,
         'default_hooks.logger.interval': 10,
     }
     train(demo_config(tmp_path, max_iters=30, custom_hooks=HOOK, **options))
@@ -43,7 +43,7 @@ def test_equal_images_are_told_of_once(tmp_path):
 def test_a_batch_too_small_to_prune_is_told_of_where_the_data_loader_did_not_tell(tmp_path):
     # Two images are a batch that can be pruned, but this data set has only one.
     config = demo_config(tmp_path, max_iters=8, custom_hooks=HOOK)
-    config.model.pfb.estimator.num_centroids = 2
+    config.model.pfb.criterion.estimator.num_centroids = 2
     config.train_dataloader.batch_size = 2
     config.train_dataloader.dataset.indices = 1
     config.train_dataloader.sampler = dict(type='DefaultSampler')

@@ -14,8 +14,10 @@ import torch
 from demo_runs import demo_config, train
 from interruptible import ITERATIONS
 from mmengine.config import Config
+from mmengine.runner._flexible_runner import FlexibleRunner
 
 from pfb_mmseg.core import Selection, SelectionStatistics
+from pfb_mmseg.hooks.saved import drop_model_state
 from pfb_mmseg.report import SelectionRecord
 
 # How long something took is no decision.
@@ -71,7 +73,7 @@ def assert_same(interrupted, whole):
     assert one.paths == other.paths
     np.testing.assert_array_equal(one.kept, other.kept)
     np.testing.assert_array_equal(one.candidates, other.candidates)
-    np.testing.assert_allclose(one.mean_log_density, other.mean_log_density)
+    np.testing.assert_allclose(one.mean_score, other.mean_score)
 
 
 def test_a_run_killed_in_mid_interval_goes_on_as_the_one_that_was_not(tmp_path):
@@ -117,7 +119,7 @@ def test_with_another_size_the_estimate_starts_afresh_and_the_rest_goes_on(
     trained, tmp_path, options
 ):
     with pytest.warns(UserWarning, match=r'found one of shape \(8, 16\): the estimate starts af'):
-        runner, _ = resume(trained, tmp_path, **{'model.pfb.estimator': options})
+        runner, _ = resume(trained, tmp_path, **{'model.pfb.criterion.estimator': options})
     pruner = runner.model.pfb.pruner
     assert pruner.step == 6  # of the quota and of the draws
     assert pruner.estimator.counts.sum() == 2 * 4  # both steps seed
@@ -138,6 +140,72 @@ def test_a_checkpoint_without_pfb_gives_its_weights_and_the_log_says_what_starts
     assert re.search('written without PFBHook.*the record of kept images and the clock start', text)
     assert runner.model.pfb.pruner.step == 2
     assert runner.iter == 6
+
+
+@pytest.fixture(scope='module')
+def other_data(tmp_path_factory):
+    """A checkpoint of a run by the losses of an exit of its own, on two classes fewer."""
+    folder = tmp_path_factory.mktemp('other')
+    train(tuned(folder, None, 8, **{'default_hooks.checkpoint.interval': 8}))
+    return folder / 'iter_8.pth'
+
+
+def tuned(work_dir, load_from, num_iters=4, criterion='hard', **options):
+    config = demo_config(work_dir, num_iters, log_level='INFO', custom_hooks=[HOOK], **options)
+    config.model.pfb.update(criterion=criterion, exit='own')
+    config.load_from = None if load_from is None else str(load_from)
+    return config
+
+
+class TestLoadFrom:
+    def test_weights_come_along_and_pfb_starts_anew(self, other_data, tmp_path):
+        runner = train(tuned(tmp_path, other_data))
+        assert runner.model.pfb.pruner.step == 4
+        assert not runner.model.pfb.ready, 'the exit of four steps warms up again'
+        [log] = tmp_path.glob('*/*.log')
+        assert log.read_text().count('PFB starts with new state') == 1
+        record = SelectionRecord.load(tmp_path / 'pfb_record.npz')
+        assert record.timeline.totals[:, :2].sum() == 4 * 4
+
+    def test_the_first_step_is_that_of_the_loaded_weights_with_a_new_density(
+        self, trained, tmp_path
+    ):
+        config = demo_config(tmp_path, 2, custom_hooks=[HOOK])
+        config.load_from = str(trained)
+        config.optim_wrapper.optimizer.lr = 0.0
+        model = train(config).model
+        assert model.pfb.pruner.step == 2
+        assert model.pfb.estimator.counts.sum() == 2 * 4  # two steps seed
+        saved = torch.load(trained, weights_only=False)['state_dict']
+        # The schedule does not let the rate fall to zero.
+        weight, loaded = model.decode_head.conv_seg.weight, saved['decode_head.conv_seg.weight']
+        torch.testing.assert_close(weight.detach(), loaded, rtol=0, atol=1e-3)
+
+    def test_a_run_of_the_other_runner_starts_anew_too(self, trained, tmp_path):
+        config = demo_config(tmp_path, 2, custom_hooks=[HOOK])
+        config.load_from, config.launcher = str(trained), 'none'
+        config.strategy, config.env_cfg = dict(type='SingleDeviceStrategy'), {}
+        runner = FlexibleRunner.from_cfg(config)
+        runner.train()
+        assert runner.model.pfb.pruner.step == 2
+        assert runner.model.pfb.estimator.counts.sum() == 2 * 4
+
+    def test_every_way_to_the_state_of_pfb_is_found_and_nothing_else(self):
+        ours = ['pfb._extra_state', 'module.pfb.pruner._extra_state', 'student.pfb.point.x']
+        others = ['backbone.pfb', 'pfbnet.conv.weight', 'decode_head.conv_seg.bias']
+        checkpoint = dict(state_dict=dict.fromkeys([*ours, *others]))
+        assert drop_model_state(checkpoint) == 3
+        assert [*checkpoint['state_dict']] == others
+        assert drop_model_state(dict.fromkeys(ours)) == 3  # the file of a bare state dict
+
+
+def test_a_checkpoint_of_another_schema_is_not_resumed(trained, tmp_path):
+    checkpoint = torch.load(trained, weights_only=False)
+    assert checkpoint['pfb']['schema'] == 1
+    checkpoint['pfb']['schema'] = 7
+    torch.save(checkpoint, tmp_path / 'newer.pth')
+    with pytest.raises(ValueError, match='PFB state of schema 7, expected 1.*resume=False'):
+        resume(tmp_path / 'newer.pth', tmp_path / 'run')
 
 
 def test_statistics_go_on_where_they_were_saved():

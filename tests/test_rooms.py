@@ -12,8 +12,8 @@ import pfb_mmseg
 PACKAGE = Path(pfb_mmseg.__file__).parent
 # Each leads to those before it, never to one behind it. What lies in no folder leads nowhere.
 ROOMS = (
-    *('core', 'criteria', 'blocking', 'backbones', 'hosts', 'segmentors', 'classifiers'),
-    *('datasets', 'record', 'hooks', 'sampling', 'baselines', 'reporting', 'measure', 'commands'),
+    *('core', 'blocking', 'models', 'convert', 'data', 'report', 'hooks', 'compare'),
+    *('demo', 'commands'),
 )
 FILES = {path.stem for path in PACKAGE.glob('*.py')}
 

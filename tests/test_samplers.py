@@ -345,16 +345,6 @@ class TestStream:
         sampler.update(torch.tensor([1, 3, 1, 0, 3, 1]), torch.arange(6.0))
         assert sampler.scores.nan_to_num(-1).tolist() == [3, 5, -1, 4, -1]
 
-    def test_a_state_of_version_0_1_is_gone_on_from(self):
-        sampler = InfoBatchSampler(range(6), seed=0)
-        stream = torch.tensor([[4, 2.0, 1.5], [1, 1.0, 1.5], [0, 2.0, 1.5]], dtype=torch.float64)
-        sampler.load_state_dict(dict(scores=torch.arange(6.0), stream=stream, epoch=3))
-        assert sampler.candidates == 3 * 6 - 4.5
-        taken = sampler.take(3)
-        assert taken.indices.flatten().tolist() == [4, 1, 0]
-        assert taken.weights.flatten().tolist() == [2, 1, 2]
-        assert torch.equal(sampler.scores, torch.arange(6.0))
-
     @pytest.mark.parametrize('by_epoch', [False, True])
     def test_the_state_is_small(self, make, by_epoch):
         sampler = make(range(10_000), by_epoch=by_epoch)

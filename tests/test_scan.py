@@ -9,12 +9,17 @@ import torch
 from demo_runs import demo_config, train
 from mmcv.transforms import BaseTransform
 from mmengine.config import Config
+from mmseg.datasets import BaseSegDataset
 from mmseg.models.utils import resize
-from mmseg.registry import TRANSFORMS
+from mmseg.registry import DATASETS, MODELS, TRANSFORMS
+from PIL import Image
 from test_reports import tool
 from torch.nn import functional as F
 
+from pfb_mmseg.commands.main import read
 from pfb_mmseg.report.images import ImageSet
+from pfb_mmseg.report.report import write_report
+from pfb_mmseg.report.run import RunFiles
 from pfb_mmseg.report.scan import Scanner
 
 
@@ -33,27 +38,26 @@ def runs(tmp_path_factory):
 
     def make(criterion):
         if criterion not in made:
-            work_dir = folder / str(len(made))
-            options = {'default_hooks.checkpoint.interval': 12}
-            config = demo_config(work_dir, **options)
-            config.model.pfb.criterion = dict(criterion)
+            work_dir = folder / criterion
+            config = demo_config(work_dir, **{'default_hooks.checkpoint.interval': 12})
+            config.model.pfb = dict(prune_ratio=0.5, criterion=criterion)
             train(config)
             (file,) = work_dir.glob('*/vis_data/config.py')
             made[criterion] = (file, work_dir / 'iter_12.pth')
         return made[criterion]
 
-    return lambda name, **options: make((('type', name), *options.items()))
+    return make
 
 
 def ranking(folder):
     with open(folder / 'ranking.csv', newline='') as file:
         (*_, score_name), *rows = csv.reader(file)
-    return score_name, {path: float(score) for _, path, score in rows}
+    return score_name, {path: float(score) for *_, path, score in rows}
 
 
 def scores(config, checkpoint, criterion=None, batch_size=8):
     scanner = Scanner(Config.fromfile(config), checkpoint, criterion=criterion)
-    infos = list(ImageSet(Config.fromfile(config)).infos.values())
+    infos = ImageSet(Config.fromfile(config)).infos
     return scanner.score(scanner.observe(infos, batch_size))
 
 
@@ -72,6 +76,7 @@ class TestTool:
     def test_ranks_by_another_one_if_told(self, runs, tmp_path, monkeypatch):
         config, checkpoint = runs('random')
         arguments = [config, checkpoint, '--device', 'cpu', '--images', 0, '--out', tmp_path]
+        arguments += ['--cfg-options', 'train_dataloader.dataset.length=70']  # for 64 centroids
         for criterion, expected in (
             ('hard', 'exit_loss'), ('loss_topk', 'loss'), ('rare', 'log_density')
         ):  # fmt: skip
@@ -89,7 +94,7 @@ class TestTool:
             (['--criterion', 'hard', '--refit'], '--refit learns a density'),
             (
                 ['--criterion', 'hard', '--cfg-options', 'model.pfb.block_after=backbone.layer2'],
-                'has no exit behind backbone.layer2',
+                'has no trained early exit behind backbone.layer2',
             ),
             (
                 ['--criterion', 'hard', '--cfg-options', 'test_dataloader.dataset.pipeline.1.type='
@@ -107,6 +112,8 @@ class TestTool:
     @pytest.mark.slow
     def test_wrong_labels_come_first(self, tmp_path, monkeypatch):
         """Of 300 scenes 30 have the labels of another, as often as not of one of the same kind."""
+        import benchmarks.lab  # noqa: F401  registers the scenes with wrong labels
+
         options = {
             'model.backbone.base_channels': 16,
             'model.decode_head.in_channels': 128,
@@ -114,7 +121,10 @@ class TestTool:
             'model.auxiliary_head.in_channels': 64,
             'model.auxiliary_head.channels': 32,
             'train_dataloader.dataset.length': 300,
+            'train_dataloader.dataset.type': 'LabDemoDataset',
+            'train_dataloader.dataset.pipeline.1.type': 'LabLoadDemoLabels',
             'train_dataloader.dataset.wrong_labels': 0.1,
+            'custom_imports.imports': ['pfb_mmseg', 'benchmarks.lab'],
             'train_dataloader.batch_size': 8,
             'default_hooks.checkpoint.interval': 250,
         }
@@ -126,8 +136,8 @@ class TestTool:
         arguments += ['--criterion', 'hard', '--out', tmp_path / 'out']
         assert tool('browse_selection.py', monkeypatch, *arguments) == 0
         found, infos = ranking(tmp_path / 'out')[1], ImageSet(config).infos
-        wrong = np.array([found[path] for path in infos if 'labels_of' in infos[path]])
-        right = np.array([found[path] for path in infos if 'labels_of' not in infos[path]])
+        wrong = np.array([found[info['img_path']] for info in infos if 'labels_of' in info])
+        right = np.array([found[info['img_path']] for info in infos if 'labels_of' not in info])
         assert len(wrong) == 30
         # Area under the ROC curve; by chance 0.5 with a standard deviation of 0.06.
         assert (wrong[:, None] > right).mean() > 0.7
@@ -140,13 +150,12 @@ class TestScores:
         torch.testing.assert_close(found, scores(config, checkpoint, 'hard', 3))
         scanner = Scanner(Config.fromfile(config), checkpoint, criterion='hard')
         model, images = scanner.model, ImageSet(Config.fromfile(config))
-        for loss, path in zip(found, images.infos, strict=True):
-            image, labels = images.load(path)
+        for place, loss in enumerate(found):
+            image, labels = images.load(place)
             image = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1).float()
             mean, std = (getattr(model.data_preprocessor, name) for name in ('mean', 'std'))
             with torch.no_grad():
                 features = model.backbone(((image - mean) / std)[None])[2]
-                features = F.avg_pool2d(features, model.pfb.exit.pool)
                 logits = model.auxiliary_head([features] * 3)
             step = 64 // logits.shape[-1]
             labels = torch.from_numpy(labels.astype(int))[step // 2 :: step, step // 2 :: step]
@@ -162,7 +171,7 @@ class TestScores:
             loader.dataset.pipeline.insert(1, dict(type='Resize', scale=(96, 96)))
         changed.model.data_preprocessor.test_cfg = dict(size=(128, 160))
         scanner = Scanner(changed, checkpoint, criterion='loss_topk')
-        infos = list(ImageSet(changed).infos.values())[:3]
+        infos = ImageSet(changed).infos[:3]
         found = scanner.score(scanner.observe(infos))
         for loss, info in zip(found, infos, strict=True):
             item = scanner._pipeline(dict(info))
@@ -182,10 +191,135 @@ class TestScores:
             )
             assert loss == pytest.approx(pixels.sum().item() / (128 * 160), rel=1e-3)
 
-    def test_an_exit_of_its_own_comes_from_the_checkpoint(self, runs):
-        config, checkpoint = runs('hard', exit='own')
-        scanner = Scanner(Config.fromfile(config), checkpoint)
-        weights = torch.load(checkpoint, weights_only=False)['state_dict']
-        for name, value in scanner.model.pfb.exit.state_dict().items():
-            assert torch.equal(value, weights[f'pfb.exit.{name}']), name
-        assert scores(config, checkpoint).isfinite().all()
+    def test_an_exit_of_its_own_comes_from_the_checkpoint(self, tmp_path):
+        hooks = [dict(type='PFBHook', begin=0, end=1.0)]
+        options = {'default_hooks.checkpoint.interval': 12, 'custom_hooks': hooks}
+        config = demo_config(tmp_path, **options)
+        config.model.pfb = dict(prune_ratio=0.5, criterion='hard', exit='own')
+        trained = train(config).model.pfb.exit.layers.state_dict()
+        scanner = Scanner(config, tmp_path / 'iter_12.pth')
+        for name, value in scanner.model.pfb.exit.layers.state_dict().items():
+            assert torch.equal(value, trained[name]), name
+        found = scanner.observe(ImageSet(config).infos)
+        assert found.shape == (24,) and found.isfinite().all() and found.std() > 0
+
+
+@DATASETS.register_module()
+class HalvesDataset(BaseSegDataset):
+    """The left and the right half of each picture are samples of their own."""
+
+    METAINFO = dict(classes=('dark', 'bright'))
+
+    def load_data_list(self):
+        infos = super().load_data_list()
+        return [{**info, 'right': right} for info in infos for right in (False, True)]
+
+
+@TRANSFORMS.register_module()
+class CutHalf(BaseTransform):
+    def transform(self, results):
+        part = slice(16, 32) if results['right'] else slice(0, 16)
+        for name in ('img', 'gt_seg_map'):
+            results[name] = results[name][:, part]
+        results['img_shape'] = results['ori_shape'] = results['img'].shape[:2]
+        return results
+
+
+def file_config(folder, work_dir, kind, *steps, **options):
+    """The demo network on pictures that are dark on the left and bright on the right."""
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), *steps]
+    dataset = dict(
+        type=kind,
+        data_root=str(folder),
+        data_prefix=dict(img_path='images', seg_map_path='labels'),
+        img_suffix='.png',
+        pipeline=[*pipeline, dict(type='PackSegInputs')],
+        metainfo=dict(classes=('dark', 'bright')),
+    )
+    config = demo_config(work_dir, max_iters=8)
+    for part in ('train', 'val', 'test'):
+        config[f'{part}_dataloader'].dataset = dataset
+    classes = {f'model.{head}_head.num_classes': 2 for head in ('decode', 'auxiliary')}
+    config.merge_from_dict({'default_hooks.checkpoint.interval': 8, **classes, **options})
+    return config
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ('images', 'labels'):
+        (tmp_path / name).mkdir()
+    for index in range(6):
+        image = rng.integers(0, 100, (32, 32, 3), np.uint8)
+        image[:, 16:] += 100
+        Image.fromarray(image).save(tmp_path / 'images' / f'{index}.png')
+        Image.fromarray(np.uint8(image[..., 0] >= 100)).save(tmp_path / 'labels' / f'{index}.png')
+    return tmp_path
+
+
+class TestSamplesOfOneFile:
+    def test_are_entries_of_their_own(self, folder):
+        """In the record, in the report and in the ranking."""
+        options = {
+            'model.data_preprocessor.size': (32, 16),
+            'custom_hooks': [dict(type='PFBHook', begin=0, end=1.0)],
+        }
+        work_dir = folder / 'run'
+        half = dict(type='CutHalf')
+        config = file_config(folder, work_dir, 'HalvesDataset', half, **options)
+        config.model.pfb = dict(prune_ratio=0.5, criterion='hard', exit_loss_weight=0)
+        train(config)
+        record = RunFiles(work_dir).record
+        assert sorted(record.places.tolist()) == list(range(12))
+        page = write_report(work_dir, num_images=12, scan_seconds=0).read_text()
+        for row, place in enumerate(record.places):
+            shown = f'{place // 2} [{place}]</b>kept {record.kept[row]} of {record.candidates[row]}'
+            assert shown in page
+
+        config.dump(folder / 'config.py')
+        arguments = ['browse', folder / 'config.py', work_dir / 'iter_8.pth', '--device', 'cpu']
+        arguments += ['--criterion', 'loss_topk', '--out', folder / 'out']
+        read([*map(str, arguments)])()
+        with open(folder / 'out' / 'ranking.csv', newline='') as file:
+            rows = {int(index): (path, score) for _, index, path, score in csv.reader(file)
+                    if index != 'index'}  # fmt: skip
+        assert sorted(rows) == list(range(12))
+        for place, (path, _) in rows.items():
+            assert path == str(folder / 'images' / f'{place // 2}.png')
+        page = (folder / 'out' / 'index.html').read_text()
+        assert all(f'{place // 2} [{place}]</b>loss' in page for place in range(12))
+
+
+class TestPadding:
+    @pytest.mark.parametrize('channels', [2, 1])
+    def test_counts_as_the_label_that_the_head_ignores(self, folder, channels):
+        """A padded image scores as one with so many unlabelled pixels."""
+        loss = dict(type='CrossEntropyLoss', use_sigmoid=channels == 1, loss_weight=1.0)
+        head = dict(ignore_index=250, out_channels=channels, loss_decode=loss)
+        options = {f'model.{name}_head.{key}': value for name in ('decode', 'auxiliary')
+                   for key, value in head.items()}  # fmt: skip
+        options['model.data_preprocessor'] = dict(
+            size=(32, 32), seg_pad_val=250, test_cfg=dict(size=(48, 64))
+        )
+        config = file_config(folder, folder / 'run', 'BaseSegDataset', **options)
+        config.model.pfb = dict(prune_ratio=0.5)
+        model = MODELS.build(config.model)
+        torch.save({'state_dict': model.state_dict()}, folder / 'model.pth')
+        infos = ImageSet(config).infos
+        scanner = Scanner(config, folder / 'model.pth', criterion='loss_topk')
+        found = scanner.score(scanner.observe(infos))
+        for loss, info in zip(found, infos, strict=True):
+            item = scanner._pipeline(dict(info))
+            data = dict(inputs=[item['inputs']], data_samples=[item['data_samples']])
+            with torch.no_grad():
+                image = scanner.model.data_preprocessor(data)['inputs']
+                logits = scanner.model(image, mode='tensor')
+                logits = resize(logits, (48, 64), mode='bilinear')[..., :32, :32]
+            labels = item['data_samples'].gt_sem_seg.data
+            if channels == 1:
+                pixels = F.binary_cross_entropy_with_logits(
+                    logits[:, 0], labels.float(), reduction='none'
+                )
+            else:
+                pixels = F.cross_entropy(logits, labels, reduction='none')
+            assert loss == pytest.approx(pixels.sum().item() / (48 * 64), rel=1e-3)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 from collections import deque
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader
 from pfb_mmseg import apply_pfb
 from pfb_mmseg.convert.apply import remove_pfb
 from pfb_mmseg.core import Selection
-from pfb_mmseg.data import PFBBatchSampler
+from pfb_mmseg.data import PFBBatchSampler, batch_sampler
 from pfb_mmseg.data.batch_sampler import SKIPPED, Standings
 from pfb_mmseg.data.loading import standings
 from pfb_mmseg.report import read_scalars
@@ -48,7 +49,7 @@ class Proposals:
 
 def sampler_of(size, batch_size, skip, *, begin=0, known=None, ahead=0, **options):
     sampler = PFBBatchSampler(Proposals(size), batch_size, skip, **options)
-    sampler.start(size, begin, 10**9, ahead)
+    sampler.start(np.arange(size), begin, 10**9, ahead)
     if known is not None:
         state = sampler.state_dict() | dict(standing=torch.tensor(known))
         sampler.load_state_dict(state)
@@ -74,27 +75,53 @@ class TestChoice:
             found += next(iter(sampler)) == [0]
         assert found / 2000 == pytest.approx(1 / (1 + math.exp(-2)), abs=0.055)
 
-    def test_what_was_never_looked_at_comes_first(self):
+    def test_what_was_never_scored_is_always_loaded(self):
         for seed in range(50):
             sampler = sampler_of(4, 4, 0.5, known=[0.99, NAN, 0.99, NAN], seed=seed)
             assert next(iter(sampler)) == [1, 3]
+            sampler = sampler_of(4, 4, 0.75, known=[0.99, NAN, NAN, NAN], seed=seed)
+            assert next(iter(sampler)) == [1, 2, 3]
 
     @pytest.mark.parametrize(('skip', 'size'), [(0.3, 16), (0.3, 4), (0.5, 3), (0.293, 16)])
     def test_the_share_that_is_loaded_is_exact_over_time(self, skip, size):
-        batches = iter(sampler_of(size, size, skip, seed=0))
+        batches = iter(sampler_of(size, size, skip, seed=0, known=[0.5] * size))
         lengths = [len(next(batches)) for _ in range(1000)]
         assert sum(lengths) == pytest.approx((1 - skip) * size * 1000, abs=1)
         assert max(lengths) - min(lengths) <= 1
 
     def test_only_between_begin_and_end_anything_is_left_out(self):
         sampler = PFBBatchSampler(Proposals(4), 4, 0.5, seed=0)
-        sampler.start(4, begin=3, end=5, ahead=0)
+        sampler.start(np.arange(4), begin=3, end=5, ahead=0)
+        state = sampler.state_dict() | dict(standing=torch.full((4,), 0.5))
+        sampler.load_state_dict(state)
         batches = iter(sampler)
         assert [len(next(batches)) for _ in range(8)] == [4, 4, 4, 2, 2, 4, 4, 4]
 
-    def test_without_the_hook_all_images_are_loaded(self):
-        batches = iter(PFBBatchSampler(Proposals(6), 4, 0.5))
+    def test_without_the_hook_all_images_are_loaded_and_no_queue_grows(self, monkeypatch):
+        said = []
+        monkeypatch.setattr(batch_sampler, 'print_log', lambda words, **_: said.append(words))
+        sampler = PFBBatchSampler(Proposals(6), 4, 0.5)
+        batches = iter(sampler)
         assert [next(batches) for _ in range(3)] == [[0, 1, 2, 3], [4, 5, 0, 1], [2, 3, 4, 5]]
+        size = len(pickle.dumps(vars(sampler)))
+        assert all(len(next(batches)) == 4 for _ in range(5000))
+        assert len(pickle.dumps(vars(sampler))) <= size
+        (sentence,) = said
+        assert 'Add dict(type="PFBHook") to custom_hooks' in sentence
+
+    def test_a_step_that_got_no_batch_of_it_says_so(self):
+        with pytest.raises(RuntimeError, match='iteration 0 got no batch of PFBBatchSampler'):
+            sampler_of(4, 4, 0.5).take()
+
+    def test_indices_of_one_sample_share_what_is_known(self):
+        sampler = PFBBatchSampler(Proposals(6), 6, 0.5, contrast=0.0, seed=0)
+        sampler.start(np.array([0, 1, 2, 0, 1, 2]), 0, 10**9, 0)
+        batches = iter(sampler)
+        assert len(next(batches)) == 6
+        proposed, _ = sampler.take()
+        sampler.update(proposed[:3], np.array([0.1, 0.5, 0.9], np.float32))
+        assert len(next(batches)) == 3
+        assert len(sampler.state_dict()['standing']) == 3
 
     def test_easy_images_are_seldom_loaded_but_never_forgotten(self):
         """Image i of 20 is always of standing i/20; half of each batch of ten is loaded."""
@@ -150,7 +177,7 @@ class TestStandings:
 
     def test_another_data_set_is_refused(self):
         state = sampler_of(20, 4, 0.5).state_dict()
-        with pytest.raises(ValueError, match='knows 20 images, the data set has 21'):
+        with pytest.raises(ValueError, match='knows 20 samples, the data set has 21'):
             sampler_of(21, 4, 0.5).load_state_dict(state)
 
     def test_the_state_of_a_large_data_set_is_small(self):
@@ -184,7 +211,7 @@ def endless(iteration=0, num_discarded=0, num_workers=0, eager=False):
     sampler = PFBBatchSampler(InfiniteSampler(range(23), seed=1), 8, 0.4, seed=5)
     loader = DataLoader(range(23), batch_sampler=sampler, num_workers=num_workers)
     batches = iter(loader) if eager else loader
-    sampler.start(23, 4, 10**9, 2 * num_workers, iteration, num_discarded)
+    sampler.start(np.arange(23), 4, 10**9, 2 * num_workers, iteration, num_discarded)
     return sampler, batches
 
 
@@ -198,7 +225,8 @@ class TestStream:
         for batch in stream(sampler, loader, 40):
             whole.append(batch)
             states.append(copy.deepcopy(sampler.state_dict()))
-        assert {len(batch) for batch in whole} == {8, 5, 4}
+        assert [len(batch) for batch in whole[:4]] == [8] * 4
+        assert {len(batch) for batch in whole[15:]} == {5, 4}
 
         resumed, loader = endless(at, at, num_workers, eager)
         resumed.load_state_dict(states[at - 1])
@@ -213,12 +241,13 @@ class TestStream:
         sampler, loader = endless()
         expected = [len(batch) for batch in stream(sampler, loader, 12)]
         resumed, loader = endless(iteration=7)
+        resumed.load_state_dict(sampler.state_dict())
         assert [len(batch) for batch in stream(resumed, loader, 5)] == expected[7:]
 
     @pytest.mark.parametrize('num_workers', [0, 2])
     def test_epochs_end_where_the_sampler_ends(self, num_workers):
         sampler = PFBBatchSampler(DefaultSampler(range(23), seed=1), 8, 0.4, seed=5)
-        sampler.start(23, 3, 10**9, 2 * num_workers)
+        sampler.start(np.arange(23), 3, 10**9, 2 * num_workers)
         loader = DataLoader(
             range(23),
             batch_sampler=sampler,
@@ -266,7 +295,7 @@ class TestRuns:
 
     def test_both_stages_are_counted(self, tmp_path, capfd):
         runner = train(method_config(tmp_path, 'two_stage', 0.75, log_level='INFO'))
-        # Pruned in the first 16 of 18 iterations; an epoch later the loader leaves out a half.
+        # Pruned in the first 16 of 18 iterations. Behind an epoch all images are scored.
         budget = budget_of(tmp_path)
         assert budget['iterations'] == 18 and budget['candidates'] == 72
         assert budget['loaded'] == 3 * 4 + 13 * 2 + 2 * 4
@@ -277,7 +306,7 @@ class TestRuns:
         assert sum(entry['pfb/candidates'] for entry in entries) == budget['loaded']
         assert sum(entry['pfb/kept'] for entry in entries) == budget['backward']
         log = capfd.readouterr()
-        assert 'from iteration 3 on: of 100 images 50 are loaded and 25 are trained on' in (
+        assert 'from iteration 0 on and once each was scored: of 100 images 50 are loaded' in (
             log.out + log.err
         )
         known = runner.train_dataloader.batch_sampler.state_dict()['standing']
@@ -358,6 +387,7 @@ def test_two_processes_know_the_same_and_load_as_much(tmp_path):
         assert torch.equal(weight, second['weights'][name]), name
     for diary in read_diaries(tmp_path):
         lengths = [len(diary[t]['images']) for t in range(12)]
-        assert lengths == [4, 4, 2, 2, 2, 2, 2, 2, 2, 2, 2, 4]
+        # One image of the second batch was in the first one of the other process.
+        assert lengths[0] == 4 and lengths[2:] == [2] * 9 + [4]
         assert [sum(image['kept'] for image in diary[t]['images']) for t in range(11)] == [1] * 11
     assert budget_of(tmp_path)['candidates'] == 2 * 12 * 4

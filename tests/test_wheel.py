@@ -32,7 +32,6 @@ SMALL = [
     'train_dataloader.dataset.length=24',
     'val_dataloader.dataset.length=4',
     'test_dataloader.dataset.length=4',
-    'model.pfb.estimator.num_centroids=4',
     'model.backbone.base_channels=8',
     'model.backbone.stem_channels=8',
     'model.decode_head.in_channels=64',
@@ -94,6 +93,8 @@ def test_a_wheel_has_the_package_and_all_that_mim_looks_for_and_no_more(wheel, c
             inside = name.removeprefix('pfb_mmseg/.mim/')
             assert archive.read(name) == (checkout / inside).read_bytes(), name
     package = {f'pfb_mmseg/{name}' for name in files_of(checkout / 'pfb_mmseg', '*.py')}
+    package.add('pfb_mmseg/py.typed')
+    assert not any('camvid' in name or 'benchmarks' in name for name in names)
     configs = {f'pfb_mmseg/.mim/configs/{name}' for name in files_of(checkout / 'configs')}
     tools = {f'pfb_mmseg/.mim/tools/{name}' for name in files_of(checkout / 'tools')}
     assert names == package | configs | tools | {'pfb_mmseg/.mim/model-index.yml'}
@@ -141,20 +142,6 @@ def test_what_the_index_says_of_a_config_is_true(model):
         'InfoBatch': lambda: cfg.train_dataloader.sampler.prune_ratio,
     }
     assert metadata['Prune Ratio'] == ratio[model['In Collection']]()
-
-
-def test_results_in_the_index_are_those_of_the_pages():
-    pages = [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]
-    text = '\n'.join(page.read_text() for page in pages)
-    figures = [
-        value
-        for model in INDEX['Models']
-        for result in model.get('Results', [])
-        for value in result['Metrics'].values()
-    ]
-    assert figures
-    for figure in figures:
-        assert re.search(rf'(?<![\d.]){figure:.2f}(?![\d.]*\d)', text), figure
 
 
 @pytest.fixture(scope='module')

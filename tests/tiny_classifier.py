@@ -7,6 +7,7 @@ from mmpretrain.structures import DataSample
 import pfb_mmseg  # noqa: F401  registers the classifiers
 
 NUM_CLASSES = 5
+RARE = dict(type='rare', estimator=dict(num_centroids=6))
 
 
 def model_cfg(model_type='PFBImageClassifier', pfb=None, head=None, **options):
@@ -19,7 +20,7 @@ def model_cfg(model_type='PFBImageClassifier', pfb=None, head=None, **options):
         head=dict(type='LinearClsHead', num_classes=NUM_CLASSES, in_channels=64) | (head or {}),
     )
     if model_type.startswith('PFB'):
-        cfg['pfb'] = dict(prune_ratio=0.5, estimator=dict(num_centroids=6)) | (pfb or {})
+        cfg['pfb'] = dict(prune_ratio=0.5, criterion=RARE) | (pfb or {})
     return cfg | options
 
 

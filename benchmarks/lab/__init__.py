@@ -1,23 +1,25 @@
-"""Data sets, backbones and hooks of the experiments; a config imports them by ``benchmarks.lab``."""
+"""Data sets, backbones and hooks of the experiments; a config imports them by ``benchmarks.lab``.
 
-from .agreement_hook import AgreementHook
-from .camvid import CamVidDataset
-from .ccp import CCPCoarseDataset, CCPDataset
-from .channels_last_hook import ChannelsLastHook
-from .class_tar import ClassTarDataset
-from .efficientnet_lite import EfficientNetLite
-from .resize import ProgressiveResizeHook, ResizingSegDataPreProcessor
+What they register has a name that begins with ``Lab``, so that a user's own ``CamVidDataset`` has
+its name for itself.
+"""
+
+from .camvid import LabCamVidDataset
+from .ccp import LabCCPCoarseDataset, LabCCPDataset
+from .channels_last import LabChannelsLastHook
+from .class_tar import LabClassTarDataset
+from .efficientnet_lite import LabEfficientNetLite
+from .noisy_demo import LabDemoDataset, LabLoadDemoLabels
 from .wrong_labels import WrongLabelsMixin
 
 __all__ = [
-    'AgreementHook',
-    'CCPCoarseDataset',
-    'CCPDataset',
-    'CamVidDataset',
-    'ChannelsLastHook',
-    'ClassTarDataset',
-    'EfficientNetLite',
-    'ProgressiveResizeHook',
-    'ResizingSegDataPreProcessor',
+    'LabCCPCoarseDataset',
+    'LabCCPDataset',
+    'LabCamVidDataset',
+    'LabChannelsLastHook',
+    'LabClassTarDataset',
+    'LabDemoDataset',
+    'LabEfficientNetLite',
+    'LabLoadDemoLabels',
     'WrongLabelsMixin',
 ]

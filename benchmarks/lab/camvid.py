@@ -9,7 +9,7 @@ from benchmarks.lab.wrong_labels import WrongLabelsMixin
 
 
 @DATASETS.register_module()
-class CamVidDataset(WrongLabelsMixin, BaseSegDataset):
+class LabCamVidDataset(WrongLabelsMixin, BaseSegDataset):
     """Driving frames with 11 classes, in folders of images and of label maps.
 
     The files are ``<data_root>/train/*.jpg`` with ``<data_root>/trainannot/*.png`` of the same

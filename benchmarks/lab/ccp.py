@@ -24,7 +24,7 @@ def _metainfo(*classes: str) -> dict:
 
 
 @DATASETS.register_module()
-class CCPDataset(WrongLabelsMixin, BaseSegDataset):
+class LabCCPDataset(WrongLabelsMixin, BaseSegDataset):
     """Clothing Co-Parsing: street photos of people, in 42 classes with a long tail.
 
     The files are ``<data_root>/train/*.jpg`` with ``<data_root>/trainannot/*.png`` of the same
@@ -57,11 +57,11 @@ class CCPDataset(WrongLabelsMixin, BaseSegDataset):
 
 
 @DATASETS.register_module()
-class CCPCoarseDataset(CCPDataset):
+class LabCCPCoarseDataset(LabCCPDataset):
     """The same photos in 14 groups of those classes, which a short run on a CPU can learn.
 
     The label maps are in ``traincoarse`` and ``valcoarse``; all else is as with
-    :class:`CCPDataset`.
+    :class:`LabCCPDataset`.
     """
 
     METAINFO = _metainfo(

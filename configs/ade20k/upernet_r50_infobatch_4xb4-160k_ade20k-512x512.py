@@ -1,6 +1,6 @@
 # InfoBatch's own result in segmentation: r = 0.5, delta = 0.875, 80 % of the iterations.
 _base_ = './upernet_r50_4xb4-160k_ade20k-512x512.py'
-model = dict(type='InfoBatchEncoderDecoder')
+model = dict(type='ImageLossEncoderDecoder')
 train_dataloader = dict(
     sampler=dict(_delete_=True, type='InfoBatchSampler', prune_ratio=0.5, percentile=None)
 )

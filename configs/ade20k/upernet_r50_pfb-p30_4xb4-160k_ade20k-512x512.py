@@ -3,8 +3,11 @@ model = dict(
     type='PFBEncoderDecoder',
     pfb=dict(
         prune_ratio=0.3,
-        estimator=dict(num_centroids=64, dim=128),
-        exploration=0.01,
+        criterion=dict(
+            type='rare',
+            estimator=dict(num_centroids=64, dim=128),
+            exploration=0.01,
+        ),
         # One image on each of four GPUs is enough: SyncBN normalises over all of them.
     ),
 )

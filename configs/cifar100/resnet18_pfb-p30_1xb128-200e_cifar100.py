@@ -7,9 +7,12 @@ model = dict(
     pfb=dict(
         prune_ratio=0.3,
         block_after='backbone.layer1',
-        # All channels there are: the 128 of Table S5 are more than stage 1 has.
-        estimator=dict(num_centroids=64, dim=64),
-        exploration=0.01,
+        criterion=dict(
+            type='rare',
+            # All channels there are: the 128 of Table S5 are more than stage 1 has.
+            estimator=dict(num_centroids=64, dim=64),
+            exploration=0.01,
+        ),
     ),
 )
 custom_hooks = [dict(type='PFBHook', begin=5, end=180, by_epoch=True)]

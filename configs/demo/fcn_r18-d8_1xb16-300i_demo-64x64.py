@@ -5,6 +5,6 @@ _base_ = [
     '../_base_/schedules/schedule_300i.py',
 ]
 model = dict(data_preprocessor=dict(size=(64, 64)))
-# Of 0.025 to 0.8 the least that suits all images: docs/choosing-by-loss.md.
+# Of 0.025 to 0.8 the least that suits all images.
 optim_wrapper = dict(optimizer=dict(lr=0.2))
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=300))

@@ -1,11 +1,3 @@
 _base_ = './fcn_r18-d8_1xb16-300i_demo-64x64.py'
-model = dict(
-    type='PFBEncoderDecoder',
-    pfb=dict(
-        prune_ratio=0.5,
-        # Stage 3 has 128 channels here, not 1024.
-        estimator=dict(num_centroids=64, dim=32),
-        exploration=0.01,
-    ),
-)
+model = dict(type='PFBEncoderDecoder', pfb=dict(prune_ratio=0.5, criterion='hard'))
 custom_hooks = [dict(type='PFBHook', begin=0.025, end=0.9)]

@@ -6,8 +6,11 @@ model = dict(
     pfb=dict(
         prune_ratio=0.3,
         block_after='backbone.layer2',
-        estimator=dict(num_centroids=64, dim=128),
-        exploration=0.001,
+        criterion=dict(
+            type='rare',
+            estimator=dict(num_centroids=64, dim=128),
+            exploration=0.001,
+        ),
     ),
 )
 custom_hooks = [dict(type='PFBHook', begin=5, end=80, by_epoch=True)]

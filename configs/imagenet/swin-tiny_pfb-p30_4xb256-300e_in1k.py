@@ -6,9 +6,12 @@ model = dict(
     pfb=dict(
         prune_ratio=0.3,
         block_after='backbone.stages.0',
-        # All channels there are: the 128 of Table S5 are more than stage 1 has.
-        estimator=dict(num_centroids=64, dim=96),
-        exploration=0.001,
+        criterion=dict(
+            type='rare',
+            # All channels there are: the 128 of Table S5 are more than stage 1 has.
+            estimator=dict(num_centroids=64, dim=96),
+            exploration=0.001,
+        ),
     ),
 )
 custom_hooks = [dict(type='PFBHook', begin=15, end=265, by_epoch=True)]

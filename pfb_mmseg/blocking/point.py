@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
-from ..core import Candidates, spatial_mean
+from ..core import Candidates
+from ..core.representation import spatial_mean, token_grid
 from .scoring import scoring_mode
 from .torch_internals import in_backward, is_checkpointed
 
@@ -373,12 +374,22 @@ class BlockingPoint:
         """How many images what the module returned is of."""
         return len(_tensors(output)[0])
 
-    def vectors(self, output: Any) -> Tensor:
-        """What the module returns -> (N, C) float32 without gradient, see :meth:`score`."""
-        vectors = [
-            spatial_mean(tensor, dim)
-            for tensor, dim in zip(_tensors(output), self.channel_dims, strict=True)
-        ]
+    def vectors(
+        self, output: Any, valid: Tensor | None = None, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """What the module returns -> (N, C) float32 without gradient, see :meth:`score`.
+
+        Args:
+            output: of the module.
+            valid: (N, 2), which share of each image is no padding, see :func:`spatial_mean`. Tokens
+                that are no grid are averaged over the padding, too.
+            size: (H, W) of the images that the encoder was given; asked for with ``valid``.
+        """
+        vectors = []
+        for tensor, dim in zip(_tensors(output), self.channel_dims, strict=True):
+            grid = token_grid(tensor.shape[1], *size) if tensor.ndim == 3 and size else None
+            has_space = tensor.ndim == 4 or grid is not None
+            vectors.append(spatial_mean(tensor, dim, valid if has_space else None, grid))
         return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
 
     def means(self, output: Any) -> Tensor:

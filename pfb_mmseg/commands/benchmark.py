@@ -1,8 +1,10 @@
-"""Measure what PFB saves on this machine: full and blocked training steps, side by side.
+"""Measure time and peak memory of training steps on this machine: full ones, blocked ones as in the
+paper (two_pass), and blocked ones in which the early exit teaches the shallow part on all images
+(taught, with the strategy that PFB takes for this network).
 
-Any config of a segmentor will do. The steps run in turns on the same batches, on a GPU or the CPU.
-ideal = p (1 - s): p is the share of images that is pruned, s the share of a full step that the
-no-grad forward up to the blocking point takes.
+Any config of a segmentor will do. The images are random; steps of all kinds take turns. Time is the
+wall clock on a GPU, and CPU seconds of one thread elsewhere. The criterion is the config's, or
+'hard' where it names none.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from dataclasses import fields
 from pathlib import Path
 
 from .arguments import ToolParser, add_config, add_config_options
@@ -19,20 +20,6 @@ from .arguments import ToolParser, add_config, add_config_options
 def add_arguments(parser: ToolParser) -> None:
     add_config(parser)
     parser.add_argument('--ratios', type=float, nargs='+', default=[0.3, 0.5, 0.7], metavar='P')
-    parser.add_argument(
-        '--strategies',
-        nargs='+',
-        choices=['two_pass', 'single_pass'],
-        default=['two_pass', 'single_pass'],
-    )
-    parser.add_argument(
-        '--score-scale',
-        type=float,
-        nargs='+',
-        default=[1.0],
-        metavar='S',
-        help='two_pass: relative sizes of the images in the scoring pass (default: 1)',
-    )
     parser.add_argument('--steps', type=int, default=20, help='measured steps of each kind')
     parser.add_argument(
         '--seconds',
@@ -48,27 +35,16 @@ def add_arguments(parser: ToolParser) -> None:
         type=int,
         nargs=2,
         metavar=('H', 'W'),
-        help="size of synthetic images (default: the config's crop size)",
+        help="size of the images (default: the config's crop size)",
     )
     parser.add_argument(
-        '--real-data', action='store_true', help="batches of the config's train_dataloader"
-    )
-    parser.add_argument(
-        '--amp',
-        nargs='?',
-        const='default',
-        choices=['default', 'float16', 'bfloat16'],
-        help='mixed precision (default: float16 on a GPU, bfloat16 on the CPU)',
+        '--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 on the CPU'
     )
     parser.add_argument(
         '--channels-last', action='store_true', help='weights in the memory format channels_last'
     )
     parser.add_argument(
-        '--compile',
-        nargs='?',
-        const='inductor',
-        metavar='BACKEND',
-        help="torch.compile, as MMEngine's option of that name (default: inductor)",
+        '--compile', nargs='?', const='inductor', metavar='BACKEND', help='use torch.compile'
     )
     parser.add_argument('--device', choices=['cpu', 'cuda'], help='default: cuda if there is one')
     parser.add_argument('--no-memory', action='store_true', help='leave peak memory out')
@@ -77,19 +53,44 @@ def add_arguments(parser: ToolParser) -> None:
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
-    from rich.console import Console
+    for name, low in (('steps', 1), ('warmup', 0), ('batch_size', 1)):
+        value = getattr(args, name)
+        if value is not None and value < low:
+            parser.error(f'--{name.replace("_", "-")} {value}: expected an integer >= {low}')
+    if args.crop and min(args.crop) < 1:
+        parser.error(f'--crop {args.crop[0]} {args.crop[1]}: expected integers >= 1')
+    from dataclasses import asdict
 
-    from ..measure import steps
+    import torch
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ..compare import benchmark
+    from ..report.versions import this_code
     from .launch import named_config
 
     config = named_config(parser, args)
-    asked = steps.Request(**{one.name: getattr(args, one.name) for one in fields(steps.Request)})
+    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    options = dict(amp=args.amp, channels_last=args.channels_last, compile=args.compile)
     try:
-        bench = steps.Bench(steps.prepare(config, asked))
+        bench = benchmark.Bench(config, args.ratios, device, args.batch_size, args.crop, **options)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     console = Console()
-    report = steps.run(bench, asked, console)
-    report.show(console)
+    setting = {
+        'config': config.filename,
+        'criterion': config.model.pfb.criterion['type'],
+        'batch size': bench.batch_size,
+        'device': torch.cuda.get_device_name() if device == 'cuda' else 'CPU, one thread',
+        'versions': f'{this_code()["version"]}, torch {torch.__version__}',
+    }
+    for name, value in setting.items():
+        console.print(f'{name}: {value}', markup=False, highlight=False, soft_wrap=True)
+    with Progress(console=console) as progress:
+        results = benchmark.measure(
+            bench, args.steps, args.warmup, args.seconds, not args.no_memory, progress
+        )
+    console.print(benchmark.table(results))
     if args.out:
-        Path(args.out).write_text(json.dumps(report.to_dict(), indent=1) + '\n')
+        found = {'setting': setting, 'results': [asdict(result) for result in results]}
+        Path(args.out).write_text(json.dumps(found, indent=1) + '\n')

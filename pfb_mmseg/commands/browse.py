@@ -44,6 +44,7 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
         parser.error(f'checkpoint {args.checkpoint!r} is not a file')
     from mmengine.device import get_device
 
+    from ..convert.apply import apply_pfb
     from ..report.browse import write_ranking
     from ..report.images import ImageSet
     from ..report.scan import Scanner
@@ -56,6 +57,8 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
             tell('Listing the images', 0, None)
             images = ImageSet(config, args.part)
             device = args.device or get_device()
+            if 'pfb' not in config.model:
+                apply_pfb(config, prune_ratio=0.3)  # any: nothing is trained
             scanner = Scanner(config, args.checkpoint, device, args.criterion)
         except (OSError, AssertionError, TypeError, ValueError, pickle.UnpicklingError) as error:
             parser.error(str(error))
@@ -63,10 +66,11 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
             parser.error(f'the {args.part} data set is empty; `pfb check` tells why')
         if args.refit and scanner.estimator is None:
             parser.error('--refit learns a density: it goes with --criterion rare')
-        infos = list(images.infos.values())
         try:
             x = scanner.observe(
-                infos, args.batch_size, progress=lambda n: tell('Scoring images', n, len(infos))
+                images.infos,
+                args.batch_size,
+                progress=lambda n: tell('Scoring images', n, len(images.infos)),
             )
             if args.refit or not scanner.has_estimate:
                 print(f'The density is learnt from these images{_why(args.refit)}.')

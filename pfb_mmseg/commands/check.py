@@ -1,5 +1,5 @@
-"""Say what is wrong with the data sets of a config: folders, pairs of images and labels, sizes,
-label values. The exit status is 1 if anything is."""
+"""Load the data of a config as training does, and say what is wrong: missing or unreadable files,
+sizes, label values, nothing to learn from. The exit status is 1 if there is a problem."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def add_arguments(parser: ToolParser) -> None:
         type=int,
         default=200,
         metavar='N',
-        help='pairs to open of each data set, evenly spread; 0: all (default: 200)',
+        help='samples to load of each data set, evenly spread; 0: all (default: 200)',
     )
     add_config_options(parser)
 
@@ -31,12 +31,12 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     config = named_config(parser, args, needs='train_dataloader')
     with shown() as tell:
         good, bad, advice = check_config(
-            config, args.read or None, lambda done: tell('Opening pairs', done, None)
+            config, args.read or None, lambda done: tell('Loading samples', done, None)
         )
     for sentence in good:
         print(f'ok       {sentence}')
     for sentence in bad:
         print(f'problem  {sentence}')
     for sentence in advice:
-        print(f'remedy   {sentence}')
+        print(f'note     {sentence}')
     sys.exit(1 if bad else 0)

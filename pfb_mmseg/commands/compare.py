@@ -2,13 +2,17 @@
 
 Each is a run of `pfb train`. Finished runs are kept: after an interruption, start it again.
 
-Three rows are set beside the methods at equal wall time, with the same seed: `short` is full data
-in the time of a pruned run, `long` is a pruned run in full data's time, and `small` is full data in
-batches of the size that is kept, with as many iterations as fit into full data's time. Their
-lengths follow from times that were measured: those of the row's own full-length run, less what its
-first iteration took longer than the others; for `small`, of which there is none, those of a run of
-a tenth of full data's iterations (at least 20) that is made and kept like the others but stands in
-no table. The whole schedule is stretched with them (learning rate, validation, begin and end of
+Three rows are set beside the methods at equal time, with the same seed: `short` is full data in the
+time of a pruned run, `long` is a pruned run in full data's time, and `small` is full data in
+batches of the size that is kept, with as many iterations as fit into full data's time. Time is CPU
+seconds of the training process on a CPU, where other programs hardly change them, and the wall
+clock on a GPU; the table has both. For CPU seconds each run has one thread (unless OMP_NUM_THREADS
+is set) and loads its images itself (num_workers=0).
+
+The lengths follow from times that were measured: those of the row's own full-length run, less what
+its first iteration took longer than the others; for `small`, of which there is none, those of a run
+of a tenth of full data's iterations (at least 20) that is made and kept like the others but stands
+in no table. The whole schedule is stretched with them (learning rate, validation, begin and end of
 pruning). The learning rate itself stays as it is, also in smaller batches, unless the config turns
 MMEngine's auto_scale_lr on. A config that counts epochs is trained for as many iterations as these
 have: stretched, a run need not end with an epoch. Classifiers are compared by their top-1 accuracy.
@@ -65,7 +69,13 @@ def add_arguments(parser: ToolParser) -> None:
         '--iters', type=int, help="of full data; shortens the config's whole schedule to it"
     )
     parser.add_argument(
-        '--jobs', type=int, default=1, help='runs at a time; times then disturb each other'
+        '--time',
+        choices=['cpu', 'wall'],
+        help='what is equal at equal time: CPU seconds or the wall clock (default: cpu on a CPU, '
+        'wall on a GPU)',
+    )
+    parser.add_argument(
+        '--jobs', type=int, default=1, help='runs at a time, which disturb the wall clock'
     )
     parser.add_argument('--gpus', type=int, default=1, help='processes of each run')
     add_reuse_option(parser)
@@ -75,23 +85,32 @@ def add_arguments(parser: ToolParser) -> None:
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
     check_counts(parser, args, 'jobs', 'gpus')
+    from mmengine.device import get_device
     from rich.console import Console
 
+    from ..compare import compare, rows
     from ..compare.runs import progress_bar
-    from ..measure import compare, rows
     from .launch import named_config
 
+    time = args.time or ('cpu' if get_device() == 'cpu' else 'wall')
     config = named_config(parser, args)
     root = Path(args.work_dir) / Path(config.filename).stem
     try:
         planned = rows.plan(
-            config, args.methods, args.ratios, args.variants, args.long, args.iters, args.gpus
+            config,
+            args.methods,
+            args.ratios,
+            args.variants,
+            args.long,
+            args.iters,
+            args.gpus,
+            time=time,
         )
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     console = Console()
     with progress_bar(console) as progress:
         outcomes = compare.run_all(
-            planned, args.seeds, root, progress, args.jobs, args.gpus, args.reuse
+            planned, args.seeds, root, progress, args.jobs, args.gpus, args.reuse, time
         )
-    compare.report(outcomes, planned[0].name, root, console)
+    compare.report(outcomes, planned[0].name, root, console, time)

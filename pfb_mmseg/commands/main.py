@@ -25,7 +25,6 @@ COMMANDS = {
     'browse': 'rank a data set by rarity or by loss: what to label, which labels are wrong',
     'compare': 'set accuracy and cost of several methods side by side',
     'benchmark': 'measure what PFB saves on this machine',
-    'coverage': 'try PFB on every model of the installed zoo',
     'export': 'make a checkpoint and a config that need MMSegmentation alone',
 }
 

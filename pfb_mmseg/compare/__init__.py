@@ -4,12 +4,7 @@ from ..models.lazy import register_for_later
 from .budget_hook import BudgetHook
 from .fixed_part import FixedPartSampler
 from .image_loss import ImageLossCascadeEncoderDecoder, ImageLossEncoderDecoder, ImageLossMixin
-from .infobatch import (
-    InfoBatchCascadeEncoderDecoder,
-    InfoBatchEncoderDecoder,
-    InfoBatchHook,
-    InfoBatchSampler,
-)
+from .infobatch import InfoBatchHook, InfoBatchSampler
 from .orderdp import OrderDPSampler
 from .rare_class import RareClassSampler
 from .score_hook import ScoreSamplerHook
@@ -22,8 +17,6 @@ __all__ = [
     'ImageLossCascadeEncoderDecoder',
     'ImageLossEncoderDecoder',
     'ImageLossMixin',
-    'InfoBatchCascadeEncoderDecoder',
-    'InfoBatchEncoderDecoder',
     'InfoBatchHook',
     'InfoBatchSampler',
     'OrderDPSampler',
@@ -34,8 +27,6 @@ __all__ = [
     'Taken',
 ]
 
-for name, module in (
-    ('ImageLossImageClassifier', 'image_loss_classifier'),
-    ('InfoBatchImageClassifier', 'infobatch_classifier'),
-):
-    register_for_later(name, f'{__name__}.{module}', 'mmpretrain', 'classification')
+register_for_later(
+    'ImageLossImageClassifier', f'{__name__}.image_loss_classifier', 'mmpretrain', 'classification'
+)

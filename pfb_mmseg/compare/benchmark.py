@@ -1,38 +1,42 @@
-"""What a benchmark measured, set against the ideal: timing in turns, arithmetic, the table."""
+"""Time and peak memory of full and blocked training steps of one model, in turns."""
 
 from __future__ import annotations
 
-import math
+import ctypes
+import gc
 import random
 import statistics
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.structures import PixelData
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
+from torch import nn
 
-_FEWEST = 3  # rounds, however long they take
+from ..convert.apply import apply_pfb
+from ..models.pfb import PartialForwardBlocking
 
-
-@dataclass(frozen=True)
-class Spread:
-    """Median and quartiles of repeated measurements, in their unit."""
-
-    median: float
-    lower_quartile: float
-    upper_quartile: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """The spread of at least one value."""
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        lower, median, upper = statistics.quantiles(values, n=4, method='inclusive')
-        return cls(median, lower, upper)
+FULL = 'full'
+# Blocked steps, and the options of PFB that make them: the paper's, and those in which the early
+# exit teaches the shallow part on all images.
+KINDS = {
+    'two_pass': dict(strategy='two_pass', exit_loss_weight=0.0),
+    'taught': dict(strategy=None, exit_loss_weight=1.0),
+}
+_STATUS, _RESET = Path('/proc/self/status'), Path('/proc/self/clear_refs')
+_FEWEST_ROUNDS, _NUM_BATCHES = 3, 4
 
 
 @dataclass(frozen=True)
@@ -40,157 +44,259 @@ class Result:
     """One kind of step.
 
     Attributes:
-        name: what was measured.
-        step: seconds a training step takes.
-        kept_share: images trained on / images in the batch, median over the steps.
-        saved: share of the full step's time that this one saves.
-        ideal: :func:`ideal_saving` of what was pruned.
-        peak_memory: bytes on top of the model and its optimizer, None where it was not measured.
-        syncs: calls in a step that make the host wait for the GPU; None where there is none.
+        name: ``'full'``, or kind and ratio.
+        strategy: that runs; None for the full step.
+        kept_share: images that stay / images in the batch.
+        median: seconds of a step.
+        saved: share of the full step's median.
+        peak_memory: bytes on top of what is there between steps; None where it was not measured.
     """
 
     name: str
-    step: Spread
+    strategy: str | None
     kept_share: float
+    median: float
     saved: float
-    ideal: float
     peak_memory: int | None
-    syncs: int | None = None
-
-    @property
-    def of_ideal(self) -> float | None:
-        """saved / ideal; None where nothing was pruned."""
-        return self.saved / self.ideal if self.ideal else None
 
 
-@dataclass(frozen=True)
-class Report:
-    """Blocked steps beside the full one.
+class Bench:
+    """A model, its optimizer and random batches, ready for steps of each kind.
+
+    Args:
+        cfg: of a segmentor, with PFB or without; is changed. The criterion is its own, else
+            ``'hard'``.
+        ratios: shares that are pruned, in (0, 1).
+        device: ``'cpu'`` or ``'cuda'``.
+        batch_size: images in a step; None: the config's.
+        crop: height and width of the images; None: the config's.
+        amp: whether in mixed precision: float16 on a GPU, bfloat16 on the CPU.
+        channels_last: whether the weights have this memory format.
+        compile: backend of torch.compile; None: it is not used.
 
     Attributes:
-        setting: how it was measured, for the reader.
-        results: the first one is the full step.
-        shallow_share: s, time of the no-grad forward up to the blocking point / a full step's.
-        estimator_share: what decides / a full step's time: pooling, density, selection and update,
-            or an exit behind the shallow part, and selection.
-        seconds: every single measurement.
+        blockings: PFB of each kind of step by its name, all of the same model; None: a full step.
+
+    Raises:
+        TypeError, ValueError: something is outside its range or does not fit the machine, or the
+            model cannot be blocked in one of the ways.
     """
 
-    setting: Mapping[str, object]
-    results: Sequence[Result]
-    shallow_share: float
-    estimator_share: float
-    seconds: Mapping[str, Sequence[float]]
-
-    def to_dict(self) -> dict:
-        """Plain data for a JSON file."""
-        plain = asdict(self)
-        for row, result in zip(plain['results'], self.results, strict=True):
-            row['of_ideal'] = result.of_ideal
-        return plain
-
-    def show(self, console: Console) -> None:
-        """Print the setting, the table and what it means."""
-        for name, value in self.setting.items():
-            console.print(f'{name}: {value}', markup=False, highlight=False, soft_wrap=True)
-        console.print(self._table())
-        console.print(
-            f's, the no-grad forward up to the blocking point: {self.shallow_share:.2%} of a full '
-            f'step. ideal = p (1 - s).\nEstimator or exit, selection, update: '
-            f'{self.estimator_share:.3%} of a full step. Spread: between the quartiles.',
-            highlight=False,
-        )
-
-    def _table(self) -> Table:
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        table.add_column('step', no_wrap=True)
-        for column in (
-            'kept',
-            'median\ns',
-            'spread\ns',
-            'saved',
-            'ideal',
-            'saved/\nideal',
-            'peak\nGiB',
-            'of\nfull',
-        ):
-            table.add_column(column, justify='right')
-        full_memory = self.results[0].peak_memory
-        for result in self.results:
-            step, memory, of_ideal = result.step, result.peak_memory, result.of_ideal
-            table.add_row(
-                result.name,
-                f'{result.kept_share:.0%}',
-                f'{step.median:.3f}',
-                f'{step.upper_quartile - step.lower_quartile:.3f}',
-                f'{result.saved:.1%}',
-                f'{result.ideal:.1%}',
-                '–' if of_ideal is None else f'{of_ideal:.1%}',
-                '–' if memory is None else f'{memory / 2**30:.2f}',
-                '–' if not memory or not full_memory else f'{memory / full_memory:.0%}',
+    def __init__(
+        self,
+        cfg: Config,
+        ratios: Sequence[float],
+        device: str,
+        batch_size: int | None = None,
+        crop: Sequence[int] | None = None,
+        amp: bool = False,
+        channels_last: bool = False,
+        compile: str | None = None,
+    ) -> None:
+        for ratio in ratios:
+            if not 0 < ratio < 1:
+                raise ValueError(f'--ratios {ratio:g}: expected numbers in (0, 1)')
+        if device == 'cuda' and not torch.cuda.is_available():
+            raise ValueError('--device cuda: no GPU was found; use --device cpu')
+        crop = crop or cfg.get('crop_size') or cfg.model.get('data_preprocessor', {}).get('size')
+        if crop is None:
+            raise ValueError(
+                'the config has no crop_size; give the size of the images with --crop H W'
             )
-        return table
+        init_default_scope(cfg.get('default_scope', 'mmseg'))
+        if device == 'cpu':  # threads that wait for each other would count, too
+            torch.set_num_threads(1)
+        torch.manual_seed(0)
+        torch.backends.cudnn.benchmark = cfg.get('env_cfg', {}).get('cudnn_benchmark', False)
+        self.cfg, self.device = cfg, device
+        self.batch_size = batch_size or cfg.train_dataloader.batch_size
+        self.model = self._build_model(crop, ratios[0]).to(device).train()
+        if channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.blockings: dict[str, PartialForwardBlocking | None] = {FULL: None}
+        for kind, options in KINDS.items():
+            for ratio in ratios:
+                self.blockings[f'{kind} p={ratio:g}'] = self._blocking(ratio, options)
+        self.optim_wrapper = self._optim_wrapper(amp)
+        if compile:
+            self.model.forward = torch.compile(self.model.forward, backend=compile)
+        self.batches = [self._batch(*crop) for _ in range(_NUM_BATCHES)]
+
+    def step(self, name: str, index: int) -> int:
+        """One training step. Returns how many images it kept."""
+        blocking = self.blockings[name]
+        self.model.pfb = pfb = blocking or [*self.blockings.values()][-1]
+        pfb.start_iteration(blocked=blocking is not None)
+        self.model.train_step(self.batches[index % _NUM_BATCHES], self.optim_wrapper)
+        return len(pfb.selection.indices) if pfb.selection else self.batch_size
+
+    def warm_up(self, name: str, steps: int) -> None:
+        """Steps that are not measured, more than these where the criterion is not ready yet."""
+        blocking, done = self.blockings[name], 0
+        while done < steps or not (blocking is None or blocking.ready):
+            self.step(name, done)
+            done += 1
+
+    def _build_model(self, crop: Sequence[int], ratio: float) -> nn.Module:
+        cfg = self.cfg
+        apply_pfb(cfg, ratio)
+        criterion = cfg.model.pfb.get('criterion', 'hard')
+        criterion = dict(criterion) if isinstance(criterion, dict) else dict(type=criterion)
+        if criterion['type'] == 'rare':  # one batch is enough to seed the estimate
+            estimator = criterion.get('estimator', {})
+            criterion['estimator'] = {**estimator, 'num_centroids': self.batch_size}
+        cfg.model.pfb.criterion = criterion
+        if 'data_preprocessor' in cfg.model:  # else it would pad the images to the config's size
+            cfg.model.data_preprocessor.size = tuple(crop)
+        model = MODELS.build(cfg.model)
+        if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+            model = revert_sync_batchnorm(model)  # this is one process without a group
+        return model
+
+    def _blocking(self, ratio: float, options: dict) -> PartialForwardBlocking:
+        pfb = {**self.cfg.model.pfb, **options, 'prune_ratio': ratio}
+        blocking = PartialForwardBlocking(self.model, **pfb).to(self.device)
+        blocking.prepare()
+        if blocking.quota.mean(self.batch_size) == self.batch_size:
+            raise ValueError(
+                f'nothing can be pruned at p={ratio:g}: at least {blocking.quota.min_keep} of '
+                f'{self.batch_size} images are kept; raise --batch-size'
+            )
+        return blocking
+
+    def _optim_wrapper(self, amp: bool) -> OptimWrapper:
+        cfg = self.cfg.optim_wrapper.copy()
+        if amp or cfg.get('type') == 'AmpOptimWrapper':
+            cfg.type = 'AmpOptimWrapper'
+            if self.device == 'cpu':
+                cfg.type = CpuAmpOptimWrapper
+                for name in ('dtype', 'loss_scale', 'use_fsdp'):
+                    cfg.pop(name, None)
+        return build_optim_wrapper(self.model, cfg)
+
+    def _batch(self, height: int, width: int) -> dict:
+        """Random images and labels, as a data loader hands them out."""
+        head = self.cfg.model.decode_head
+        num_classes = (head[-1] if isinstance(head, list) else head).num_classes
+        samples = []
+        for _ in range(self.batch_size):
+            sample = SegDataSample(metainfo=dict(img_shape=(height, width)))
+            sample.gt_sem_seg = PixelData(data=torch.randint(0, num_classes, (1, height, width)))
+            samples.append(sample)
+        images = torch.randint(0, 256, (self.batch_size, 3, height, width), dtype=torch.uint8)
+        return dict(inputs=list(images), data_samples=samples)
 
 
-def ideal_saving(prune_ratio: float, shallow_share: float) -> float:
-    """p (1 - s): pruned images cost their forward pass up to the blocking point and nothing else.
+class CpuAmpOptimWrapper(OptimWrapper):
+    """MMEngine's AmpOptimWrapper asks for a GPU; bfloat16 needs neither one nor loss scaling."""
+
+    @contextmanager
+    def optim_context(self, model: nn.Module):
+        with super().optim_context(model), torch.autocast('cpu', torch.bfloat16):
+            yield
+
+
+def measure(
+    bench: Bench, steps: int, warmup: int, limit: float, memory: bool, progress: Progress
+) -> list[Result]:
+    """Time all kinds of steps in turns, so that a slow spell of the machine meets them alike, then
+    measure memory. Time is the wall clock on a GPU, and CPU seconds elsewhere.
 
     Args:
-        prune_ratio: p, share of the images that is pruned.
-        shallow_share: s, share of a full step that the forward up to the blocking point takes.
+        bench: what to step.
+        steps: of each kind that are timed.
+        warmup: steps of each kind before these.
+        limit: seconds after which no other round is begun, once three are timed.
+        memory: whether peak memory is measured.
+        progress: shows how far it is.
     """
-    return prune_ratio * (1 - shallow_share)
-
-
-def time_in_turns(
-    workloads: Mapping[str, Callable[[int], None]],
-    rounds: int,
-    warmup: int,
-    synchronize: Callable[[], None],
-    after_each: Callable[[], None],
-    limit: float = math.inf,
-) -> dict[str, list[float]]:
-    """Time several workloads side by side, so that a change of the machine's speed hits them all.
-
-    Args:
-        workloads: called with the number of the round, once in each, in an order drawn anew.
-        rounds: measured calls of each workload, at least 1.
-        warmup: rounds before these, not measured.
-        synchronize: waits until the device has done all that was asked of it.
-        after_each: called after every call, for a progress bar.
-        limit: seconds after which no other round is begun, once three are measured.
-
-    Returns:
-        Seconds of each workload in each round.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in workloads}
-    order = list(workloads)
-    shuffle = random.Random(0).shuffle
-    for index in range(warmup + rounds):
-        if index == warmup:
-            started = time.perf_counter()
-        if index >= warmup + _FEWEST and time.perf_counter() - started > limit:
+    names = list(bench.blockings)
+    task = progress.add_task('steps', total=len(names) * (steps + 1 + memory))
+    for name in names:
+        bench.warm_up(name, warmup)
+        progress.advance(task)
+    kept: dict[str, list[int]] = {name: [] for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    order, shuffle, started = [*names], random.Random(0).shuffle, time.perf_counter()
+    on_gpu = bench.device == 'cuda'
+    synchronize = torch.cuda.synchronize if on_gpu else lambda: None
+    clock = time.perf_counter if on_gpu else time.process_time
+    for index in range(steps):
+        if index >= _FEWEST_ROUNDS and time.perf_counter() - started > limit:
             break
         shuffle(order)
         for name in order:
             synchronize()
-            called = time.perf_counter()
-            workloads[name](index)
+            called = clock()
+            kept[name].append(bench.step(name, index))
             synchronize()
-            if index >= warmup:
-                seconds[name].append(time.perf_counter() - called)
-            after_each()
-    return seconds
+            seconds[name].append(clock() - called)
+            progress.advance(task)
+    peaks = dict.fromkeys(names)
+    for name in names if memory else []:
+        peaks[name] = _peak_memory(bench, name)
+        progress.advance(task)
+    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
+    return [
+        Result(
+            name,
+            None if blocking is None else blocking.strategy,
+            statistics.fmean(kept[name]) / bench.batch_size,
+            medians[name],
+            1 - medians[name] / medians[FULL],
+            peaks[name],
+        )
+        for name, blocking in bench.blockings.items()
+    ]
 
 
-def count_syncs(run: Callable[[], object]) -> int:
-    """Number of calls in ``run()`` that make the host wait for the GPU, as far as torch tells."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode('warn')
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter('always')
-            run()
-    finally:
-        torch.cuda.set_sync_debug_mode('default')
-    return sum('called a synchronizing' in str(warning.message) for warning in caught)
+def table(results: list[Result]) -> Table:
+    """A line for each kind of step."""
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ('step', 'strategy'):
+        shown.add_column(heading, no_wrap=True)
+    for heading in ('kept', 'median [s]', 'saved', 'peak [GiB]', 'of full'):
+        shown.add_column(heading, justify='right')
+    full = results[0].peak_memory
+    for result in results:
+        memory = result.peak_memory
+        shown.add_row(
+            result.name,
+            result.strategy or '-',
+            f'{result.kept_share:.0%}',
+            f'{result.median:.3f}',
+            f'{result.saved:.1%}' if result.strategy else '-',
+            '-' if memory is None else f'{memory / 2**30:.2f}',
+            f'{memory / full:.0%}' if memory and full else '-',
+        )
+    return shown
+
+
+def _peak_memory(bench: Bench, name: str) -> int | None:
+    """Bytes that a step takes at its peak on top of the model and the optimizer's state: on a GPU
+    what the allocator handed out, on the CPU the growth of the resident set, if Linux tells it."""
+    gc.collect()
+    if bench.device == 'cuda':
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        bench.step(name, 0)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    libc = ctypes.CDLL(None)
+    if not (_RESET.exists() and hasattr(libc, 'mallopt')):
+        return None
+    # A block of its own for every tensor, given back when the tensor is: the resident set then is
+    # what lives, without what the allocator keeps for later.
+    libc.mallopt(-3, 65536)  # M_MMAP_THRESHOLD
+    bench.step(name, 0)
+    libc.malloc_trim(0)
+    _RESET.write_text('5')  # forgets the peak
+    before = _resident('VmRSS')
+    bench.step(name, 1)
+    return _resident('VmHWM') - before
+
+
+def _resident(field: str) -> int:
+    [line] = [line for line in _STATUS.read_text().splitlines() if line.startswith(f'{field}:')]
+    return int(line.split()[1]) * 1024

@@ -17,6 +17,7 @@ from ..blocking.devices import forget_peak_memory, peak_memory
 from ..hooks.model import unwrapped
 
 BUDGET_NAME = 'budget.json'
+CLOCKS = {'seconds': time.perf_counter, 'cpu_seconds': time.process_time}
 
 
 @HOOKS.register_module()
@@ -34,7 +35,11 @@ class BudgetHook(Hook):
     - ``backward``: of these, images that a gradient was computed for.
     - ``seconds``: wall clock from the start of training to its end, with loading, but without
       validation.
-    - ``startup_seconds``: of these, what the first iteration took more than the others on average.
+    - ``cpu_seconds``: time that the processors spent on the first process meanwhile, all of its
+      threads together. Other programs hardly change it. Worker processes of the data loader are
+      not part of it: with ``num_workers=0`` the training process loads, and all is counted.
+    - ``startup_seconds``, ``startup_cpu_seconds``: of these, what the first iteration took more
+      than the others on average.
     - ``peak_memory_mib``: most memory allocated on the model's device, see :func:`peak_memory`;
       where it is the largest resident set of the process, validation in the middle of a run is not
       told apart.
@@ -49,10 +54,9 @@ class BudgetHook(Hook):
     priority = 'LOWEST'
 
     def __init__(self) -> None:
-        self._spent = dict(
-            loaded=0, shallow=0, deep=0, backward=0, seconds=0.0, peak_memory_mib=0.0
-        )
-        self._first: float | None = None
+        self._spent = dict(loaded=0, shallow=0, deep=0, backward=0, peak_memory_mib=0.0)
+        self._spent |= dict.fromkeys(CLOCKS, 0.0)
+        self._first: dict[str, float] | None = None  # what the first iteration took
         self._training_step = False
 
     def before_train(self, runner) -> None:
@@ -68,8 +72,7 @@ class BudgetHook(Hook):
             last.register_forward_pre_hook(self._count_deep),
         ]
         self._device = next(model.parameters()).device
-        forget_peak_memory(self._device)
-        self._since = time.perf_counter()
+        self._start_clocks()
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         self._training_step = True
@@ -81,11 +84,10 @@ class BudgetHook(Hook):
         self._training_step = False
         self._settle()
         if self._first is None:
-            self._first = self._spent['seconds']
+            self._first = {name: self._spent[name] for name in CLOCKS}
 
     def after_val_epoch(self, runner, metrics: Any = None) -> None:
-        forget_peak_memory(self._device)
-        self._since = time.perf_counter()
+        self._start_clocks()
 
     def after_train(self, runner) -> None:
         for handle in self._handles:
@@ -95,7 +97,7 @@ class BudgetHook(Hook):
         budget = {
             'iterations': runner.iter,
             **self._spent,
-            'startup_seconds': self._startup(runner.iter),
+            **{f'startup_{name}': self._startup(name, runner.iter) for name in CLOCKS},
         }
         for key in ('loaded', 'shallow', 'deep', 'backward'):
             budget[key] *= get_world_size()
@@ -114,22 +116,24 @@ class BudgetHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if runner._resume and 'budget' in checkpoint:
-            spent = dict(checkpoint['budget'])
-            # Version 0.1 noted neither: its start-up is taken for nothing, and images that were
-            # scored or trained on stand in for those loaded.
-            self._first = spent.pop('first', 0.0)
-            self._spent = {'loaded': spent['shallow'], **spent}
+            self._spent = dict(checkpoint['budget'])
+            self._first = self._spent.pop('first')
 
-    def _startup(self, iterations: int) -> float:
+    def _startup(self, clock: str, iterations: int) -> float:
         if iterations < 2:
             return 0.0
-        others = (self._spent['seconds'] - self._first) / (iterations - 1)
-        return max(0.0, self._first - others)
+        first = self._first[clock]
+        return max(0.0, first - (self._spent[clock] - first) / (iterations - 1))
+
+    def _start_clocks(self) -> None:
+        forget_peak_memory(self._device)
+        self._since = {name: clock() for name, clock in CLOCKS.items()}
 
     def _settle(self) -> None:
-        now = time.perf_counter()
-        self._spent['seconds'] += now - self._since
-        self._since = now
+        for name, clock in CLOCKS.items():
+            now = clock()
+            self._spent[name] += now - self._since[name]
+            self._since[name] = now
         peak = peak_memory(self._device) / 2**20
         self._spent['peak_memory_mib'] = max(self._spent['peak_memory_mib'], peak)
 

@@ -21,7 +21,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..report.versions import this_code
-from .comparison import Outcome, cells, headings_of, iters_in, markdown, plot, summarise
+from .comparison import TIMES, Outcome, cells, equal_iters, headings_of, markdown, plot, summarise
 from .methods import set_iters
 from .rows import Row
 from .runs import Run, train
@@ -35,6 +35,7 @@ def run_all(
     jobs: int = 1,
     num_processes: int = 1,
     reuse: str = 'same',
+    time: str = 'wall',
 ) -> list[Outcome]:
     """Trains what is not finished yet: first the rows that have a length, then those whose length
     follows from the times of these. Seed by seed, so that a slow spell meets all rows alike.
@@ -47,6 +48,9 @@ def run_all(
         jobs: runs at a time.
         num_processes: of each run.
         reuse: see :func:`train`.
+        time: by which rows are equally long, one of :data:`TIMES`; with ``'cpu'`` each process has
+            one thread, unless OMP_NUM_THREADS says otherwise: threads that wait for each other
+            count, too.
 
     Returns:
         What came of each run of the rows that are listed.
@@ -57,17 +61,27 @@ def run_all(
     def run(row: Row, seed: int) -> Outcome:
         config = copy.deepcopy(row.config)
         if row.as_long_as is not None:
-            seconds = outcomes[row.as_long_as, seed].seconds
-            set_iters(config, iters_in(seconds, outcomes[row.timed_by, seed]))
+            target = getattr(outcomes[row.as_long_as, seed], TIMES[time][0])
+            pace = outcomes[row.timed_by, seed]
+            iters, as_measured = equal_iters(target, pace, time, row.prune_ratio)
+            set_iters(config, iters)
+            if not as_measured:
+                progress.console.print(
+                    f'{row.name} seed {seed}: the times of {row.as_long_as} and {row.timed_by} '
+                    f'cannot be right, the machine was busy; {iters} iterations are the nearest '
+                    f'length that {row.prune_ratio:.0%} pruned can explain',
+                    highlight=False,
+                    markup=False,
+                )
         config.randomness = {**config.get('randomness', {}), 'seed': seed}
         path = root / 'configs' / f'{row.name}_seed{seed}.py'
         path.parent.mkdir(parents=True, exist_ok=True)
         config.dump(path)
         name = f'{row.name} seed {seed}'
         work_dir = run_folder(root, row.name, seed)
-        finished = train(path, work_dir, {}, progress, name, num_processes, reuse)
+        finished = train(path, work_dir, {}, progress, name, num_processes, reuse, time == 'cpu')
         progress.advance(done)
-        return _outcome(row, seed, finished, num_processes)
+        return _outcome(row, seed, finished)
 
     for timed in (False, True):
         with ThreadPoolExecutor(jobs) as pool:
@@ -90,7 +104,9 @@ def run_folder(root: Path, row: str, seed: int) -> Path:
     return root / row / f'seed{seed}'
 
 
-def report(outcomes: Sequence[Outcome], reference: str, root: Path, console: Console) -> None:
+def report(
+    outcomes: Sequence[Outcome], reference: str, root: Path, console: Console, time: str = 'wall'
+) -> None:
     """Shows the table, in two parts for a narrow terminal; leaves it, the single runs and a plot in
     the folder of the runs.
 
@@ -99,11 +115,12 @@ def report(outcomes: Sequence[Outcome], reference: str, root: Path, console: Con
         reference: name of the row that the others are compared with.
         root: the folder.
         console: to show it on.
+        time: that the plot shows, one of :data:`TIMES`.
     """
     lines = summarise(outcomes, reference)
     results = f'mean ± std of {lines[0].num_seeds} seed(s), compared with {reference}'
     headings = headings_of(lines)
-    for title, part in ((results, slice(4)), ('what it cost', slice(4, None))):
+    for title, part in ((results, slice(6)), ('what it cost', slice(6, None))):
         table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
         table.add_column(no_wrap=True)
         for heading in headings[part]:
@@ -123,7 +140,7 @@ def report(outcomes: Sequence[Outcome], reference: str, root: Path, console: Con
         'runs': [asdict(outcome) for outcome in outcomes],
     }
     (root / 'comparison.json').write_text(json.dumps(everything, indent=1) + '\n')
-    plot(lines, root / 'comparison.png')
+    plot(lines, root / 'comparison.png', time)
     console.print(f'table.md, runs.csv, comparison.json and comparison.png: {root}/')
 
 
@@ -137,16 +154,10 @@ def made_by() -> dict[str, Any]:
     }
 
 
-def _outcome(row: Row, seed: int, run: Run, num_processes: int) -> Outcome:
+def _outcome(row: Row, seed: int, run: Run) -> Outcome:
     if row.config.get('val_dataloader') is not None and run.score is None:
         sys.exit(
             f'{run.work_dir}: the run ended without a validation; lower train_cfg.val_interval'
         )
-    budget = run.budget
-    if 'loaded' not in budget:  # version 0.1 did not count them
-        logged = run.sum('pfb/candidates') * num_processes
-        budget['loaded'] = logged or budget['shallow']
-    if 'candidates' not in budget:
-        budget['candidates'] = run.sum('infobatch/candidates') or budget['loaded']
     of = (row.name, row.method, row.prune_ratio, seed, run.score)
-    return Outcome(*of, metric=run.metric, **budget)
+    return Outcome(*of, metric=run.metric, **run.budget)

@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 from mmengine.registry import DATA_SAMPLERS, HOOKS
-from mmseg.registry import MODELS
 from torch import Tensor
 
 from ..core.checks import check_keys, check_number
-from .image_loss import ImageLossCascadeEncoderDecoder, ImageLossEncoderDecoder
 from .lengths import Share
 from .score_hook import ScoreSamplerHook
 from .score_sampler import ScoreSampler
@@ -131,7 +129,6 @@ class InfoBatchHook(ScoreSamplerHook):
 
     name = 'infobatch'
     sampler_type = InfoBatchSampler
-    example_model = 'InfoBatchEncoderDecoder'
     example_sampler = 'InfoBatchSampler'
 
     def __init__(
@@ -157,13 +154,3 @@ class InfoBatchHook(ScoreSamplerHook):
             f'{"the mean" if threshold is None else f"the {threshold:g}th percentile"} are left '
             f'out of the epochs after the first and before {self.delta:.1%} of the run'
         )
-
-
-@MODELS.register_module()
-class InfoBatchEncoderDecoder(ImageLossEncoderDecoder):
-    """ImageLossEncoderDecoder, as configs of version 0.1 call it."""
-
-
-@MODELS.register_module()
-class InfoBatchCascadeEncoderDecoder(ImageLossCascadeEncoderDecoder):
-    """ImageLossCascadeEncoderDecoder, as configs of version 0.1 call it."""

@@ -20,31 +20,24 @@ from ..core.checks import check_choice, check_integer, check_number
 from . import fixed_part, infobatch, orderdp, seta
 from .lengths import Share, shortened_iters
 
-# Of PFB's criteria; None: the config's own.
+# PFB's criterion, and the weight with which the early exit's loss teaches the shallow part; None:
+# that of the config if it has this criterion, else the criterion's own.
 CRITERIA = {
-    'pfb': None,
-    'hard': 'hard',
-    'random': 'random',
-    'common': 'common',
-    'loss_topk': 'loss_topk',
-    'divbs': 'divbs',
+    'hard': ('hard', None),
+    'hard_only': ('hard', 0.0),
+    'rare': ('rare', 0.0),
+    'rare_taught': ('rare', 1.0),
+    'random': ('random', 0.0),
+    'common': ('common', 0.0),
+    'loss_topk': ('loss_topk', 0.0),
+    'divbs': ('divbs', 0.0),
 }
 # Percentile of the threshold, and the share of the samples that lies below it.
 INFOBATCH = {'infobatch': (95, 0.95), 'infobatch_mean': (None, 0.5)}
-# With small images at first, and otherwise as the other one.
-RESIZED = {'resize': 'full', 'resize_pfb': 'pfb'}
-PRUNING_METHODS = (
-    *CRITERIA,
-    'two_stage',
-    'random_once',
-    *INFOBATCH,
-    'orderdp',
-    'seta',
-    'resize_pfb',
-)
+PRUNING_METHODS = (*CRITERIA, 'pfb', 'two_stage', 'random_once', *INFOBATCH, 'orderdp', 'seta')
 # They have no ratio, and are as long as full data.
-WHOLE_METHODS = ('full', 'resize', 'rcs', 'ohem')
-METHODS = ('full', 'short', 'small', 'resize', 'rcs', 'ohem', *PRUNING_METHODS)
+WHOLE_METHODS = ('full', 'rcs', 'ohem')
+METHODS = (*WHOLE_METHODS, 'short', 'small', *PRUNING_METHODS)
 
 # MMSegmentation's OHEM keeps at least 100,000 pixels of a crop of 512x1024 in its own configs.
 OHEM_THRESHOLD, OHEM_SHARE = 0.7, 100_000 / (512 * 1024)
@@ -57,13 +50,15 @@ DESCRIPTIONS = {
     'full': 'all images',
     'short': 'all images, schedule compressed to the time that a pruned run took',
     'small': 'all images in batches of the size that is kept: random choice without its loading',
-    'resize': 'all images, at half size in the first third of the run (progressive resizing)',
-    'pfb': "PFB, with the config's own options",
-    'hard': 'PFB by the highest losses of an exit at the blocking point',
+    'hard': 'PFB as recommended: highest losses of an early exit, which teaches on all images',
+    'hard_only': 'PFB by the highest losses of an early exit, without its teaching',
+    'rare': 'PFB as in the paper: the images of lowest density',
+    'rare_taught': 'rare, and an early exit teaches the shallow part on all images',
+    'pfb': "PFB with the config's own criterion and options",
     'two_stage': 'hard, behind a loader that leaves out images that were easy when last looked at',
-    'random': 'a new random part of each batch',
+    'random': 'PFB with a new random part of each batch',
     'random_once': 'a random part of the data, drawn once before training',
-    'common': "PFB's criterion reversed: the most common images",
+    'common': "PFB with the paper's criterion reversed: the images of highest density",
     'loss_topk': 'the highest losses of each batch, after a forward pass of all of it',
     'divbs': 'DivBS: diverse last-layer gradients, after a forward pass of all of the batch',
     'infobatch': 'InfoBatch†: threshold at the 95th percentile, the actual ratio as the others',
@@ -72,7 +67,6 @@ DESCRIPTIONS = {
     'seta': 'SeTa: a window of groups by loss slides from easy to hard; about the ratio',
     'rcs': 'all images by rare class sampling (DAFormer): a class is drawn, then an image of it',
     'ohem': 'all images, with the loss of the hardest pixels only (OHEM)',
-    'resize_pfb': 'PFB, with all images at half size in the first third of the run',
 }
 
 
@@ -106,10 +100,6 @@ def apply_method(
         TypeError, ValueError: an argument is outside its range, or the config does not fit.
     """
     check_choice('method', method, METHODS)
-    if method in RESIZED:
-        apply_method(cfg, RESIZED[method], prune_ratio, num_processes)
-        _resize_progressively(cfg)
-        return
     if method in ('full', 'short', 'rcs', 'ohem'):
         remove_pfb(cfg)
         if method == 'rcs':
@@ -122,13 +112,15 @@ def apply_method(
         min_keep = (cfg.model.get('pfb') or {}).get('min_keep')
         remove_pfb(cfg)
         _shrink_batches(cfg, prune_ratio, min_keep)
+    elif method == 'pfb':
+        apply_pfb(cfg, prune_ratio)
     elif method in CRITERIA:
         apply_pfb(cfg, prune_ratio)
-        _choose_criterion(cfg, CRITERIA[method])
+        _choose_criterion(cfg, *CRITERIA[method])
     elif method == 'two_stage':
         # Each of the stages leaves out the same share of what it is given.
         apply_pfb(cfg, prune_ratio, 1 - math.sqrt(1 - prune_ratio))
-        _choose_criterion(cfg, 'hard')
+        _choose_criterion(cfg, *CRITERIA['hard'])
     else:
         remove_pfb(cfg)
         _choose_by_score(cfg, method, prune_ratio, num_processes)
@@ -191,26 +183,20 @@ def full_iters(cfg: Config) -> int:
     return cfg.train_cfg.max_iters
 
 
-def _choose_criterion(cfg: Config, criterion: str | None) -> None:
-    """Names the criterion, unless the config has it already, perhaps with options of its own."""
-    found = cfg.model.pfb.get('criterion')
-    name = found.get('type') if isinstance(found, dict) else found
-    if criterion not in (None, name):
-        cfg.model.pfb.criterion = criterion
-
-
-def _resize_progressively(cfg: Config) -> None:
-    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    found = preprocessor.get('type')
-    if type_name(found) != 'SegDataPreProcessor':
-        raise ValueError(
-            f'model.data_preprocessor.type={found!r}: images are resized during training for '
-            'SegDataPreProcessor only'
-        )
-    cfg.model.data_preprocessor = {**preprocessor, 'type': 'mmseg.ResizingSegDataPreProcessor'}
-    hook = dict(type='ProgressiveResizeHook')
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
-    add_import(cfg)
+def _choose_criterion(cfg: Config, criterion: str, exit_loss_weight: float | None) -> None:
+    """Names the criterion, with the options that the config has of it, and the exit's weight."""
+    pfb = cfg.model.pfb
+    found = pfb.get('criterion', 'rare')
+    found = found if isinstance(found, dict) else dict(type=found)
+    density = ('rare', 'common')  # estimated in the same way, with the same options
+    if criterion == found['type'] or (criterion in density and found['type'] in density):
+        pfb.criterion = {**found, 'type': criterion}
+    else:
+        pfb.criterion = dict(type=criterion)
+    if exit_loss_weight is not None:
+        pfb.exit_loss_weight = exit_loss_weight
+    elif criterion != found['type']:
+        pfb.pop('exit_loss_weight', None)
 
 
 def _shrink_batches(cfg: Config, prune_ratio: float, min_keep: int | None) -> None:
@@ -247,7 +233,7 @@ def _choose_by_score(cfg: Config, method: str, prune_ratio: float, num_processes
         hook['full_iters'] = candidates
     cfg.train_dataloader.sampler = sampler
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
-    _set_type(cfg, 'InfoBatch' if infobatch else 'ImageLoss')
+    _set_type(cfg)
 
 
 def _infobatch(
@@ -323,15 +309,15 @@ def _by_epoch(cfg: Config) -> bool:
     return 'max_epochs' in (cfg.get('train_cfg') or {})
 
 
-def _set_type(cfg: Config, prefix: str) -> None:
-    """Names the model of ours that goes by the plain one's name with a prefix."""
+def _set_type(cfg: Config) -> None:
+    """Names the model that tells the loss of each image."""
     name = type_name(cfg.model.type)
     if name not in _SCOPES:
         raise ValueError(
             f'model.type={cfg.model.type!r}: the methods that PFB is compared with are made for '
             f'{", ".join(_SCOPES)}'
         )
-    cfg.model.type = f'{_SCOPES[name]}{prefix}{name}'
+    cfg.model.type = f'{_SCOPES[name]}ImageLoss{name}'
     add_import(cfg)
 
 

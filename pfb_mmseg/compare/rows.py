@@ -23,6 +23,8 @@ from .methods import (
     set_iters,
 )
 
+# Whose time `short` takes, and which is lengthened, where several methods prune.
+_FIRST_CHOICES = ('hard', 'pfb')
 ROWS = {**DESCRIPTIONS, 'long': 'a pruned run lengthened to the time that full data took'}
 
 
@@ -35,8 +37,8 @@ class Row:
         method: how it is called in the plot.
         prune_ratio: None where nothing is pruned.
         config: what its runs are trained from, at first as long as full data's.
-        as_long_as: name of the row whose wall time its runs are to take; None: they have the
-            length that their config says.
+        as_long_as: name of the row whose time its runs are to take; None: they have the length that
+            their config says.
         timed_by: name of the row whose runs tell what an iteration of this one takes.
         listed: whether it stands in the table.
     """
@@ -59,6 +61,7 @@ def plan(
     iters: int | None = None,
     num_processes: int = 1,
     scored: bool = True,
+    time: str = 'wall',
 ) -> list[Row]:
     """The rows of a comparison, the one that the others are compared with first.
 
@@ -72,6 +75,8 @@ def plan(
         iters: of full data; None: as the config says.
         num_processes: of each run.
         scored: whether accuracy is compared too, and not time alone.
+        time: by which rows are equally long, see :data:`TIMES`. With ``'cpu'`` the training
+            process itself loads the images: what workers do is not measured.
 
     Raises:
         TypeError, ValueError: an argument is outside its range, or does not fit the config.
@@ -90,6 +95,8 @@ def plan(
     base.custom_hooks = [*(base.get('custom_hooks') or []), dict(type='BudgetHook')]
     if iters is not None:
         set_iters(base, iters)
+    if time == 'cpu':
+        _load_without_workers(base)
 
     methods = list(dict.fromkeys(methods))
     pruning = [method for method in methods if method in PRUNING_METHODS]
@@ -101,7 +108,7 @@ def plan(
             rows.append(_method_row(base, method, None, num_processes))
     for ratio in dict.fromkeys(ratios):
         if 'short' in methods:
-            rows.append(_short_row(base, ratio, 'pfb' if 'pfb' in pruning else pruning[0]))
+            rows.append(_short_row(base, ratio, _recommended(pruning)))
         if 'small' in methods:
             rows += _small_rows(base, ratio)
         pruned = [_method_row(base, method, ratio, num_processes) for method in pruning]
@@ -127,7 +134,11 @@ def _lengthened(
             )
     if named or 'long' not in methods:
         return named
-    return [method for method in ('hard', 'pfb', *pruning) if method in pruning][:1]
+    return [_recommended(pruning)] if pruning else []
+
+
+def _recommended(pruning: Sequence[str]) -> str:
+    return next(method for method in (*_FIRST_CHOICES, *pruning) if method in pruning)
 
 
 def _check_what_times_are_taken_of(
@@ -144,6 +155,12 @@ def _check_what_times_are_taken_of(
                 f'--methods {row}: its length follows from measured times, so it takes {needed} '
                 'beside it'
             )
+
+
+def _load_without_workers(config: Config) -> None:
+    loader = config.train_dataloader
+    loader.update(num_workers=0, persistent_workers=False)
+    loader.pop('prefetch_factor', None)  # torch refuses it without workers
 
 
 def _short_row(base: Config, ratio: float, like: str) -> Row:

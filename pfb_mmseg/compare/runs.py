@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +79,7 @@ def train(
     name: str,
     num_processes: int = 1,
     reuse: str = 'same',
+    one_thread: bool = False,
 ) -> Run:
     """Run the command `pfb train` from scratch in ``work_dir`` and follow its log.
 
@@ -94,6 +94,7 @@ def train(
         name: of the run on the progress bar.
         num_processes: more than one are started by torchrun.
         reuse: ``'any'`` takes a finished run whatever version of this package made it.
+        one_thread: whether each process has one thread, unless OMP_NUM_THREADS says otherwise.
     """
     work_dir = work_dir.resolve()
     command = [sys.executable]
@@ -116,12 +117,13 @@ def train(
     if (work_dir / 'console.log').is_file():
         shutil.rmtree(work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
+    threads = {'OMP_NUM_THREADS': '1'} if one_thread else {}
     task = progress.add_task(name, total=None)
     with (
         open(work_dir / 'console.log', 'w') as log,
         subprocess.Popen(
             command,
-            env=_with_this_package(),
+            env={**threads, **_with_this_package()},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -143,15 +145,10 @@ def train(
 
 def _judge(stamp: str, made_from: dict, code: dict[str, str], reuse: str) -> tuple[bool, str]:
     """Whether a finished run is taken as it is, and the reason in words."""
-    try:
-        found = json.loads(stamp)
-        maker = found.pop('code')
-    except ValueError:  # version 0.1 wrote the bare command and config
-        command, _, config = stamp.partition('\n\n')
-        found = {'command': command.split('\n'), 'config': config}
-        maker = {'version': 'pfb_mmseg 0.1 (commit not noted)', 'digest': ''}
+    found = json.loads(stamp)
+    maker = found.pop('code')
     by = f'by {maker["version"]}'
-    if _asked_for(found) != _asked_for(made_from):
+    if found != made_from:
         return False, f'run again: the one finished {by} had another command or config'
     if maker['digest'] == code['digest']:
         return True, f'reused, finished before {by}'
@@ -161,24 +158,6 @@ def _judge(stamp: str, made_from: dict, code: dict[str, str], reuse: str) -> tup
         f'run again: finished before {by}, whose code is not that of {code["version"]} '
         '(--reuse any keeps such runs)'
     )
-
-
-def _asked_for(made_from: dict) -> dict:
-    """What a run is made from, whichever way training was called: it once was a file in tools/."""
-    command = made_from.get('command', [])
-    return {**made_from, 'command': _without(command, TRAIN) or _without_tool(command)}
-
-
-def _without(command: Sequence[str], part: Sequence[str]) -> list[str] | None:
-    """A command less some successive words of it; None where these are not in it."""
-    for start in range(len(command)):
-        if tuple(command[start : start + len(part)]) == tuple(part):
-            return [*command[:start], *command[start + len(part) :]]
-    return None
-
-
-def _without_tool(command: Sequence[str]) -> list[str]:
-    return [word for word in command if Path(word).parts[-2:] != ('tools', 'train.py')]
 
 
 def _with_this_package() -> dict[str, str]:

@@ -38,7 +38,7 @@ class ScoreSamplerHook(Hook):
 
     Attributes:
         name: of the entries in the log and in checkpoints.
-        model_type, sampler_type: what it can drive.
+        sampler_type: what it can drive.
 
     Raises:
         TypeError, ValueError: an argument is outside its range; or, before the first iteration,
@@ -47,11 +47,8 @@ class ScoreSamplerHook(Hook):
 
     priority = 'NORMAL'
     name = 'sampling'
-    model_type: type = ImageLossMixin
     sampler_type: type = ScoreSampler
-    # What to name in a config; the types above can be abstract.
-    example_model = 'ImageLossEncoderDecoder'
-    example_sampler = 'OrderDPSampler'
+    example_sampler = 'OrderDPSampler'  # to name in a config; the type above may be abstract
 
     def __init__(
         self, full_iters: int | None = None, interval: int | None = None, **unknown: Any
@@ -68,7 +65,7 @@ class ScoreSamplerHook(Hook):
         self._model = unwrapped(runner.model)
         self._sampler = runner.train_dataloader.sampler
         for found, wanted, place in (
-            (self._model, self.model_type, f"model.type='{self.example_model}'"),
+            (self._model, ImageLossMixin, "model.type='ImageLossEncoderDecoder'"),
             (
                 self._sampler,
                 self.sampler_type,

@@ -271,8 +271,6 @@ class _Rows:
 
     @classmethod
     def from_state(cls, state: dict) -> _Rows:
-        if 'stream' in state:  # version 0.1: (M, 3) float64
-            return cls.of(*state['stream'].cpu().unbind(dim=1))
         return cls.of(*(state[name].cpu() for name in ('indices', 'weights', 'stand_for')))
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -3,12 +3,12 @@
 from . import criteria  # noqa: F401  registers the criteria
 from .candidates import Candidates, FeatureCandidates
 from .criterion import CRITERIA, Criterion, FunctionCriterion
-from .density import bandwidth, log_density
+from .density import bandwidth
 from .estimator import AdaptiveDensityEstimator
 from .pruner import BatchPruner, Decision
 from .quota import KeepQuota
 from .representation import pool_features, spatial_mean
-from .selection import Selection, select_rare
+from .selection import Selection
 from .statistics import SelectionStatistics
 
 __all__ = [
@@ -24,8 +24,6 @@ __all__ = [
     'Selection',
     'SelectionStatistics',
     'bandwidth',
-    'log_density',
     'pool_features',
-    'select_rare',
     'spatial_mean',
 ]

@@ -1,4 +1,4 @@
-"""Checks of what a user wrote. Every error names the option, the value and what is allowed."""
+"""Checks of options. Every error names the option, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def check_number(
     open_low: bool = False,
     open_high: bool = False,
 ) -> None:
-    """Refuse anything but a real number in ``[low, high]``, without the ends that are open."""
+    """Refuse anything but a real number from ``low`` to ``high``, where an open end is excluded."""
     allowed = f'a number in {"(" if open_low else "["}{low:g}, {high:g}{")" if open_high else "]"}'
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f'{name}={value!r}: expected {allowed}, got {type(value).__name__}')
@@ -41,7 +41,7 @@ def check_bool(name: str, value: object) -> None:
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Refuse a value that is not one of ``choices``; a near miss is named."""
+    """Refuse a value that is not one of ``choices``, and suggest the most similar of them."""
     choices = tuple(choices)
     if value not in choices:
         allowed = ', '.join(repr(choice) for choice in choices)
@@ -65,16 +65,17 @@ def check_sizes(name: str, value: object, num: int) -> None:
 
 
 def check_dim(dim: int, num_channels: int) -> None:
-    """Refuse representations longer than there are channels to average them from."""
+    """Refuse a representation longer than the number of channels that it is averaged from."""
     if dim > num_channels:
         raise ValueError(
             f'dim={dim} is more than the {num_channels} channels at the blocking point; '
-            f'set estimator=dict(dim={num_channels}) or less, or dim=None'
+            f"set criterion=dict(type='rare', estimator=dict(dim={num_channels})) or less, or "
+            'leave dim out'
         )
 
 
 def check_given(owner: str, name: str, value: object, others: Iterable[str], example: str) -> None:
-    """Refuse None for what must be given; one of ``others`` that may be meant for it is named."""
+    """Refuse None for a required option, and name one of ``others`` that may be a misspelling."""
     if value is None:
         meant = difflib.get_close_matches(name, others, n=1, cutoff=0.5)
         hint = f'; {meant[0]!r} was given, did you mean {name!r}?' if meant else ''
@@ -82,7 +83,7 @@ def check_given(owner: str, name: str, value: object, others: Iterable[str], exa
 
 
 def check_keys(name: str, options: object, allowed: Iterable[str]) -> None:
-    """Refuse a dict of options with a key that is not allowed; the likely one is named."""
+    """Refuse a dict with a key that is not allowed, and suggest the most similar one."""
     allowed = tuple(allowed)
     check_dict(name, options)
     for key in options:

@@ -1,7 +1,7 @@
-"""Log density of a weighted mixture of diagonal Gaussians, and the rules for its bandwidth.
+"""Log density of a weighted mixture of diagonal Gaussians, Eq. 4–5, and its bandwidth, Eq. 6.
 
-Eq. 4–6 of the paper. Everything stays in log space, since with D = 128 the density itself leaves
-float32's range, and is computed in float64 wherever the device has it.
+Everything stays in log space, since with D = 128 the density itself leaves float32's range, and is
+computed in float64 wherever the device has it.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def bandwidth(centroids: Tensor, rule: str = 'silverman') -> Tensor:
-    r"""Standard deviation of the kernel per channel, :math:`\sqrt{h_d}` of Eq. 6.
+    r"""Eq. 6: standard deviation of the kernel per channel, :math:`\sqrt{h_d}`.
 
     Args:
         centroids: (N_C, D), finite.
-        rule: ``'silverman'`` is Eq. 6, ``'scott'`` the other rule of Table S2,
+        rule: ``'silverman'`` is Eq. 6, ``'scott'`` the other rule of Table 6,
             ``'identity'`` its baseline :math:`H = I`.
 
     Returns:
@@ -49,17 +49,17 @@ def bandwidth(centroids: Tensor, rule: str = 'silverman') -> Tensor:
         float32 precision has no spread of its own and takes the mean spread of the others (1 where
         none has any): Eq. 6 would divide by zero there.
     """
-    return spread(centroids, rule) * spread_factor(rule, *centroids.shape)
+    return _spread(centroids, rule) * _factor(rule, *centroids.shape)
 
 
-def spread_factor(rule: str, num: int, dim: int) -> float:
-    """What the rule multiplies the spread of each channel by (Eq. 6); N_C and D decide it alone."""
+def _factor(rule: str, num: int, dim: int) -> float:
+    """What Eq. 6 multiplies the spread of each channel by. N_C and D decide it alone."""
     per_volume = {'silverman': 4 / ((dim + 2) * num), 'scott': 1 / num, 'identity': 1}
     return per_volume[rule] ** (1 / (dim + 4))
 
 
-def spread(centroids: Tensor, rule: str = 'silverman') -> Tensor:
-    r"""(D,): :func:`bandwidth` before its factor, :math:`\sigma_d` of Eq. 6."""
+def _spread(centroids: Tensor, rule: str) -> Tensor:
+    r"""(D,), :math:`\sigma_d` of Eq. 6."""
     wide = widest_float(centroids.device.type)
     if rule == 'identity':
         return torch.ones(centroids.shape[1], dtype=wide, device=centroids.device)
@@ -88,33 +88,37 @@ class Mixture(NamedTuple):
     """What Eq. 4 and 5 need to know of the centroids, whatever the rows.
 
     Attributes:
-        origin: (D,), taken from every row; None where nothing has to be.
+        origin: (D,), subtracted from every row; None where nothing has to be.
         scale: (D,), the unit of each channel.
         precision: one over the variance of the kernels in that unit.
         centroids: (N_C, D) from the origin, in units of ``scale``.
-        log_weight: (N_C,), natural logarithm of the weights.
-        bias: (N_C,), the same less half the squares of ``centroids``, which a matrix product takes;
-            None where distances are worked out from differences.
-        log_volume: (), logarithm of what both equations divide the weights and exponentials by.
+        log_weights: (N_C,), natural logarithm of the weights.
+        bias: (N_C,), what a matrix product adds: ``log_weights`` less the squares of ``centroids``
+            by twice the variance; None where distances are worked out from differences.
+        log_volume: (), log of N_C and of what Eq. 5 divides by.
     """
 
     origin: Tensor | None
     scale: Tensor
     precision: float
     centroids: Tensor
-    log_weight: Tensor
+    log_weights: Tensor
     bias: Tensor | None
     log_volume: Tensor
 
     @classmethod
-    def build(
-        cls, centroids: Tensor, log_weights: Tensor, scale: Tensor, factor: float = 1.0
-    ) -> Mixture:
-        r"""Of the arguments of :func:`log_density`, with the logarithms of the weights.
+    def build(cls, centroids: Tensor, log_weights: Tensor, rule: str = 'silverman') -> Mixture:
+        """From the centroids, the weights and a rule for the bandwidth.
 
-        :math:`\sqrt{h_d}` is ``scale`` times ``factor``, which the host knows.
+        Args:
+            centroids: (N_C, D).
+            log_weights: (N_C,), natural log of :math:`w_j` of Eq. 9; a kernel of weight zero is
+                out.
+            rule: see :func:`bandwidth`.
         """
         num, dim = centroids.shape
+        # The factor is a number that the host knows, and stays one.
+        scale, factor = _spread(centroids, rule), _factor(rule, num, dim)
         centroids = centroids.to(scale.dtype)
         # On a CPU a matrix product is many times faster. On a GPU differences are one launch, and
         # float32 has not the digits for anything else.
@@ -137,7 +141,15 @@ class Mixture(NamedTuple):
 
     @torch.no_grad()
     def log_density(self, x: Tensor) -> Tensor:
-        """See :func:`log_density`."""
+        """Log of Eq. 4 with the kernel of Eq. 5.
+
+        Args:
+            x: (N, D) representations.
+
+        Returns:
+            (N,) float32, natural logarithm; finite for finite rows, NaN for rows with a NaN or Inf.
+            Time O(N N_C D), memory O((N + N_C) D + N N_C).
+        """
         log_f = self._from_differences(x) if self.bias is None else self._from_product(x)
         result = torch.empty_like(log_f, dtype=torch.float32)
         limit = torch.finfo(result.dtype).max
@@ -149,8 +161,8 @@ class Mixture(NamedTuple):
         x = x.nan_to_num(torch.nan, torch.nan, torch.nan)
         if self.origin is not None:
             x = x.float() - self.origin
-        distance = distances(x / self.scale, self.centroids)
-        log_kernels = torch.addcmul(self.log_weight, distance, distance, value=-self.precision / 2)
+        apart = distances(x / self.scale, self.centroids)
+        log_kernels = torch.addcmul(self.log_weights, apart, apart, value=-self.precision / 2)
         return log_kernels.logsumexp(dim=1)
 
     def _from_product(self, x: Tensor) -> Tensor:
@@ -160,19 +172,3 @@ class Mixture(NamedTuple):
         norm = torch.linalg.vector_norm(x, dim=1)
         log_kernels = torch.addmm(self.bias, x, self.centroids.T, alpha=self.precision)
         return log_kernels.logsumexp(dim=1).addcmul_(norm, norm, value=-self.precision / 2)
-
-
-def log_density(x: Tensor, centroids: Tensor, weights: Tensor, scale: Tensor) -> Tensor:
-    r"""Log of Eq. 4 with the kernel of Eq. 5.
-
-    Args:
-        x: (N, D) representations.
-        centroids: (N_C, D).
-        weights: (N_C,), :math:`w_j` of Eq. 9, non-negative; a weight of 0 takes a kernel out.
-        scale: (D,), :math:`\sqrt{h_d}`; all is computed in its type.
-
-    Returns:
-        (N,) float32, natural logarithm, without gradient; finite for finite rows, NaN for rows with
-        a NaN or Inf. Time O(N N_C D), memory O((N + N_C) D + N N_C).
-    """
-    return Mixture.build(centroids, weights.to(scale.dtype).log(), scale).log_density(x)

@@ -1,4 +1,4 @@
-"""Random draws that repeat themselves: a function of a seed and of how many there were before."""
+"""Random draws that a resumed run repeats: a function of a seed and the iteration or epoch."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import torch
 
 
 def generator_of(seed: int, turn: int, device: torch.device | str = 'cpu') -> torch.Generator:
-    """The source of the draws of turn ``turn`` (an iteration, an epoch), counted from 0."""
+    """A generator for the draws of one iteration or epoch, ``turn``, counted from 0."""
     return torch.Generator(device).manual_seed((seed * 1_000_003 + turn) % 2**63)

@@ -1,4 +1,4 @@
-"""How many images of a batch stay in this iteration."""
+"""How many images of a batch stay in an iteration (Eq. 1)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from .checks import check_integer, check_number
 
 
 class KeepQuota:
-    """Whole numbers whose mean over the iterations is exactly ``(1 - prune_ratio) * batch_size``.
+    """Numbers of images to keep, whose mean is exactly ``(1 - prune_ratio) * batch_size``.
 
-    The number depends on the iteration alone, so all ranks agree on it without talking, and a
-    resumed run goes on where it stopped.
+    Where that is no whole number, iterations keep one image more or less. Which of them do is a
+    function of the iteration alone: all ranks agree on it without talking, and a resumed run goes
+    on where it stopped.
 
     Args:
         prune_ratio: p, in [0, 1).
-        min_keep: the least number of images that go on, at least 1. Where ``(1 - p) * batch_size``
-            is smaller, this number is kept instead and the ratio is not reached.
+        min_keep: the least number of images that stay, at least 1. Where ``(1 - p) * batch_size``
+            is smaller, ``min_keep`` images stay, and fewer than p are pruned.
 
     Raises:
         TypeError, ValueError: an argument is outside its range.
@@ -29,8 +30,7 @@ class KeepQuota:
         self.min_keep = min_keep
         # 0.3 means three tenths, not the nearest binary number: rounding would add up.
         self._keep_ratio = 1 - Fraction(str(float(prune_ratio)))
-        # Exact arithmetic takes as long as a launch, and is asked for again in every step.
-        self._means: dict[int, Fraction] = {}
+        self._means: dict[int, Fraction] = {}  # by batch size, since fractions are slow
 
     def mean(self, batch_size: int) -> Fraction:
         """Exact mean of :meth:`keep` over the iterations."""

@@ -1,4 +1,4 @@
-"""Some images of a batch, as they lay in memory."""
+"""Taking some images out of a batch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from torch import Tensor
 
 
 def take_rows(rows: Tensor, indices: Tensor) -> Tensor:
-    """``rows.index_select(0, indices)``, but channels_last tensors stay channels_last.
+    """``rows.index_select(0, indices)``; a channels_last tensor stays channels_last.
 
     Args:
         rows: (N, ...).
         indices: (K,) int64, on any device.
+
+    Returns:
+        (K, ...).
     """
     indices = indices.to(rows.device)
     if rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last):

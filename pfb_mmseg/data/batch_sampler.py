@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,44 +11,46 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import get_dist_info, sync_random_seed
+from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import Sampler
 
 from ..core import KeepQuota
 from ..core.checks import check_bool, check_integer, check_keys, check_number
 
-SKIPPED = -1.0  # stands where an image that was not loaded would have its standing
-_FORGETS = 0.5  # share by which a new standing replaces what was known
-_UNKNOWN = 1e6  # an image that was never looked at comes before all others
+SKIPPED = -1.0  # in place of the standing of an image that was not loaded
+_FORGETS = 0.5  # weight of a new standing against the average of those before
+# Batches that wait for their step. No loader reads so far ahead: nobody takes them.
+_MOST_WAITING = 1024
 
 
 @DATA_SAMPLERS.register_module()
 class PFBBatchSampler(Sampler):
-    """Loads a part of each batch: rather those images that were worth it when last looked at.
+    """Leaves images out of each batch before they are loaded: those that scored low lately.
 
-    The first of two stages: PFB chooses among the images that are loaded, by what it sees of them
-    today. Both together leave out ``prune_ratio``. In a config::
+    The first of two stages: PFB chooses among the images that are loaded. Both together leave out
+    ``prune_ratio``. In a config, beside :class:`PFBHook`::
 
         train_dataloader = dict(batch_sampler=dict(type='PFBBatchSampler', skip_loading=0.3))
 
-    beside ``batch_size``, ``sampler`` and all else as before; :class:`PFBHook` drives it. Of each
-    batch that the sampler draws, the share ``skip_loading`` is not loaded: epochs, iterations and
-    schedules stay what they are. Before PFBHook's ``begin`` plus an epoch, in which every image is
-    looked at once, and from its ``end`` on, all images are loaded.
+    with ``batch_size``, ``sampler`` and everything else as before. Of each batch that the sampler
+    draws, the share ``skip_loading`` is not loaded: epochs, iterations and schedules stay what they
+    are. Images are left out between PFBHook's ``begin`` and ``end``. An image that was never scored
+    is always loaded.
 
-    What is known of an image is its standing among those that it was loaded with: 0 for the one
-    that the criterion wants least, 1 for the one it wants most, averaged over the last few times.
-    Image i of a batch stays by the size of
+    An image's standing is its place among the images that it was loaded with, by the criterion's
+    score: 0 for the least wanted, 1 for the most wanted, averaged over the last few times. Image i
+    of a batch is loaded if it is among those with the highest
 
     .. math:: contrast \\cdot standing_i + missed_i + G_i
 
-    with the number of times in a row that it was left out, and a standard Gumbel draw: a random
-    choice without replacement, in which each image has a chance in proportion to the exponential of
-    the rest. No chance is ever zero, and each time that an image is left out multiplies it by e.
+    with the number of times in a row that it was left out, and a standard Gumbel draw. This draws
+    without replacement, with weights that are the exponential of the rest: every image can be
+    drawn, and each skip in a row multiplies its weight by e.
 
-    A decision knows the steps up to a number of iterations before it, as many as the loader may
-    read ahead: so the images of a resumed run and their order are those of one that was never
-    interrupted. The draws are a function of the seed, the process and the iteration.
+    A decision uses what was known a fixed number of iterations ago, at least as many as the loader
+    reads ahead, and its draws are a function of the seed, the process and the iteration. So a
+    resumed run loads the same images as one that was not interrupted.
 
     Args:
         sampler: of the images of this process, MMEngine's InfiniteSampler or DefaultSampler.
@@ -94,14 +97,16 @@ class PFBBatchSampler(Sampler):
         self.candidates = 0
         self.begin = self.end = 0
         self._delay = 1
+        self._places = np.zeros(0, np.int64)
         self._known = Standings(0)
         self._taken = 0  # batches that steps have got
         self._in_vain = 0  # of them, those that a resumed loop asks for again and throws away
         self._handed_out: deque[_Batch] = deque()
+        self._driven = True  # as long as there are steps that take their batches
 
     def start(
         self,
-        size: int,
+        places: np.ndarray,
         begin: int,
         end: int,
         ahead: int,
@@ -111,20 +116,23 @@ class PFBBatchSampler(Sampler):
         """Say, before the first step of a run, what is not known when a loader is built.
 
         Args:
-            size: images of the data set.
+            places: (len(dataset),) int64, number of the sample that each index stands for; indices
+                of one number share what is known of them.
             begin, end: iterations between which images are left out.
             ahead: batches that the loader asks for before it needs them.
             iteration: that the run begins with; not 0 if it is resumed.
             num_discarded: batches that the loop asks for first and throws away, as MMEngine does to
                 get past the iterations before a checkpoint.
         """
+        # Batches that workers may have asked for before this call are full ones.
         self.begin, self.end = max(begin, ahead), end
         self._delay = ahead + 1
-        self._known = Standings(size)
+        self._places = places
+        self._known = Standings(int(places.max(initial=-1)) + 1)
         self._taken, self._in_vain = iteration, num_discarded
 
     def num_loaded(self, iteration: int, num: int) -> int:
-        """How many of the images of a batch are loaded; the same in every process."""
+        """How many images of a batch are loaded if all were scored; the same in every process."""
         if not self.begin <= iteration < self.end:
             return num
         return self._quota.keep(iteration - self.begin, num)
@@ -133,11 +141,11 @@ class PFBBatchSampler(Sampler):
         self._handed_out.clear()
         number = self._taken - self._in_vain
         for proposed in self._batches():
-            if number < self._taken:  # nobody looks at it
+            if number < self._taken:  # thrown away by a loop that is resumed
                 yield [int(proposed[0])]
             else:
                 loaded = self._choose(number, proposed)
-                self._handed_out.append(_Batch(number, proposed, loaded))
+                self._wait(_Batch(number, proposed, loaded))
                 yield proposed[loaded].tolist()
             number += 1
 
@@ -147,24 +155,50 @@ class PFBBatchSampler(Sampler):
         return num // self.batch_size if self.drop_last else -(-num // self.batch_size)
 
     def take(self) -> tuple[np.ndarray, np.ndarray]:
-        """What the step to come was given: (M,) indices proposed, int64, and which are loaded."""
+        """What the step to come was given: (M,) indices proposed, int64, and which are loaded.
+
+        Raises:
+            RuntimeError: the loader has given no batch to this step.
+        """
         self._in_vain = 0
-        while self._handed_out[0].number < self._taken:  # read before the run was resumed
-            self._handed_out.popleft()
+        while self._handed_out and self._handed_out[0].number < self._taken:
+            self._handed_out.popleft()  # read before the run was resumed
+        if not self._handed_out:
+            raise RuntimeError(
+                f'iteration {self._taken} got no batch of PFBBatchSampler: the loop reads another '
+                f'data loader, or the loader reads more than {_MOST_WAITING} batches ahead. Remove '
+                'batch_sampler from train_dataloader, or lower prefetch_factor'
+            )
         batch = self._handed_out.popleft()
         self._taken += 1
         self.candidates += len(batch.proposed)
         return batch.proposed, batch.loaded
 
+    def _wait(self, batch: _Batch) -> None:
+        """Keep a batch for its step, unless there are no steps that ask for it."""
+        if self._driven and len(self._handed_out) == _MOST_WAITING:
+            self._driven = False
+            self._handed_out.clear()
+            print_log(
+                f'PFBBatchSampler has handed out {_MOST_WAITING} batches that no step has asked '
+                'for. It loads all images and learns nothing. Add dict(type="PFBHook") to '
+                'custom_hooks, or remove batch_sampler from train_dataloader.',
+                logger='current',
+                level=logging.WARNING,
+            )
+        if self._driven:
+            self._handed_out.append(batch)
+
     def update(self, indices: np.ndarray, standing: np.ndarray) -> None:
         """Note what became of the images of the last step, the same in every process.
 
         Args:
-            indices: (M,) int64, of all processes.
+            indices: (M,) int64, of the data set, of all processes.
             standing: (M,) float32 in [0, 1]; NaN where it is not known, :data:`SKIPPED` for an
                 image that was not loaded.
         """
-        self._known.note(self._taken - 1, indices, standing, self._taken - self._delay + 1)
+        settled = self._taken - self._delay + 1
+        self._known.note(self._taken - 1, self._places[indices], standing, settled)
 
     def state_dict(self) -> dict[str, Any]:
         """What is known; the same in every process."""
@@ -182,7 +216,7 @@ class PFBBatchSampler(Sampler):
             state: of :meth:`state_dict`.
 
         Raises:
-            ValueError: the state is of a data set of another length.
+            ValueError: the state is of a data set with another number of samples.
         """
         self._known.load_state_dict(state)
         self.candidates = state['candidates']
@@ -202,13 +236,15 @@ class PFBBatchSampler(Sampler):
     def _choose(self, number: int, proposed: np.ndarray) -> np.ndarray:
         """(M,) bool, which images of a batch are loaded."""
         loaded = np.ones(len(proposed), bool)
-        num_loaded = self.num_loaded(number, len(proposed))
-        if num_loaded < len(proposed):
-            standing, missed = self._known.before(number - self._delay + 1, proposed)
+        num_skipped = len(proposed) - self.num_loaded(number, len(proposed))
+        if num_skipped:
+            places = self._places[proposed]
+            standing, missed = self._known.before(number - self._delay + 1, places)
             generator = np.random.default_rng([self.seed, self._rank, number])
-            size = np.nan_to_num(self.contrast * standing, nan=_UNKNOWN) + missed
-            size += generator.gumbel(size=len(proposed))
-            loaded[np.argsort(-size, kind='stable')[num_loaded:]] = False
+            size = self.contrast * standing + missed + generator.gumbel(size=len(proposed))
+            # NaN, of images that were never scored, is sorted behind all others.
+            lowest = np.argsort(size, kind='stable')[:num_skipped]
+            loaded[lowest[np.isfinite(size[lowest])]] = False
         return loaded
 
 
@@ -223,7 +259,7 @@ class Standings:
     """What is known of each image, as it was before any of the last few iterations.
 
     Args:
-        size: number of images.
+        size: number of samples.
     """
 
     def __init__(self, size: int) -> None:
@@ -272,7 +308,7 @@ class Standings:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if len(state['standing']) != len(self):
             raise ValueError(
-                f'the checkpoint knows {len(state["standing"])} images, the data set has '
+                f'the checkpoint knows {len(state["standing"])} samples, the data set has '
                 f'{len(self)}: resume with the data that the run began with'
             )
         # MMEngine puts whatever a checkpoint holds on the device.

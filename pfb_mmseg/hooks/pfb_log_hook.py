@@ -14,36 +14,37 @@ from .health import Health
 from .log_entries import LogEntries
 from .model import find_filter
 from .preflight import check_only_one
+from .saved import part_to_resume, part_to_save
 from .step_clock import StepClock
 
 
 @HOOKS.register_module()
 class PFBLogHook(Hook):
-    """Tells in the log what a model with :class:`PFBMixin` does; :class:`PFBHook` registers it.
+    """Logs what a model with :class:`PFBMixin` keeps; :class:`PFBHook` registers it.
 
-    With every entry of LoggerHook these scalars are in its line and reach the Visualizer's
-    backends, over the steps since the last one and of this process alone:
+    These scalars are in each entry of LoggerHook and reach the Visualizer's backends. They cover
+    the steps since the last entry, and this process alone. Where ``loss`` is called several times
+    in a step, each call counts.
 
-    - ``pfb/kept`` and ``pfb/candidates``: images trained on, and looked at.
-    - ``pfb/proposed``: images that those looked at were loaded from, with PFBBatchSampler.
+    - ``pfb/kept`` and ``pfb/candidates``: images trained on, and images that ``loss`` was given.
+    - ``pfb/proposed``: images before PFBBatchSampler left some out.
     - ``pfb/log_density_kept`` and ``pfb/log_density_dropped``: means of the criterion's score, and
       named after it: ``pfb/exit_loss_kept``. Absent where no image was scored.
     - ``pfb/nonfinite``: images without a finite score, if there were any.
     - ``pfb/centroids``: how many received a sample in the last 200 updates.
-    - ``pfb/time_saved``: share of the wall clock saved since the start of the run, from iteration
-      to iteration, loading included, against full iterations of this very run, and
-      ``pfb/step_time_saved``: that of the steps alone, against its full steps, see
-      :class:`StepClock`. Absent until both are known.
+    - ``pfb/time_saved``: share of the wall clock saved since the start of the run, loading
+      included, against full iterations of the same run; ``pfb/step_time_saved``: share of the time
+      of the steps alone, see :class:`StepClock`. Absent before a full and a blocked step.
 
-    Other hooks read them as ``runner.message_hub.get_scalar('train/pfb/kept').current()``, in
-    ``after_train_iter`` after this hook or whenever they like, ``log_processor.custom_cfg`` as
-    ``data_src='pfb/kept'``. A window is over so many entries, see :class:`LogEntries`.
+    Other hooks read them as ``runner.message_hub.get_scalar('train/pfb/kept').current()``,
+    ``log_processor.custom_cfg`` as ``data_src='pfb/kept'``. A window is over so many entries, see
+    :class:`LogEntries`.
 
-    What looks wrong is warned of once, see :class:`Health`, and behind the run the log says what
-    was saved.
+    The hook warns once of each thing that looks wrong, see :class:`Health`, and says at the end of
+    the run what was saved.
 
-    What became of a step is read when the step is over. MMEngine's RuntimeInfoHook has waited for
-    the device by then, to log the losses; in a loop without it, it is this hook that waits.
+    It reads the selections of a step after the step. By then MMEngine's RuntimeInfoHook has waited
+    for the device, to log the losses; in a loop without that hook, this one waits.
 
     Args:
         interval: iterations between two further entries, beside LoggerHook's; None: no others, or
@@ -78,27 +79,25 @@ class PFBLogHook(Hook):
     def after_train_iter(
         self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        selection = self._pfb.selection
-        self.clock.stop(full=selection is None)
-        batch_size = len(data_batch['inputs'])
-        self._proposed += self._pfb.pruner.num_proposed or 0
-        if selection is None:
-            self._statistics.count_full(batch_size)
-        else:
-            found = selection.on_host
-            self._statistics.add(found)
-            if found.num_kept < found.num_candidates and found.score is not None:
-                self._health.see_scores(found.score.numpy())
-        if self._pfb.pruning:
-            num_kept = batch_size if selection is None else selection.num_kept
-            ready = selection is None or self._pfb.pruner.ready
-            self._health.see_step(ready, num_kept, batch_size)
+        pfb = self._pfb
+        self.clock.stop(full=not pfb.selections)
+        found = [selection.on_host for selection in pfb.selections]
+        num_looked = sum(selection.num_candidates for selection in found)
+        num_kept = pfb.num_images - num_looked + sum(selection.num_kept for selection in found)
+        self._proposed += pfb.pruner.num_proposed or 0
+        self._statistics.count_full(pfb.num_images - num_looked)
+        for selection in found:
+            self._statistics.add(selection)
+            if selection.num_kept < selection.num_candidates and selection.score is not None:
+                self._health.see_scores(selection.score.numpy())
+        if pfb.pruning:
+            ready = not found or pfb.ready
+            self._health.see_step(ready, num_kept, pfb.num_images)
         if self._entries.due(runner, batch_idx):
             self._entries.add(runner, batch_idx, self._scalars())
-            scoring_pass = self._pfb.pruner.criterion.scoring_pass
-            self._health.check(
-                self._pfb.quota, self._pfb.estimator, batch_size, self.clock, scoring_pass
-            )
+            batch_size = max((s.num_candidates for s in found), default=pfb.num_images)
+            scoring_pass = pfb.pruner.criterion.scoring_pass
+            self._health.check(pfb.quota, pfb.estimator, batch_size, self.clock, scoring_pass)
 
     def before_val_epoch(self, runner) -> None:
         self.clock.pause()
@@ -109,17 +108,18 @@ class PFBLogHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         self.clock.pause()
-        checkpoint.setdefault('pfb', {}).update(
+        part_to_save(checkpoint).update(
             statistics=self._statistics.state_dict(),
             clock=self.clock.state_dict(),
             proposed=self._proposed,
         )
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        if runner._resume and 'statistics' in checkpoint.get('pfb', {}):
-            self._statistics.load_state_dict(checkpoint['pfb']['statistics'])
-            self.clock.load_state_dict(checkpoint['pfb']['clock'])
-            self._proposed = checkpoint['pfb'].get('proposed', 0)
+        part = part_to_resume(runner, checkpoint)
+        if 'statistics' in part:
+            self._statistics.load_state_dict(part['statistics'])
+            self.clock.load_state_dict(part['clock'])
+            self._proposed = part['proposed']
 
     def _scalars(self) -> dict[str, int | float]:
         """Totals since the last call, by the names that they have in the log."""
@@ -139,7 +139,7 @@ class PFBLogHook(Hook):
 
 
 def _in_words(clock: StepClock) -> str:
-    """The wall clock, and the steps alone where they differ by a point or the other is unknown."""
+    """Time saved; that of the steps alone, too, where the two differ by a percentage point."""
     of_steps, saved = clock.step_time_saved, clock.time_saved
     if of_steps is None:
         return ''

@@ -1,7 +1,8 @@
-"""PFBRecordHook: what became of each image, over all processes."""
+"""PFBRecordHook: how often each image was kept, over all processes."""
 
 from __future__ import annotations
 
+import logging
 import pickle
 import zlib
 from pathlib import Path
@@ -10,17 +11,20 @@ from typing import Any
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 
 from ..core import Selection
 from ..core.ranks import Ranks
+from ..data.places import UNKNOWN, Places
 from ..report import RECORD_NAME, SelectionRecord, class_counts, image_name
 from ..report.files import write_atomically
 from .model import find_filter
 from .preflight import check_only_one
+from .saved import part_to_resume, part_to_save
 
-# Iterations between two collections of the record: what travels then is bounded by the images of
-# so many batches, and so is what a checkpoint that nobody announced may lack.
+# Iterations between two collections of the record. A checkpoint that is saved by another hook than
+# CheckpointHook may lack so many, less one, of the other processes.
 _COLLECT_EVERY = 50
 
 
@@ -28,11 +32,15 @@ _COLLECT_EVERY = 50
 class PFBRecordHook(Hook):
     """Keeps a :class:`SelectionRecord` of a run with :class:`PFBMixin`; PFBHook registers it.
 
-    The record says what became of each image, merged over all processes of the model's
-    ``process_group``: that of the first process, where there are several groups. It is written with
-    every checkpoint and into it, and at the end of the run. Its file is
-    ``<work_dir>/pfb_record.npz``. In a checkpoint that is not saved by CheckpointHook, the other
-    processes' last iterations, 49 at most, are missing.
+    The record counts how often each sample of the data set was a candidate and was kept, in each
+    call of ``loss``, see :class:`Places`. It is merged over all processes of the model's
+    ``process_group``; where there are several groups, it is that of the first process. It is
+    written to ``<work_dir>/pfb_record.npz`` with every checkpoint, into the checkpoint, and at the
+    end of the run. In a checkpoint that is not saved by CheckpointHook, the other processes' last
+    iterations, 49 at most, are missing.
+
+    Images that are no samples of the data set, such as pseudo-labelled ones, count in the totals of
+    the run and under no name.
 
     Attributes:
         record: of all processes up to the last collection, in the first one; empty in the others.
@@ -58,16 +66,19 @@ class PFBRecordHook(Hook):
         self._ranks = self._pfb.pruner.ranks
         self._classes = _classes(runner.train_dataloader)
         self._num_iters = runner.max_iters
+        # Before the loader starts its workers, which then tell the place of each sample.
+        self._places = Places(runner.train_dataloader.dataset)
+        self._told = False
         self._start_afresh()
 
     def after_train_iter(
         self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        selection = self._pfb.selection
-        if selection is None or selection.num_kept == selection.num_candidates:
-            self._fresh.add_full(runner.iter, len(data_batch['inputs']))
-        else:
-            self._write_down(runner.iter, data_batch['data_samples'], selection)
+        blocked = [s for s in self._pfb.selections if s.num_kept < s.num_candidates]
+        full = self._pfb.num_images - sum(s.num_candidates for s in blocked)
+        self._fresh.add_full(runner.iter, full)
+        for selection in blocked:
+            self._write_down(runner.iter, selection)
         if self.every_n_train_iters(runner, _COLLECT_EVERY) or _checkpoint_due(runner):
             self._collect()
 
@@ -93,38 +104,49 @@ class PFBRecordHook(Hook):
         record = self.record.to_bytes()
         write_atomically(Path(runner.work_dir) / RECORD_NAME, record)
         as_tensor = torch.frombuffer(bytearray(record), dtype=torch.uint8)
-        checkpoint.setdefault('pfb', {})['record'] = as_tensor
+        part_to_save(checkpoint)['record'] = as_tensor
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        if not runner._resume or 'record' not in checkpoint.get('pfb', {}):
-            return
-        if find_filter(runner.model).pruner.ranks.rank == 0:  # once: the parts are added up
-            # MMEngine puts whatever a checkpoint holds on the device; the record lives on the host.
-            record = checkpoint['pfb']['record'].cpu().numpy()
-            self.record = SelectionRecord.from_bytes(record.tobytes())
+        part = part_to_resume(runner, checkpoint)
+        if 'record' in part and find_filter(runner.model).pruner.ranks.rank == 0:
+            # In the first process alone, since the parts are added up. MMEngine puts whatever a
+            # checkpoint holds on the device.
+            self.record = SelectionRecord.from_bytes(part['record'].cpu().numpy().tobytes())
 
-    def _write_down(self, iteration: int, data_samples: list, selection: Selection) -> None:
+    def _write_down(self, iteration: int, selection: Selection) -> None:
         """Note which images were kept, and their scores. Waits for the device."""
-        paths = [
-            image_name(getattr(sample, 'img_path', None), getattr(sample, 'sample_idx', None))
-            for sample in data_samples
-        ]
-        found, counted = selection.on_host, class_counts(data_samples, len(self._classes))
+        found, samples = selection.on_host, selection.samples
+        places = self._places.find(samples)
+        if not self._told and (places == UNKNOWN).any():
+            self._told = True
+            print_log(
+                f'{(places == UNKNOWN).sum()} of {len(places)} images that loss was given do not '
+                'tell which samples of the training data set they are. They count in the totals '
+                'and in no row of the record. If they are of the data set, let its packing '
+                'transform pack the index: PackSegInputs(meta_keys=(..., "img_path", '
+                '"sample_idx")).',
+                logger='current',
+                level=logging.WARNING,
+            )
+        counted = class_counts(samples, len(self._classes))
         self._fresh.add(
             iteration,
-            paths,
+            [
+                image_name(getattr(sample, 'img_path', None), place)
+                for sample, place in zip(samples, places.tolist(), strict=True)
+            ],
             found.kept.numpy(),
             None if found.score is None else found.score.numpy(),
             None if counted is None else counted.counts.cpu().numpy(),
             found.score_name,
             None if counted is None else counted.unit,
+            places,
         )
 
     def _collect(self) -> None:
         """Add what all processes saw since the last time to the first one's record.
 
-        Some 20 bytes an image travel, to that process alone, and one number to each to know the
-        largest part by.
+        About 20 bytes an image are sent, to that process alone.
         """
         mine = zlib.compress(pickle.dumps(self._fresh), level=1)
         for part in self._ranks.collect(mine):

@@ -1,4 +1,4 @@
-"""What a run with PFBHook is refused for, or warned of, before its first iteration."""
+"""Checks before the first iteration: what a run with PFBHook is refused for or warned of."""
 
 from __future__ import annotations
 
@@ -93,15 +93,15 @@ def check_loader(loader: DataLoader, quota: KeepQuota) -> None:
 
 
 def full_batch(loader: DataLoader) -> int | None:
-    """Images per process in a full batch, those included that its sampler may leave out; None
-    where that is not known."""
+    """Images per process in a full batch, before PFBBatchSampler leaves any out; None if that is
+    not known."""
     return getattr(loader.batch_sampler, 'batch_size', loader.batch_size)
 
 
 def warn_of_what_comes_later(
     estimator: AdaptiveDensityEstimator | None, iters: int, images: int
 ) -> None:
-    """What a long run should not learn only at its end.
+    """Warn of what would otherwise be seen at the end of a long run only.
 
     Args:
         estimator: what decides, if it is an estimate of the density.
@@ -113,7 +113,8 @@ def warn_of_what_comes_later(
         _warn(
             f'Nothing will be pruned: seeding {estimator.num_centroids} centroids takes '
             f'as many images, and the {iters} iterations from begin to end have '
-            f'{images * iters}. Set estimator=dict(num_centroids=...) to less, or train longer.'
+            f"{images * iters}. Set a smaller num_centroids, criterion=dict(type='rare', "
+            'estimator=dict(num_centroids=...)), or train longer.'
         )
     reason = why_no_resume(find_distributions(), torch.__version__)
     if reason:
@@ -121,7 +122,7 @@ def warn_of_what_comes_later(
 
 
 def warn_of_strategy(strategy: object | None) -> None:
-    """Say what is lost with one of FlexibleRunner's strategies that asks no hook when it saves.
+    """Warn of a strategy of FlexibleRunner that calls no hook when it saves a checkpoint.
 
     Args:
         strategy: of the runner; None if it has none.
@@ -129,14 +130,14 @@ def warn_of_strategy(strategy: object | None) -> None:
     if any(base.__name__ == 'DeepSpeedStrategy' for base in type(strategy).__mro__):
         _warn(
             'DeepSpeedStrategy neither gives its checkpoints to hooks nor asks them for their '
-            'state: if this run is resumed, weights, schedule and density estimate go on, the '
-            'record of kept images and the clock start afresh. For the record of a whole run, '
-            'train it without an interruption, or with FSDPStrategy.'
+            'state: if this run is resumed, weights, schedule and density estimate go on, but the '
+            'record of kept images and the clock start anew. Train with FSDPStrategy if you need '
+            'the record of a resumed run.'
         )
 
 
 def describe_quota(quota: KeepQuota, batch_size: int | None, num_ranks: int) -> str:
-    """What each process keeps, and what becomes of the ratio where a minimum raises it."""
+    """How many images each process keeps, and the actual ratio where min_keep changes it."""
     least = f'at least {quota.min_keep} image(s) are kept'
     if batch_size is None:
         return f'In each of {num_ranks} process(es) {least}.'

@@ -1,4 +1,4 @@
-"""What steps took, blocked or not, and the waits between them; the time saved by blocking."""
+"""StepClock: how long full and blocked steps and the waits between them take."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import time
 
 
 class StepClock:
-    """Times training steps and the waits between them; full ones are what the blocked ones are
-    measured against.
+    """Times training steps and the waits between them, to compare blocked with full steps.
 
-    MMEngine reads the losses after every step, which waits for the device, so the host's clock is
-    the step's. A wait is what lies between the end of a step and the start of the next one: the
-    data loader, and what hooks do meanwhile.
+    MMEngine reads the losses after every step, which waits for the device, so the host's clock
+    measures the step. A wait is the time from the end of a step to the start of the next one: the
+    data loader, and the other hooks.
     """
 
-    # So many full steps are the yardstick: enough for the median to forget the slow first ones.
+    # Full steps whose median is compared with: enough of them to forget the slow first ones.
     _WINDOW = 200
 
     def __init__(self) -> None:
@@ -51,15 +50,15 @@ class StepClock:
                 self.num_blocked_waits += 1
 
     def pause(self) -> None:
-        """Leave the wait before the next step out: something else than training goes on."""
+        """Do not count the wait before the next step, in which the run validates or saves."""
         self._ended = None
 
     @property
     def step_time_saved(self) -> float | None:
-        """Share of the time of all steps, had they been full ones, that blocking has saved.
+        """Share of the time of all steps, if all were full ones, that blocking has saved.
 
-        A full step saves nothing, whatever it took: the first ones are slow for other reasons.
-        None before the first full and the first blocked step.
+        A full step counts as saving nothing, since the first ones are slow for other reasons. None
+        before the first full and the first blocked step.
         """
         if not self.full_times or not self.num_blocked:
             return None
@@ -68,11 +67,10 @@ class StepClock:
 
     @property
     def time_saved(self) -> float | None:
-        """Share of the wall clock, from iteration to iteration, that blocking has saved.
+        """Share of the wall clock that blocking has saved.
 
-        As :attr:`step_time_saved`, with the mean wait added to the steps of either kind: the mean,
-        since a loader with several workers is waited for now and then. None as long as it is not
-        known for both.
+        As :attr:`step_time_saved`, with the mean wait added to steps of either kind, since a loader
+        with several workers makes only some steps wait. None before both kinds were waited for.
         """
         if not self.full_waits or not self.num_blocked_waits:
             return None
@@ -86,7 +84,7 @@ class StepClock:
 
     @property
     def waiting_share(self) -> float:
-        """Share of the wall clock of blocked iterations that was waited, in [0, 1]."""
+        """Share of the wall clock of blocked iterations that is spent waiting, in [0, 1]."""
         step = self.blocked_time / max(1, self.num_blocked)
         return self.mean_blocked_wait / ((step + self.mean_blocked_wait) or 1)
 
@@ -109,7 +107,6 @@ class StepClock:
         self.blocked_time = state['blocked_time']
         self.num_blocked = state['num_blocked']
         self.num_steps = state['num_steps']
-        # Version 0.1 did not count waits: they are known of the steps from here on.
-        self.full_waits = list(state.get('full_waits', []))
-        self.blocked_wait = state.get('blocked_wait', 0.0)
-        self.num_blocked_waits = state.get('num_blocked_waits', 0)
+        self.full_waits = list(state['full_waits'])
+        self.blocked_wait = state['blocked_wait']
+        self.num_blocked_waits = state['num_blocked_waits']

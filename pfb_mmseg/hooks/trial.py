@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 
 import numpy as np
 from mmengine.logging import print_log
+from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from torch.utils.data import DataLoader
 
@@ -29,23 +30,24 @@ def try_blocked_step(runner, pfb: PartialForwardBlocking) -> None:
     Raises:
         ValueError: the model, its heads or the labels do not allow a blocked step.
     """
-    dataset = runner.train_dataloader.dataset
+    dataset, model = runner.train_dataloader.dataset, unwrapped(runner.model)
+    if type(model).train_step is not BaseModel.train_step:
+        return  # it makes batches and calls loss in a way of its own
     if not isinstance(dataset, Sized) or not hasattr(dataset, '__getitem__'):
         return  # a stream: what was taken from it would be missing in training
     with _python_random_state_kept(), pfb.trying():
-        model = unwrapped(runner.model)
         batch = _first_batch(runner.train_dataloader)
         wrapper = runner.optim_wrapper
         precision = isinstance(wrapper, OptimWrapper)
         with wrapper.optim_context(model) if precision else nullcontext():
             data = model.data_preprocessor(batch, True)
             try:
-                _run(model, data)
+                _run(model, pfb, data)
             except RunsTwice:
                 if not pfb.use_two_passes():
                     raise
                 print_log('PFB: the encoder runs more than once in a step.', logger='current')
-                _run(model, data)
+                _run(model, pfb, data)
 
 
 def _first_batch(loader: DataLoader) -> object:
@@ -53,13 +55,13 @@ def _first_batch(loader: DataLoader) -> object:
     return loader.collate_fn([loader.dataset[index] for index in range(num)])
 
 
-def _run(model, data: object) -> None:
+def _run(model: BaseModel, pfb: PartialForwardBlocking, data: object) -> None:
     try:
         model._run_forward(data, mode='loss')
     except (TypeError, ValueError):
         raise
     except Exception as error:  # whatever it is that model and criterion stumble over
-        criterion = type(model.pfb.pruner.criterion).__name__
+        criterion = type(pfb.pruner.criterion).__name__
         raise ValueError(
             f'a blocked step of {type(model).__name__} by {criterion} on the first samples failed: '
             f'{type(error).__name__}: {error}. If the model trains without PFB, try another '

@@ -13,7 +13,7 @@ from ..blocking import scoring_mode, shrink
 from ..core import Candidates, Decision
 from ..core.checks import check_given, check_keys
 from .pfb import SCORE_DTYPES, PartialForwardBlocking, option_names
-from .samples import select_samples
+from .samples import select_samples, valid_shares
 
 Losses = dict[str, Any]
 
@@ -51,13 +51,13 @@ class PFBMixin:
         pfb, plain_loss = self.pfb, super().loss
         if not (self.training and pfb.begin_step(inputs)):
             return plain_loss(inputs, data_samples)
-        step = BlockedStep(self, inputs, data_samples)
+        step = BlockedStep(self, inputs, data_samples, plain_loss)
         if step.keeps_all:
             losses = plain_loss(inputs, data_samples)
         elif pfb.strategy == 'single_pass':
-            losses = step.cut(plain_loss)
+            losses = step.cut()
         else:
-            losses = plain_loss(*step.choose(plain_loss))
+            losses = plain_loss(*step.choose())
         return step.finish(losses)
 
     def _auxiliary_head_forward_train(self, inputs: Any, data_samples: list) -> Losses:
@@ -86,15 +86,22 @@ class BlockedStep(Candidates):
         model: the host, with ``pfb``.
         images: (N, C, H, W).
         samples: N data samples, or labels in one tensor.
+        plain_loss: the host's, by which the images reach the shallow part.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, samples: list | Tensor) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        samples: list | Tensor,
+        plain_loss: Callable[..., Losses],
+    ) -> None:
         super().__init__(len(images), images.device)
         self.images = images
         self.samples = samples
         self._model = model
         self._pfb: PartialForwardBlocking = model.pfb
-        self._plain_loss: Callable[..., Losses] | None = None
+        self._plain_loss = plain_loss
         self._vectors: Tensor | None = None
         self._exit_losses: Tensor | None = None
         self._training: Losses = {}
@@ -115,16 +122,12 @@ class BlockedStep(Candidates):
         return True
 
     @torch.compiler.disable  # what it calls changes in every step
-    def choose(self, plain_loss: Callable[..., Losses]) -> tuple[Tensor, list | Tensor]:
+    def choose(self) -> tuple[Tensor, list | Tensor]:
         """Two passes: all images run up to the blocking point, and the chosen ones start anew.
-
-        Args:
-            plain_loss: the host's.
 
         Returns:
             The images and samples to train on.
         """
-        self._plain_loss = plain_loss
         if self._pfb.exit_loss_weight > 0:  # one of its own only learns until it is ready
             self._look(gradient=self._weight > 0)
         decision = self._decide()
@@ -133,7 +136,7 @@ class BlockedStep(Candidates):
         return decision.take(self.images), select_samples(self.samples, decision)
 
     @torch.compiler.disable  # a compiled network would not call the hooks that cut it
-    def cut(self, plain_loss: Callable[..., Losses]) -> Losses:
+    def cut(self) -> Losses:
         """One pass: behind the blocking point only the chosen images go on.
 
         Returns:
@@ -154,7 +157,7 @@ class BlockedStep(Candidates):
 
         def choose(output: Any) -> Tensor:
             self._check_rows(output)
-            self._vectors = pfb.point.vectors(output)
+            self._vectors = pfb.point.vectors(output, self._valid, size)
             if pfb.exit is not None:
                 self._take_exit(size)
             decision = self._decide()
@@ -163,7 +166,7 @@ class BlockedStep(Candidates):
             return decision.selection.indices
 
         with self._captured(), pfb.point.cut(choose):
-            return plain_loss(self.images, narrowed)
+            return self._plain_loss(self.images, narrowed)
 
     @torch.compiler.disable
     def finish(self, losses: Losses) -> Losses:
@@ -197,6 +200,10 @@ class BlockedStep(Candidates):
         exit = self._pfb.exit
         return self._pfb.exit_loss_weight if exit is not None and exit.ready else 0.0
 
+    @property
+    def _valid(self) -> Tensor | None:
+        return valid_shares(self.samples, tuple(self.images.shape[-2:]))
+
     def _decide(self) -> Decision:
         pfb = self._pfb
         self._decision = pfb.pruner.select(self, trial=pfb.trial)
@@ -226,7 +233,7 @@ class BlockedStep(Candidates):
         finally:
             handle.remove()
         self._check_rows(output)
-        self._vectors = pfb.point.vectors(output)
+        self._vectors = pfb.point.vectors(output, self._valid, sizes[0])
         if pfb.exit is not None:
             with self._precision():
                 self._take_exit(sizes[0])

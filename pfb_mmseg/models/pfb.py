@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -62,6 +63,7 @@ class PartialForwardBlocking(nn.Module):
         pruning (bool): whether steps are blocked. True without PFBHook.
         selections (list[Selection]): of the current iteration, one for each call of ``loss`` in
             which images were looked at.
+        num_images (int): of the current iteration, those that ``loss`` was given in training mode.
         exit (Exit | None): what tells the losses at the blocking point; None if nobody asks.
         taught_head (int | None): the auxiliary head that has taught all images of this step.
         trial (bool): whether a step is only being tried, see :meth:`trying`.
@@ -132,6 +134,7 @@ class PartialForwardBlocking(nn.Module):
         self._strategy_is_open = strategy is None and self.strategy == 'single_pass'
         self.pruning = True
         self.selections: list[Selection] = []
+        self.num_images = 0
         self.taught_head: int | None = None
         self.trial = False
         self.prepared = False
@@ -278,6 +281,7 @@ class PartialForwardBlocking(nn.Module):
         self._is_driven = True
         self.pruning = blocked
         self.selections.clear()
+        self.num_images = 0
         self.pruner.num_proposed = num_proposed
 
     @torch.compiler.disable
@@ -285,6 +289,8 @@ class PartialForwardBlocking(nn.Module):
         """Before a call of ``loss`` in training mode. Returns whether it is to be blocked."""
         if not self._is_driven:
             self.selections.clear()
+            self.num_images = 0
+        self.num_images += len(images)
         self.taught_head = None
         self.pruner.discard()  # of a step that failed
         if self.exit is not None:
@@ -337,17 +343,25 @@ class PartialForwardBlocking(nn.Module):
             self.strategy = 'two_pass'
         return changes
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return {'exit': None if self.exit is None else self.exit.state_dict()}
+    def get_extra_state(self) -> Tensor:
+        """State of the exit in one tensor of bytes: MMEngine broadcasts each entry of a model's
+        state, and takes tensors only."""
+        buffer = io.BytesIO()
+        torch.save(None if self.exit is None else self.exit.state_dict(), buffer)
+        return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         # The checkpoint of a model without PFB has none.
-        state_dict.setdefault(f'{prefix}_extra_state', {'exit': None})
+        state_dict.setdefault(f'{prefix}_extra_state', torch.zeros(0, dtype=torch.uint8))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        if self.exit is not None and state['exit'] is not None:
-            self.exit.load_state_dict(state['exit'])
+    def set_extra_state(self, state: Tensor) -> None:
+        if self.exit is None or not len(state):
+            return
+        stored = io.BytesIO(state.cpu().numpy().tobytes())
+        exit_state = torch.load(stored, map_location='cpu', weights_only=True)
+        if exit_state is not None:
+            self.exit.load_state_dict(exit_state)
 
 
 def option_names() -> list[str]:

@@ -38,6 +38,28 @@ def select_samples(data_samples: list | Tensor, decision: Decision) -> list | Te
         return _pick(data_samples, decision)
 
 
+def valid_shares(data_samples: list | Tensor, size: tuple[int, int]) -> Tensor | None:
+    """Which share of each image is no padding.
+
+    Args:
+        data_samples: N, with ``img_shape`` and ``pad_shape`` in their metainfo where they were
+            padded, as the data preprocessors of MMSegmentation and MMDetection write them.
+        size: (H, W) of the padded images.
+
+    Returns:
+        (N, 2) floats in (0, 1] on the CPU, of height and width; None if nothing was padded.
+    """
+    if isinstance(data_samples, Tensor):
+        return None
+    metainfos = [getattr(sample, 'metainfo', {}) for sample in data_samples]
+    if any('pad_shape' not in one or 'img_shape' not in one for one in metainfos):
+        return None
+    shapes = [tuple(one['img_shape'][:2]) for one in metainfos]
+    if all(shape == size for shape in shapes):
+        return None
+    return (torch.tensor(shapes) / torch.tensor(size)).clamp(max=1)
+
+
 class _NotStackable(Exception):
     """The samples' labels differ in kind or shape."""
 

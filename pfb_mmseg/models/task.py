@@ -7,26 +7,13 @@ module knows none of them: each is added by the room that knows its heads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..blocking import BlockingPoint, default_stage, least_trainable
 from ..core.ranks import Ranks
 from .exits import Exit
-
-
-class Weigher(Protocol):
-    """Multiplies what each image adds to the loss of its model's training steps.
-
-    Attributes:
-        losses: (N,) of the images of the last weighted step, before weighting.
-    """
-
-    losses: Tensor
-
-    def weigh(self, weights: Tensor | None) -> None:
-        """Set the weights (N,) of the images of the next steps; None: plain steps."""
 
 
 class Task:
@@ -112,14 +99,6 @@ class Task:
             ValueError: the model has no such layer.
         """
         raise self._unknown('has no last layer')
-
-    def build_weigher(self) -> Weigher:
-        """What lets single images count more or less in the model's loss.
-
-        Raises:
-            ValueError: its loss cannot be weighted.
-        """
-        raise self._unknown('has no loss of single images')
 
     def _unknown(self, what: str) -> ValueError:
         known = ', '.join(TASKS)

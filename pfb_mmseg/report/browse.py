@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -28,9 +28,9 @@ def write_ranking(
     score_name: str = LOG_DENSITY,
     tell: Tell = tell_nobody,
 ) -> tuple[Path, Path]:
-    """Write ``ranking.csv`` (rank, path, score) and ``index.html``.
+    """Write ``ranking.csv`` (rank, index in the data set, path, score) and ``index.html``.
 
-    What a criterion of this score seeks comes first: the rarest, or the hardest images.
+    The images that a criterion of this score keeps come first: the rarest, or the hardest.
 
     Args:
         images: M images.
@@ -46,12 +46,13 @@ def write_ranking(
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     words = words_for(score_name)
-    paths, values = list(images.infos), score.double().numpy()
+    values = score.double().numpy()
     order = np.argsort(-words.sought * values, kind='stable')  # NaN last
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['rank', 'path', score_name])
-    writer.writerows((rank, paths[i], f'{values[i]:.4f}') for rank, i in enumerate(order, start=1))
+    writer.writerow(['rank', 'index', 'path', score_name])
+    for rank, i in enumerate(order, start=1):
+        writer.writerow([rank, i, images.paths[i], f'{values[i]:.4f}'])
     write_atomically(out_dir / 'ranking.csv', text.getvalue().encode(errors='surrogateescape'))
 
     scored = order[np.isfinite(values[order])]
@@ -61,15 +62,14 @@ def write_ranking(
     def show(chosen: np.ndarray) -> str:
         pictures = []
         for i in chosen:
-            name = PurePosixPath(paths[i].replace('\\', '/')).stem
-            remark = '; '.join([*images.classes_of(paths[i]), f'{words.label} {values[i]:.3g}'])
-            pictures.append(Picture(images.picture(paths[i]), name, remark))
+            remark = '; '.join([*images.classes_of(i), f'{words.label} {values[i]:.3g}'])
+            pictures.append(Picture(images.picture(i), images.title(i), remark))
             tell('Drawing images', next(drawn), len(first) + len(last))
         return page.gallery(pictures)
 
     content = page.page(
         words.heading,
-        f'{len(paths):,} images by their {words.label} under the model, {images.truth}',
+        f'{len(values):,} images by their {words.label} under the model, {images.truth}',
         page.section(words.first.capitalize(), words.about_sought, show(first)),
         page.section(words.last.capitalize(), words.about_others, show(last)),
     )

@@ -1,4 +1,4 @@
-"""What was kept and what was dropped: per image, and over the run."""
+"""SelectionRecord: how often each image was kept, and totals over the run."""
 
 from __future__ import annotations
 
@@ -13,29 +13,35 @@ from ..core.selection import LOG_DENSITY
 from .files import write_atomically
 
 RECORD_NAME = 'pfb_record.npz'  # in the work dir of a run
+SCHEMA = 1  # goes up with every change of what to_bytes writes
 
 _MAX_ROWS = 256
 _NATS = np.arange(-1024.0, 1025.0)  # borders of the bins of log densities
-# Of any other score nothing is known but that it is a number: 16 bins to a factor of two, from a
-# millionth to a million, on both sides of zero.
+# Borders of the bins of any other score: 16 to a factor of two, from a millionth to a million, on
+# both sides of zero.
 _OCTAVES = 2.0 ** np.arange(-20, 20 + 1 / 32, 1 / 16)
 _OCTAVES = np.concatenate([-_OCTAVES[::-1], [0.0], _OCTAVES])
 _SEPARATOR = '\0'  # the one character that no path holds
 
 
 class SelectionRecord:
-    """Counts per image, see :func:`image_name`, and totals over stretches of the run.
+    """Counts per image, and totals over stretches of the run.
 
     A stretch is ``width`` iterations long: as many as ``num_iters`` asks for, twice as many
     whenever there are more than 256 stretches, so a record does not grow with the length of the
     run.
+
+    An image is a sample of the data set. Slices or frames of one file are images of their own, as
+    long as they are told apart by their ``places``.
 
     Args:
         classes: whose pixels or images are to be counted.
         num_iters: length of the run, so that its stretches need not be joined later; 0 if unknown.
 
     Attributes:
-        paths: list of str, in the order in which the images were first seen.
+        paths: list of str, of each image, see :func:`image_name`, in the order in which the images
+            were first seen.
+        places: (M,) int64, place of each in the data set; -1 where :meth:`add` was told none.
         candidates, kept: (M,) int32, number of blocked steps an image was in, and survived.
         score_name: str, what the images were scored by, ``'log_density'`` (natural log; low is
             rare) for one; None while nothing was scored. Where it changes, as in a run resumed
@@ -56,7 +62,7 @@ class SelectionRecord:
         self.width = 1
         while self.width * _MAX_ROWS < num_iters:
             self.width *= 2
-        self._row: dict[str, int] = {}
+        self._row: dict[tuple[int, str], int] = {}  # by place and path
         # Columns: candidates, kept, scored; one row an image, grown by doubling.
         self._counts = np.zeros((64, 3), dtype=np.int32)
         self._score = np.zeros(64)
@@ -67,7 +73,11 @@ class SelectionRecord:
 
     @property
     def paths(self) -> list[str]:
-        return list(self._row)
+        return [path for _, path in self._row]
+
+    @property
+    def places(self) -> np.ndarray:
+        return np.array([place for place, _ in self._row], np.int64)
 
     @property
     def candidates(self) -> np.ndarray:
@@ -87,11 +97,6 @@ class SelectionRecord:
         scored = self._counts[: len(self), 2]
         total = self._score[: len(self)]
         return np.where(scored > 0, total / np.maximum(scored, 1), np.nan)
-
-    @property
-    def mean_log_density(self) -> np.ndarray:
-        """What :attr:`mean_score` was called when there was no other score."""
-        return self.mean_score
 
     @property
     def timeline(self) -> Timeline:
@@ -120,6 +125,7 @@ class SelectionRecord:
         class_counts: np.ndarray | None = None,
         score_name: str | None = LOG_DENSITY,
         class_unit: str | None = 'pixels',
+        places: np.ndarray | None = None,
     ) -> None:
         """Count one blocked batch.
 
@@ -131,17 +137,22 @@ class SelectionRecord:
             class_counts: (N, C) integers, of each of the ``classes``; None if there are no labels.
             score_name: what ``score`` is; not looked at where there is none.
             class_unit: what ``class_counts`` counts, likewise.
+            places: (N,) int64, of the candidates in the data set; those below 0 are no samples of
+                it and count in the totals alone. None: each path is a sample.
         """
-        rows = self._rows(paths)
-        np.add.at(self._counts[:, 0], rows, 1)
-        np.add.at(self._counts[:, 1], rows[kept], 1)
+        known = np.ones(len(kept), bool) if places is None else places >= 0
+        keys = zip([-1] * len(kept) if places is None else places.tolist(), paths, strict=True)
+        rows = np.full(len(kept), -1)
+        rows[known] = self._rows([key for key, one in zip(keys, known, strict=True) if one])
+        np.add.at(self._counts[:, 0], rows[known], 1)
+        np.add.at(self._counts[:, 1], rows[known & kept], 1)
         stretch = self._stretch(iteration)
         stretch.totals += [0, len(kept), kept.sum(), 0]
         if score is not None:
             self._speak_of(score_name)
             finite = np.isfinite(score)
-            np.add.at(self._counts[:, 2], rows[finite], 1)
-            np.add.at(self._score, rows[finite], score[finite])
+            np.add.at(self._counts[:, 2], rows[known & finite], 1)
+            np.add.at(self._score, rows[known & finite], score[known & finite])
             stretch.totals[3] += (~finite).sum()
             bins = np.searchsorted(self._edges, score[finite], side='right') - 1
             bins = bins.clip(0, len(self._edges) - 2)
@@ -154,8 +165,9 @@ class SelectionRecord:
             ]
 
     def add_full(self, iteration: int, num_images: int) -> None:
-        """Count a batch of which every image was trained on, without a choice."""
-        self._stretch(iteration).totals[0] += num_images
+        """Count images that were all trained on, without a choice; 0 changes nothing."""
+        if num_images:
+            self._stretch(iteration).totals[0] += num_images
 
     def merge(self, other: SelectionRecord) -> None:
         """Add another record's counts, of another process or of a later time.
@@ -165,7 +177,7 @@ class SelectionRecord:
         if other.score_name is not None:
             self._speak_of(other.score_name)
         self.class_unit = other.class_unit or self.class_unit
-        rows = self._rows(other.paths)
+        rows = self._rows(list(other._row))
         self._counts[rows] += other._counts[: len(other)]
         self._score[rows] += other._score[: len(other)]
         columns = self._columns(other.classes)
@@ -187,17 +199,19 @@ class SelectionRecord:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SelectionRecord:
-        """The record that :meth:`to_bytes` described, in this version or in 0.1."""
+        """The record that :meth:`to_bytes` described.
+
+        Raises:
+            ValueError: another version of pfb_mmseg wrote it in another layout.
+        """
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             state = dict(arrays)
-        if 'pixels' in state:  # 0.1, which knew of segmentation alone
-            state['class_counts'] = state.pop('pixels')
-            unit = 'pixels' if state['class_counts'].any() else ''
-            state['class_unit'] = _encode([unit])
-        if 'log_density' in state:  # 0.1
-            name = LOG_DENSITY if state['counts'][:, 2].any() else ''
-            state['score'], state['score_name'] = state['log_density'], _encode([name])
-            state['scores'], state['first_bin'] = state['density'], np.array(0)
+        schema = int(state.get('schema', 0))
+        if schema != SCHEMA:
+            raise ValueError(
+                f'the record has schema {schema}, expected {SCHEMA}: read it with the version of '
+                'pfb_mmseg that wrote it'
+            )
         record = cls()
         record.__setstate__(state)
         return record
@@ -208,7 +222,9 @@ class SelectionRecord:
         used = np.flatnonzero(timeline.scores.any(axis=(0, 1)))
         first_bin, end_bin = (used[0], used[-1] + 1) if len(used) else (0, 0)
         return dict(
+            schema=np.array(SCHEMA),
             paths=_encode(self.paths),
+            places=self.places,
             counts=self._counts[: len(self)],
             score=self._score[: len(self)],
             score_name=_encode([self.score_name or '']),
@@ -227,7 +243,8 @@ class SelectionRecord:
         self.score_name = ''.join(_decode(state['score_name'])) or None
         self.class_unit = ''.join(_decode(state['class_unit'])) or None
         self.width = int(state['width'])
-        rows = self._rows(_decode(state['paths']))
+        keys = zip(state['places'].tolist(), _decode(state['paths']), strict=True)
+        rows = self._rows(list(keys))
         self._counts[rows] = state['counts']
         self._score[rows] = state['score']
         bins = int(state['first_bin']) + np.arange(state['scores'].shape[-1])
@@ -246,8 +263,8 @@ class SelectionRecord:
         """Read what :meth:`save` wrote."""
         return cls.from_bytes(Path(path).read_bytes())
 
-    def _rows(self, paths: Sequence[str]) -> np.ndarray:
-        rows = np.array([self._row.setdefault(p, len(self._row)) for p in paths], dtype=np.int64)
+    def _rows(self, keys: Sequence[tuple[int, str]]) -> np.ndarray:
+        rows = np.array([self._row.setdefault(key, len(self._row)) for key in keys], dtype=np.int64)
         missing = len(self._row) - len(self._counts)
         if missing > 0:
             grow = max(missing, len(self._counts))
@@ -266,7 +283,7 @@ class SelectionRecord:
         return _NATS if self.score_name in (None, LOG_DENSITY) else _OCTAVES
 
     def _speak_of(self, score_name: str) -> None:
-        """Forget the scores by any other name."""
+        """Drop the scores of any other name."""
         if self.score_name != score_name:
             self.score_name = score_name
             self._counts[:, 2] = 0
@@ -325,16 +342,6 @@ class Timeline:
         self.class_counts = class_counts
 
     @property
-    def pixels(self) -> np.ndarray:
-        """What :attr:`class_counts` was called when there was nothing else to count."""
-        return self.class_counts
-
-    @property
-    def density(self) -> np.ndarray:
-        """What :attr:`scores` was called when there was no other score."""
-        return self.scores
-
-    @property
     def full(self) -> np.ndarray:
         """(T,) images of steps in which every image was trained on, without a choice."""
         return self.totals[:, 0]
@@ -372,7 +379,7 @@ class _Stretch:
 
 
 def image_name(path: str | os.PathLike | None, index: int | None) -> str:
-    """What an image goes by: its path or, if its data set has none, its place in there."""
+    """How an image is called: its path or, if it has none, its place in the data set."""
     if path is not None:
         return str(path)
     return '<no path>' if index is None else f'image {index}'

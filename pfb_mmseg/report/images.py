@@ -1,8 +1,10 @@
-"""The images of a config's training set, by their name, and how they look with their labels."""
+"""The images of a data set by their place in it, and how they look with their labels."""
 
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from pathlib import PurePosixPath
 
 import cv2
 import numpy as np
@@ -11,21 +13,25 @@ from mmengine import fileio
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from ..data.leaves import build_lazily, leaf_configs
+from ..data.leaves import build_without_pipeline, leaf_configs
 from .counts import image_name
 
 _SHADE = 0.5  # of the labels over the image
 
 
 class ImageSet:
-    """Every image of a data set once, loaded without augmentation.
+    """Every sample of a data set, loaded without augmentation.
+
+    A sample goes by its place: data sets that ConcatDataset joins are counted one after the other,
+    and what RepeatDataset repeats is one sample. Several samples may be of one file.
 
     Args:
         config: of the run.
         part: ``'train'``, ``'val'`` or ``'test'``.
 
     Attributes:
-        infos: dict from name, see :func:`image_name`, to what the data set knows of the image.
+        infos: list of dict, what the data set knows of each sample.
+        paths: list of str, of each sample, see :func:`image_name`.
         palette: (C, 3) uint8, RGB.
         classes: list of str, what images or pixels are told apart by.
         truth: str, what is shown of the labels, in words.
@@ -40,51 +46,58 @@ class ImageSet:
         if not dataloader:
             raise ValueError(f'the config has no {part}_dataloader')
         init_default_scope(config.get('default_scope', 'mmseg'))
-        self.infos: dict[str, dict] = {}
-        # What loads an image with its labels, and without.
-        self._loaders: dict[str, tuple[Compose, Compose]] = {}
+        self.infos: list[dict] = []
+        # What loads each image with its labels, and without.
+        self._loaders: list[tuple[Compose, Compose]] = []
         self.palette = np.zeros((0, 3), dtype=np.uint8)
         self.classes: list[str] = []
         for leaf in leaf_configs(dataloader['dataset']):
             steps = _loading_steps(leaf.get('pipeline', []))
             loaders = Compose(steps), Compose(without_annotations(steps))
-            dataset = build_lazily(leaf)
+            dataset = build_without_pipeline(leaf)
             palette = np.array(dataset.metainfo.get('palette') or [], dtype=np.uint8)
             self.palette = palette.reshape(-1, 3) if len(palette) else self.palette
-            for index, info in enumerate(dataset.load_data_list()):
-                name = image_name(info.get('img_path'), index)
-                self.infos[name] = info
-                self._loaders[name] = loaders
+            self.infos += [dataset.get_data_info(index) for index in range(len(dataset))]
+            self._loaders += [loaders] * len(dataset)
             # A data set may learn its classes from its files.
             self.classes = [str(one) for one in dataset.metainfo.get('classes') or self.classes]
+        self.paths = [
+            image_name(info.get('img_path'), place) for place, info in enumerate(self.infos)
+        ]
+        self._num_of_path = Counter(self.paths)
 
     @property
     def truth(self) -> str:
-        if any('gt_label' in info for info in self.infos.values()):
+        if any('gt_label' in info for info in self.infos):
             return 'their classes beside their names'
         return 'the ground truth drawn over them'
 
-    def classes_of(self, path: str) -> list[str]:
-        """Names of the classes that an image as a whole is of; none for segmentation.
+    def holds(self, place: int, path: str) -> bool:
+        """Whether this sample is of this file, as it was when a run recorded it."""
+        return 0 <= place < len(self.paths) and self.paths[place] == path
 
-        Raises:
-            KeyError: the data set has no such image.
-        """
-        found = self.infos[path].get('gt_label', ())
+    def title(self, place: int) -> str:
+        """A short name; with the place, where the file has several samples."""
+        path = self.paths[place]
+        stem = PurePosixPath(path.replace('\\', '/')).stem
+        return f'{stem} [{place}]' if self._num_of_path[path] > 1 else stem
+
+    def classes_of(self, place: int) -> list[str]:
+        """Names of the classes that an image as a whole is of; none for segmentation."""
+        found = self.infos[place].get('gt_label', ())
         # Of several tasks, each has its own.
         labels = [] if isinstance(found, dict) else np.atleast_1d(found).astype(int).tolist()
         known = range(len(self.classes))
         return [self.classes[label] if label in known else str(label) for label in labels]
 
-    def load(self, path: str) -> tuple[np.ndarray, np.ndarray | None]:
+    def load(self, place: int) -> tuple[np.ndarray, np.ndarray | None]:
         """An image, (H, W, 3) uint8 in BGR, and its labels, (H, W), if it has any.
 
         Raises:
-            KeyError: the data set has no such image.
             OSError: its file cannot be read.
         """
-        info = self.infos[path]
-        labelled, bare = self._loaders[path]
+        info = self.infos[place]
+        labelled, bare = self._loaders[place]
         labels = info.get('seg_map_path')
         loader = labelled if labels is not None and fileio.exists(labels) else bare
         results = copy.deepcopy(info)
@@ -98,9 +111,9 @@ class ImageSet:
             image = np.uint8((image - low) / max(high - low, 1e-12) * 255)
         return image, results.get('gt_seg_map')
 
-    def picture(self, path: str, width: int = 240) -> bytes:
+    def picture(self, place: int, width: int = 240) -> bytes:
         """JPEG of an image with its ground truth drawn over it; ignored pixels stay bare."""
-        image, labels = self.load(path)
+        image, labels = self.load(place)
         height = max(1, round(image.shape[0] * width / image.shape[1]))
         shrinking = width < image.shape[1]
         image = cv2.resize(
@@ -118,7 +131,7 @@ class ImageSet:
             image = np.where(known[..., None], mixed, image)
         done, data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 80])
         if not done:
-            raise OSError(f'{path} cannot be encoded as JPEG')
+            raise OSError(f'{self.paths[place]} cannot be encoded as JPEG')
         return data.tobytes()
 
 

@@ -80,43 +80,31 @@ def write_report(
 
 
 def _status(run: RunFiles) -> str:
-    for unit, done, all_ in (
-        ('iteration', run.iteration, run.max_iters),
-        ('epoch', run.epoch, run.max_epochs),
-    ):
-        if done is None or all_ is None:
-            continue
-        if done >= all_:
-            return f'Finished after {all_:,} {unit}s'
-        return (
-            f'{unit.capitalize()} {done:,} of {all_:,}: the run is still going or was interrupted'
-        )
-    return f'{run.iteration:,} iterations logged'
+    unit, done, length = 'iteration', run.iteration, run.max_iters
+    if length is None:
+        unit, done, length = 'epoch', run.epoch, run.max_epochs
+    if done is None or length is None:
+        return f'{run.iteration:,} iterations logged'
+    if done >= length:
+        return f'Finished after {length:,} {unit}s'
+    return f'{unit.capitalize()} {done:,} of {length:,}: the run is still going or was interrupted'
 
 
 def _numbers(run: RunFiles) -> dict[str, str]:
     """What the head of the page says."""
-    numbers = {}
-    if run.record is not None and run.record.kept_share is not None:
-        numbers['of the images kept while pruning'] = f'{run.record.kept_share:.0%}'
+    numbers, record = {}, run.record
+    if record is not None and record.kept_share is not None:
+        numbers['of the images kept while pruning'] = f'{record.kept_share:.0%}'
     _, saved = run.column('pfb/time_saved')
     if len(saved):
-        numbers[f'of the {_time_base(run)[0]} saved'] = f'{saved[-1]:.1%}'
-    if run.record is not None and len(run.record):
-        never = int((run.record.kept == 0).sum())
-        numbers[f'of {len(run.record):,} images looked at were never kept'] = f'{never:,}'
+        numbers['of the wall clock saved'] = f'{saved[-1]:.1%}'
+    if record is not None and len(record):
+        never = int((record.kept == 0).sum())
+        numbers[f'of {len(record):,} images looked at were never kept'] = f'{never:,}'
     for name, key in METRICS.items():
         if run.val and key in run.val[-1]:
             numbers[f'{name} of the last validation'] = f'{run.val[-1][key]:.2f}'
     return numbers
-
-
-def _time_base(run: RunFiles) -> tuple[str, str]:
-    """Of what time the logged share is, and what it is measured against."""
-    # Version 0.1 logged the steps' time under this name, and nothing under the other.
-    if len(run.column('pfb/step_time_saved')[1]):
-        return 'wall clock', 'iterations'
-    return 'time of the steps', 'steps'
 
 
 def _figures(run: RunFiles) -> dict[str, tuple[bytes, str, str]]:
@@ -129,8 +117,8 @@ def _figures(run: RunFiles) -> dict[str, tuple[bytes, str, str]]:
                 (steps, kept / np.maximum(candidates, 1)), run.column('pfb/time_saved')
             ),
             'Over the run',
-            'Share of the images that were trained on in each interval of the log, and time saved '
-            f'since the start against as many full {_time_base(run)[1]} of this run.',
+            'Share of the images trained on in each interval of the log, and time saved '
+            'since the start against as many full iterations of this run.',
         )
     }
     timeline = None if run.record is None else run.record.timeline
@@ -155,7 +143,7 @@ def _figures(run: RunFiles) -> dict[str, tuple[bytes, str, str]]:
             plots.centroid_usage(run.estimator['counts'].numpy(), run.estimator['idle'].numpy()),
             'What the centroids stand for',
             'Share of the kept images that joined each centroid. Grey: none in the last 200 '
-            'updates. One bar far above all others means that the density says little.',
+            'updates. With one bar far above the others, the density tells images badly apart.',
         )
     return figures
 
@@ -212,7 +200,8 @@ def _groups(record: SelectionRecord) -> list[str]:
 
 def _galleries(run: RunFiles, num_images: int, scan_seconds: float, tell: Tell) -> list[str]:
     record = run.record
-    paths, kept, dropped = record.paths, record.kept, record.candidates - record.kept
+    kept, dropped = record.kept, record.candidates - record.kept
+    paths, places = record.paths, record.places.tolist()
     score, words = record.mean_score, words_for(record.score_name or '')
     tell('Listing the images of the data set', 0, None)
     images = _image_set(run)
@@ -223,7 +212,7 @@ def _galleries(run: RunFiles, num_images: int, scan_seconds: float, tell: Tell) 
         for i in order[:num_images]:
             remark = f'kept {record.kept[i]} of {record.candidates[i]}'
             remark += f'; {words.label} {score[i]:.3g}' if np.isfinite(score[i]) else ''
-            pictures.append(_picture(images, paths[i], remark))
+            pictures.append(_picture(images, places[i], paths[i], remark))
             tell('Drawing images', next(drawn), 2 * min(num_images, len(order)))
         return page.gallery(pictures)
 
@@ -265,15 +254,17 @@ def _image_set(run: RunFiles) -> ImageSet | None:
         return None
 
 
-def _picture(images: ImageSet | None, path: str, remark: str) -> Picture:
-    name = PurePosixPath(path.replace('\\', '/')).stem
+def _picture(images: ImageSet | None, place: int, path: str, remark: str) -> Picture:
     if images is None:
         return Picture(None, path, remark)
+    gone = Picture(None, path, f'{remark}; its file is not there any more')
+    if not images.holds(place, path):
+        return gone
+    remark = '; '.join([*images.classes_of(place), remark])
     try:
-        remark = '; '.join([*images.classes_of(path), remark])
-        return Picture(images.picture(path), name, remark)
-    except (OSError, KeyError):
-        return Picture(None, path, f'{remark}; its file is not there any more')
+        return Picture(images.picture(place), images.title(place), remark)
+    except OSError:
+        return gone
 
 
 def _closest(run: RunFiles, images: ImageSet, seconds: float, tell: Tell) -> list[str]:
@@ -281,12 +272,11 @@ def _closest(run: RunFiles, images: ImageSet, seconds: float, tell: Tell) -> lis
     from .scan import Scanner
 
     scanner = Scanner(run.config, run.checkpoint)
-    order = np.random.default_rng(0).permutation(len(images.infos))
-    paths = np.array(list(images.infos), dtype=object)[order]
+    places = np.random.default_rng(0).permutation(len(images.infos)).tolist()
     x = scanner.observe(
-        [images.infos[path] for path in paths],
+        [images.infos[place] for place in places],
         seconds=seconds,
-        progress=lambda done: tell(f'Running the model, {seconds:g} s at most', done, len(paths)),
+        progress=lambda done: tell(f'Running the model, {seconds:g} s at most', done, len(places)),
     )
     counts = run.estimator['counts']
     busiest = counts.argsort(descending=True, stable=True)[:_CENTROIDS_SHOWN]
@@ -295,20 +285,18 @@ def _closest(run: RunFiles, images: ImageSet, seconds: float, tell: Tell) -> lis
     for centroid, row in zip(busiest.tolist(), distance, strict=True):
         nearest = row.argsort(stable=True)[:_IMAGES_A_CENTROID].tolist()
         share = int(counts[centroid]) / max(int(counts.sum()), 1)
-        rows.append(
-            page.gallery(
-                [_picture(images, paths[i], f'distance {row[i]:.3g}') for i in nearest],
-                f'Centroid {centroid}: {share:.0%} of the kept images',
-            )
-        )
-    looked = (
-        f'all {len(x):,}' if len(x) == len(paths) else f'{len(x):,} random ones of {len(paths):,}'
-    )
+        pictures = [
+            _picture(images, places[i], images.paths[places[i]], f'distance {row[i]:.3g}')
+            for i in nearest
+        ]
+        heading = f'Centroid {centroid}: {share:.0%} of the kept images'
+        rows.append(page.gallery(pictures, heading))
+    random = '' if len(x) == len(places) else f' random ones of {len(places):,}'
     return [
         page.section(
             'Closest to the busiest centroids',
-            f'Of {looked} images, as the model of {run.checkpoint.name} sees them without '
-            'augmentation. They show what the network takes for common.',
+            f'Of {len(x):,}{random} images, as the model of {run.checkpoint.name} sees them '
+            'without augmentation. They show what the network takes for common.',
             *rows,
         )
     ]

@@ -18,8 +18,7 @@ from ..core.estimator import read_estimate
 from .counts import RECORD_NAME, SelectionRecord
 from .scalars import read_scalars
 
-# The second one is version 0.1's.
-_ESTIMATOR = ('pfb.pruner.criterion.estimator.', 'pfb.pruner.estimator.')
+_ESTIMATOR = 'pfb.pruner.criterion.estimator.'
 
 
 class RunFiles:
@@ -50,8 +49,7 @@ class RunFiles:
         self.checkpoint, state = self._read_checkpoint()
         self.epoch = None if self.max_epochs is None else state.get('meta', {}).get('epoch')
         weights, pfb = state.get('state_dict', {}), state.get('pfb', {})
-        found = (read_estimate(weights, prefix) for prefix in _ESTIMATOR)
-        self.estimator = next((estimate for estimate in found if estimate), {})
+        self.estimator = read_estimate(weights, _ESTIMATOR) or {}
         self.versions = pfb.get('versions', {})
         self.record = self._read_record(pfb)
 

@@ -38,8 +38,8 @@ def read_scalars(work_dir: str | os.PathLike) -> tuple[list[dict], list[dict]]:
                 continue
             # The prefix is there with log_processor = dict(log_with_hierarchy=True).
             entry = {k.removeprefix('train/'): v for k, v in json.loads(line).items()}
-            # Scalars of our hooks may stand in a line of their own: in version 0.1, or where a run
-            # ends between two entries of LoggerHook.
+            # Scalars of our hooks stand in a line of their own where a run ends between two entries
+            # of LoggerHook.
             trained = 'loss' in entry or any(key.startswith(_OURS) for key in entry)
             (train if trained else val).setdefault(entry['step'], {}).update(entry)
     return [train[step] for step in sorted(train)], [val[step] for step in sorted(val)]

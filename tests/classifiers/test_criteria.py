@@ -213,7 +213,7 @@ class TestRefusals:
 
 class TestInfoBatch:
     def build(self, head):
-        return tiny_classifier.build(head=head, model_type='InfoBatchImageClassifier')
+        return tiny_classifier.build(head=head, model_type='ImageLossImageClassifier')
 
     @KINDS
     def test_each_image_counts_with_its_weight_and_tells_its_loss(self, head, samples):

@@ -49,8 +49,9 @@ def run(tmp_path_factory, images):
 @pytest.fixture(scope='module')
 def hard_run(tmp_path_factory, images):
     work_dir = tmp_path_factory.mktemp('hard')
-    options = {'model.train_cfg': dict(augments=MIXED)}
-    pfb = dict(criterion=dict(type='hard', warmup=1))
+    # Its early exit learns for ten steps before it decides.
+    options = {'model.train_cfg': dict(augments=MIXED), 'train_dataloader.batch_size': 2}
+    pfb = dict(criterion='hard')
     train(run_config(images, work_dir, pfb=pfb, **options))
     return work_dir
 
@@ -115,7 +116,7 @@ def test_images_without_a_file_go_by_their_place_in_the_data_set(tmp_path):
     config_file, out = config_of(tmp_path), tmp_path / 'out'
     read(['browse', str(config_file), str(tmp_path / 'epoch_3.pth'), '--out', str(out)])()
     with open(out / 'ranking.csv', newline='') as file:
-        assert {row[1] for row in csv.reader(file)} == {*record.paths, 'path'}
+        assert {row[2] for row in csv.reader(file)} == {*record.paths, 'path'}
 
 
 @pytest.mark.parametrize(
@@ -132,8 +133,8 @@ def test_browse_ranks_a_data_set_by_each_criterion(which, criterion, score_name,
     read(['browse', *map(str, arguments), '--criterion', criterion, '--device', 'cpu'])()
     with open(tmp_path / 'ranking.csv', newline='') as file:
         head, *rows = csv.reader(file)
-    assert head[2] == score_name and len(rows) == NUM_IMAGES
-    scores = [float(row[2]) for row in rows]
+    assert head[3] == score_name and len(rows) == NUM_IMAGES
+    scores = [float(row[3]) for row in rows]
     assert scores == sorted(scores, reverse=criterion != 'rare')
     text = text_of((tmp_path / 'index.html').read_text())
     assert 'under the model, their classes beside their names' in text
@@ -142,7 +143,7 @@ def test_browse_ranks_a_data_set_by_each_criterion(which, criterion, score_name,
 def scan(work_dir, criterion, batch_size):
     config = Config.fromfile(config_of(work_dir))
     scanner = Scanner(config, work_dir / 'epoch_3.pth', criterion=criterion)
-    infos = list(ImageSet(config).infos.values())
+    infos = ImageSet(config).infos
     images = torch.stack([scanner._pipeline(dict(info))['inputs'] for info in infos])
     labels = torch.tensor([info['gt_label'] for info in infos])
     observed = scanner.score(scanner.observe(infos, batch_size))
@@ -166,5 +167,5 @@ def test_an_exit_compares_all_images_and_not_those_that_happen_to_be_run_togethe
         x = model.backbone.relu(model.backbone.norm1(model.backbone.conv1(images)))
         x = model.backbone.layer1(x).mean(dim=(2, 3))
         x = (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt()
-        expected = F.cross_entropy(model.pfb.exit.classifier(x), labels, reduction='none')
+        expected = F.cross_entropy(model.pfb.exit.layers[1](x), labels, reduction='none')
     assert_close(found, expected, rtol=1e-3, atol=1e-4)

@@ -152,7 +152,7 @@ def test_our_tool_blocks_a_config_that_knows_nothing_of_it(folder):
 INFOBATCH = """
 _base_ = 'plain.py'
 custom_imports = dict(imports=['pfb_mmseg'])
-model = dict(type='InfoBatchImageClassifier')
+model = dict(type='ImageLossImageClassifier')
 train_dataloader = dict(
     sampler=dict(_delete_=True, type='InfoBatchSampler', prune_ratio=0.5, percentile=95, seed=0)
 )
@@ -175,7 +175,7 @@ def test_infobatch_prunes_and_weighs(folder):
 @pytest.mark.parametrize(
     ('method', 'model_type'),
     [
-        ('infobatch', 'InfoBatchImageClassifier'),
+        ('infobatch', 'ImageLossImageClassifier'),
         ('loss_topk', 'PFBImageClassifier'),
         ('small', 'ImageClassifier'),
     ],

@@ -21,7 +21,13 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize('path', zoo.QUICK_CLASSIFIERS)
+@pytest.mark.parametrize(
+    'path',
+    [
+        pytest.param(path, marks=[] if 'resnet18' in path or 'deit' in path else [pytest.mark.slow])
+        for path in zoo.QUICK_CLASSIFIERS
+    ],
+)
 def test_a_model_of_each_family_trains_on_the_kept_images(path):
     root = zoo.zoo_root('mmpretrain')
     combination = zoo.read_combination(root / path, zoo.QUICK_CLASSIFIERS[path])

@@ -54,7 +54,7 @@ def eq3_random_term(f, alpha):
 
 
 def eq4_log_density(x, centroids, counts, bandwidth, weighted=True):
-    """Log of Eq. 4. An empty cluster has weight zero; unweighted (Table S1), every w is one."""
+    """Log of Eq. 4. An empty cluster has weight zero; unweighted (Table 5), every w is one."""
     x, centroids = np.asarray(x, np.float64), np.asarray(centroids, np.float64)
     num_centroids = len(centroids)
     sqrt_h = eq6_sqrt_bandwidth(centroids, bandwidth)
@@ -75,7 +75,7 @@ def eq5_log_kernel(difference, sqrt_h):
 
 
 def eq6_sqrt_bandwidth(centroids, bandwidth='silverman'):
-    """Eq. 6, and Table S2's other two rules.
+    """Eq. 6, and Table 6's other two rules.
 
     Convention: population standard deviation; a channel without spread, down to rounding error,
     takes the mean of those that have one, or 1 if there is none.
@@ -99,30 +99,18 @@ def eq7_assign(x, centroids):
     return np.array([((row - centroids) ** 2).sum(axis=1).argmin() for row in x], dtype=int)
 
 
-def eq8_update(x, assignment, centroids, counts, momentum, rule):
-    """Eq. 8 as printed ('literal'), with its weights normalised, and as a running mean."""
+def eq8_update(x, assignment, centroids, counts, momentum):
+    """Eq. 8; convention: divided by the sum of its weights, and what receives nothing stays."""
     new_centroids, new_counts = centroids.copy(), counts.copy()
     for j in range(len(centroids)):
         members = x[assignment == j]
-        total = members.sum(axis=0)
-        n_before, n_now = counts[j], counts[j] + len(members)
-        new_counts[j] = n_now
-        if rule == 'literal':
-            if n_now > 0:
-                new_centroids[j] = (
-                    momentum * n_before * centroids[j] + (1 - momentum) * total
-                ) / n_now
-        elif len(members) > 0:
-            if rule == 'normalized':
-                weight_old = momentum * n_before
-                weight_new = 1 - momentum
-                new_centroids[j] = (weight_old * centroids[j] + weight_new * total) / (
-                    weight_old + weight_new * len(members)
-                )
-            elif rule == 'mean':
-                new_centroids[j] = (n_before * centroids[j] + total) / n_now
-            else:
-                raise ValueError(rule)
+        new_counts[j] = counts[j] + len(members)
+        if len(members) > 0:
+            weight_old = momentum * counts[j]
+            weight_new = 1 - momentum
+            new_centroids[j] = (weight_old * centroids[j] + weight_new * members.sum(axis=0)) / (
+                weight_old + weight_new * len(members)
+            )
     return new_centroids, new_counts
 
 
@@ -135,10 +123,9 @@ def eq9_weights(counts):
 class Estimator:
     """The paper's estimator; convention: the first N_C retained samples are the first centroids."""
 
-    def __init__(self, num_centroids, dim, momentum=0.1, update_rule='normalized', **density):
+    def __init__(self, num_centroids, dim, momentum=0.1, **density):
         self.num_centroids = num_centroids
         self.momentum = momentum
-        self.update_rule = update_rule
         self.density = {'bandwidth': 'silverman', **density}
         self.centroids = np.zeros((0, dim))
         self.counts = np.zeros(0, dtype=int)
@@ -158,13 +145,9 @@ class Estimator:
         self.counts = np.concatenate([self.counts, np.ones(num_seeds, dtype=int)])
         x = x[num_seeds:]
         if len(x):
+            assignment = eq7_assign(x, self.centroids)
             self.centroids, self.counts = eq8_update(
-                x,
-                eq7_assign(x, self.centroids),
-                self.centroids,
-                self.counts,
-                self.momentum,
-                self.update_rule,
+                x, assignment, self.centroids, self.counts, self.momentum
             )
 
 
@@ -172,9 +155,3 @@ def density_space_choice(log_density, num_keep, alpha):
     """Eq. 1-3 with the densities themselves, not their logarithms."""
     f = np.exp(np.asarray(log_density, np.float64))
     return most_important(eq2_importance(f, eq3_random_term(f, alpha)), num_keep)
-
-
-def log_space_choice(log_density, num_keep, b, noise):
-    """The released code's exploration: b * N(0, 1) * max |log f| is added to log f."""
-    log_f = np.asarray(log_density, np.float64)
-    return most_important(-(log_f + b * noise * np.abs(log_f).max()), num_keep)

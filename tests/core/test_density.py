@@ -8,7 +8,6 @@ from scipy.stats import gaussian_kde, multivariate_normal
 from sklearn.neighbors import KernelDensity
 
 from pfb_mmseg.core import AdaptiveDensityEstimator, density
-from pfb_mmseg.core.estimator import pack, unpack
 
 from . import oracle
 
@@ -25,8 +24,9 @@ def seeded(centroids, counts=None, **options):
     estimator.update(centroids)
     assert estimator.ready
     if counts is not None:
-        state = unpack(estimator.get_extra_state())
-        estimator.set_extra_state(pack(**{**state, 'counts': torch.as_tensor(counts)}))
+        state = estimator.get_extra_state()
+        state[1:, 0] = torch.as_tensor(counts)
+        estimator.set_extra_state(state)
     return estimator
 
 
@@ -132,10 +132,9 @@ def test_from_differences_float64_gives_what_the_matrix_product_gives(shift):
     rng = np.random.default_rng(0)
     centroids, x = (torch.from_numpy(shift + rng.normal(size=(n, 128))) for n in (64, 16))
     x[3, 5], x[4, 6], x[5, 7] = torch.nan, torch.inf, -torch.inf
-    scale = density.bandwidth(centroids)
-    product = density.Mixture.build(centroids, torch.zeros(64).double(), scale)
+    product = density.Mixture.build(centroids, torch.zeros(64).double())
     assert product.bias is not None
-    differences = product._replace(origin=None, centroids=centroids / scale, bias=None)
+    differences = product._replace(origin=None, centroids=centroids / product.scale, bias=None)
     torch.testing.assert_close(differences.log_density(x), product.log_density(x), equal_nan=True)
 
 

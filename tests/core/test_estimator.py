@@ -8,11 +8,9 @@ import pytest
 import torch
 
 from pfb_mmseg.core import AdaptiveDensityEstimator
-from pfb_mmseg.core.estimator import pack, unpack
 
 from . import oracle
 
-RULES = ('normalized', 'literal', 'mean')
 BANDWIDTHS = ('silverman', 'scott', 'identity')
 
 
@@ -47,12 +45,10 @@ def assert_same_state(estimator, reference):
 
 
 @pytest.mark.parametrize('momentum', [0.0, 0.01, 0.5, 0.99])
-@pytest.mark.parametrize('rule', RULES)
-def test_the_state_follows_the_oracle_over_a_stream(rule, momentum):
-    options = dict(update_rule=rule, momentum=momentum)
+def test_the_state_follows_the_oracle_over_a_stream(momentum):
     for seed, (num_centroids, dim) in enumerate([(1, 1), (2, 16), (16, 4), (12, 64)]):
-        estimator = paper_estimator(num_centroids, dim, **options)
-        reference = oracle.Estimator(num_centroids, dim, **options)
+        estimator = paper_estimator(num_centroids, dim, momentum=momentum)
+        reference = oracle.Estimator(num_centroids, dim, momentum=momentum)
         for x in mixture_stream(seed, 40, dim):
             estimator.update(torch.from_numpy(x))
             reference.update(x)
@@ -65,16 +61,14 @@ def test_the_state_follows_the_oracle_over_a_stream(rule, momentum):
 
 @pytest.mark.parametrize('weighted', [True, False])
 @pytest.mark.parametrize('bandwidth', BANDWIDTHS)
-@pytest.mark.parametrize('rule', RULES)
-def test_the_density_follows_the_oracle_over_a_stream(rule, bandwidth, weighted):
-    options = dict(update_rule=rule, bandwidth=bandwidth, weighted=weighted)
+def test_the_density_follows_the_oracle_over_a_stream(bandwidth, weighted):
+    options = dict(bandwidth=bandwidth, weighted=weighted)
     estimator = paper_estimator(8, 6, **options)
     reference = oracle.Estimator(8, 6, **options)
-    for step, x in enumerate(mixture_stream(3, 30, 6)):
+    for x in mixture_stream(3, 30, 6):
         estimator.update(torch.from_numpy(x))
         reference.update(x)
-        # Literal centroids collapse; the density then magnifies float32's relative error in them.
-        if reference.ready and (rule != 'literal' or step < 12):
+        if reference.ready:
             np.testing.assert_allclose(
                 estimator.log_density(torch.from_numpy(x)).numpy(),
                 reference.log_density(x),
@@ -93,36 +87,21 @@ def test_weights_are_eq_9_when_every_iteration_retains_the_same_number():
     torch.testing.assert_close(estimator.weights.double(), expected, rtol=1e-6, atol=0)
 
 
-def test_the_literal_rule_collapses_and_the_normalized_does_not():
-    means = {}
-    for rule in RULES:
-        estimator = paper_estimator(16, 8, update_rule=rule)
-        for x in mixture_stream(0, 16, 8):
-            estimator.update(torch.from_numpy(x))
-        assert estimator.ready
-        before = float(estimator.centroids.abs().mean())
-        for x in mixture_stream(1, 100, 8):
-            estimator.update(torch.from_numpy(x))
-        means[rule] = float(estimator.centroids.abs().mean()) / before
-    assert means['literal'] < 0.1
-    assert means['normalized'] > 0.5
-    assert means['mean'] > 0.5
-
-
-def test_a_literal_cluster_without_samples_shrinks_by_momentum_and_a_normalized_one_stays():
-    for rule, expected in (('literal', 0.01 * 7.0), ('normalized', 7.0), ('mean', 7.0)):
-        estimator = paper_estimator(2, 1, update_rule=rule, momentum=0.01)
-        estimator.update(torch.tensor([[-7.0], [7.0]]))
-        estimator.update(torch.tensor([[-6.0]]))
-        assert estimator.centroids[1].item() == pytest.approx(expected)
-        assert estimator.counts.tolist() == [2, 1]
+def test_the_centroids_keep_their_size_where_eq_8_as_printed_shrinks_them():
+    estimator = paper_estimator(16, 8)
+    for x in mixture_stream(0, 16, 8):
+        estimator.update(torch.from_numpy(x))
+    assert estimator.ready
+    before = estimator.centroids.abs().mean()
+    for x in mixture_stream(1, 100, 8):
+        estimator.update(torch.from_numpy(x))
+    assert estimator.centroids.abs().mean() > before / 2
 
 
 @pytest.mark.parametrize('momentum', [0.0, 0.1])
-@pytest.mark.parametrize('rule', ['normalized', 'mean'])
-def test_a_cluster_that_receives_nothing_keeps_every_bit(rule, momentum):
+def test_a_cluster_that_receives_nothing_keeps_every_bit(momentum):
     seeds = torch.randn(16, 8, generator=torch.manual_seed(0))
-    estimator = paper_estimator(16, 8, update_rule=rule, momentum=momentum)
+    estimator = paper_estimator(16, 8, momentum=momentum)
     estimator.update(seeds)
     for _ in range(50):
         estimator.update(seeds[:3] + 1e-3)
@@ -131,9 +110,8 @@ def test_a_cluster_that_receives_nothing_keeps_every_bit(rule, momentum):
 
 
 @pytest.mark.parametrize('momentum', [0.0, 0.1])
-@pytest.mark.parametrize('rule', RULES)
-def test_an_empty_cluster_that_receives_nothing_stays_finite_and_empty(rule, momentum):
-    estimator = paper_estimator(3, 1, update_rule=rule, momentum=momentum)
+def test_an_empty_cluster_that_receives_nothing_stays_finite_and_empty(momentum):
+    estimator = paper_estimator(3, 1, momentum=momentum)
     estimator.update(torch.tensor([[1.0], [float('nan')], [5.0]]))
     for _ in range(9):
         estimator.update(torch.tensor([[float('nan')], [1.0]]))  # the first row could fill it
@@ -143,7 +121,7 @@ def test_an_empty_cluster_that_receives_nothing_stays_finite_and_empty(rule, mom
 
 
 def test_a_tie_goes_to_the_lowest_index():
-    estimator = paper_estimator(3, 1, update_rule='mean')
+    estimator = paper_estimator(3, 1)
     estimator.update(torch.tensor([[1.0], [-1.0], [1.0]]))
     estimator.update(torch.tensor([[0.0], [1.0]]))
     assert estimator.counts.tolist() == [3, 1, 1]
@@ -165,7 +143,7 @@ def test_assignment_survives_a_large_common_shift():
 
 def test_the_first_rows_become_the_centroids_and_the_rest_of_the_call_updates_them():
     x = torch.tensor([[0.0], [10.0], [1.0], [9.0], [11.0]])
-    estimator = paper_estimator(2, 1, update_rule='mean')
+    estimator = paper_estimator(2, 1, momentum=0.5)  # the running mean
     estimator.update(x)
     assert estimator.ready is True
     torch.testing.assert_close(estimator.centroids, torch.tensor([[0.5], [10.0]]))
@@ -198,16 +176,13 @@ def test_an_update_with_no_rows_changes_nothing():
 
 
 @pytest.mark.parametrize('revive_after', [None, 100])
-@pytest.mark.parametrize('rule', RULES)
-def test_rows_with_nan_or_inf_change_nothing(rule, revive_after):
+def test_rows_with_nan_or_inf_change_nothing(revive_after):
     rng = np.random.default_rng(0)
     seeds, clean = torch.from_numpy(rng.normal(size=(2, 6, 4))).float()
     dirty = torch.cat([clean[:1], torch.full((1, 4), float('nan')), clean[:2], clean[1:]])
     dirty[2, 1], dirty[3, 2] = float('inf'), -float('inf')
     a, b = (
-        AdaptiveDensityEstimator(
-            num_centroids=6, dim=4, update_rule=rule, revive_after=revive_after
-        )
+        AdaptiveDensityEstimator(num_centroids=6, dim=4, revive_after=revive_after)
         for _ in range(2)
     )
     for estimator, x in ((a, dirty), (b, clean)):
@@ -242,11 +217,8 @@ def test_seeding_with_nothing_but_nan_recovers():
     assert estimator.counts.sum().item() == 120
 
 
-@pytest.mark.parametrize('rule', ['normalized', 'mean'])
-def test_identical_rows_leave_finite_state(rule):
-    estimator = AdaptiveDensityEstimator(
-        num_centroids=8, dim=4, update_rule=rule, revive_after=None
-    )
+def test_identical_rows_leave_finite_state():
+    estimator = paper_estimator(8, 4)
     x = torch.full((4, 4), 0.3)
     for _ in range(10):
         estimator.update(x)
@@ -292,8 +264,9 @@ def test_rows_that_require_grad_leave_no_graph_behind():
 def test_counts_stay_exact_beyond_what_float32_can_count():
     estimator = paper_estimator(2, 1)
     estimator.update(torch.tensor([[0.0], [10.0]]))
-    state = unpack(estimator.get_extra_state())
-    estimator.set_extra_state(pack(**{**state, 'counts': torch.tensor([2**24, 2**25])}))
+    state = estimator.get_extra_state()
+    state[1:, 0] = torch.tensor([2**24, 2**25])
+    estimator.set_extra_state(state)
     estimator.update(torch.tensor([[0.0], [10.0], [0.0]]))
     assert estimator.counts.tolist() == [2**24 + 2, 2**25 + 1]
 
@@ -414,26 +387,11 @@ def test_centroids_that_receive_samples_are_not_revived():
     'option, value',
     [
         ('num_centroids', 0),
-        ('num_centroids', -3),
-        ('num_centroids', 2.5),
-        ('num_centroids', '64'),
-        ('dim', 0),
-        ('dim', -1),
         ('dim', 12.5),
         ('bandwidth', 'gauss'),
-        ('bandwidth', 0.7),
         ('weighted', 'maybe'),
-        ('momentum', -0.1),
         ('momentum', 1.0),
-        ('momentum', 1.5),
-        ('momentum', float('nan')),
-        ('momentum', '0.3'),
-        ('update_rule', 'ema'),
-        ('update_rule', None),
         ('revive_after', 0),
-        ('revive_after', -7),
-        ('revive_after', 2.5),
-        ('revive_after', 'never'),
     ],
 )
 def test_a_bad_option_is_refused_by_name_and_value(option, value):

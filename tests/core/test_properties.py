@@ -7,12 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, select_rare
+from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner
+from pfb_mmseg.core.selection import explored_log_density, keep_highest
 
 SETTINGS = settings(max_examples=30, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 2**31 - 1)
-RULES = st.sampled_from(['normalized', 'literal', 'mean'])
-SPACES = st.sampled_from(['density', 'log_density'])
 
 
 def rows(seed, num, dim=4, kinds=5):
@@ -45,18 +44,13 @@ def cut(x, seed):
     ),
     share=st.floats(0, 1),
     exploration=st.sampled_from([0.0, 0.01, 1.0, 1e6]),
-    space=SPACES,
     seed=SEEDS,
 )
-def test_exactly_num_keep_distinct_ascending_indices(values, share, exploration, space, seed):
+def test_exactly_num_keep_distinct_ascending_indices(values, share, exploration, seed):
     num_keep = max(1, round(share * len(values)))
-    chosen = select_rare(
-        torch.tensor(values),
-        num_keep,
-        exploration,
-        space,
-        torch.Generator().manual_seed(seed),
-    ).tolist()
+    draws = torch.Generator().manual_seed(seed)
+    importance = -explored_log_density(torch.tensor(values), exploration, draws)
+    chosen = keep_highest(importance, num_keep).tolist()
     assert len(chosen) == num_keep
     assert chosen == sorted(set(chosen))
     assert 0 <= chosen[0] and chosen[-1] < len(values)
@@ -68,12 +62,12 @@ def test_exactly_num_keep_distinct_ascending_indices(values, share, exploration,
     share=st.floats(0, 1),
     seed=SEEDS,
 )
-def test_permuting_the_densities_permutes_the_choice(values, share, seed):
-    log_density = torch.tensor(values)
+def test_permuting_the_importance_permutes_the_choice(values, share, seed):
+    importance = torch.tensor(values)
     num_keep = max(1, round(share * len(values)))
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(values)))
-    chosen = select_rare(log_density, num_keep, exploration=0)
-    permuted = select_rare(log_density[order], num_keep, exploration=0)
+    chosen = keep_highest(importance, num_keep)
+    permuted = keep_highest(importance[order], num_keep)
     assert set(order[permuted].tolist()) == set(chosen.tolist())
 
 
@@ -81,21 +75,21 @@ def test_permuting_the_densities_permutes_the_choice(values, share, seed):
 @given(
     values=st.lists(st.floats(-300, 300, width=32), min_size=2, max_size=40),
     share=st.floats(0, 1),
-    space=SPACES,
 )
-def test_without_exploration_nothing_pruned_is_rarer_than_anything_kept(values, share, space):
-    log_density = torch.tensor(values)
+def test_nothing_pruned_is_more_important_than_anything_kept(values, share):
+    importance = torch.tensor(values)
     num_keep = max(1, round(share * len(values)))
     kept = torch.zeros(len(values), dtype=torch.bool)
-    kept[select_rare(log_density, num_keep, 0, space)] = True
+    kept[keep_highest(importance, num_keep)] = True
     if num_keep < len(values):
-        assert log_density[kept].max() <= log_density[~kept].min()
+        assert importance[kept].min() >= importance[~kept].max()
 
 
 @SETTINGS
 @given(seed=SEEDS, num=st.integers(2, 24))
 def test_permuting_the_batch_permutes_the_selection(seed, num):
-    pruner = BatchPruner(0.5, AdaptiveDensityEstimator(num_centroids=6, dim=4), exploration=0)
+    estimator = dict(num_centroids=6, dim=4)
+    pruner = BatchPruner(0.5, dict(type='rare', exploration=0, estimator=estimator))
     pruner(maps(seed, 6))
     twin = copy.deepcopy(pruner)
     features = maps(seed + 1, num)
@@ -110,10 +104,10 @@ def test_permuting_the_batch_permutes_the_selection(seed, num):
 
 
 @SETTINGS
-@given(seed=SEEDS, num=st.integers(1, 80), momentum=st.floats(0, 0.99))
-def test_a_running_mean_does_not_depend_on_how_the_stream_is_cut(seed, num, momentum):
+@given(seed=SEEDS, num=st.integers(1, 80))
+def test_with_momentum_one_half_a_centroid_is_the_mean_however_the_stream_is_cut(seed, num):
     x = rows(seed, num)
-    options = dict(num_centroids=1, dim=4, update_rule='mean', momentum=momentum)
+    options = dict(num_centroids=1, dim=4, momentum=0.5)
     whole, parts = (AdaptiveDensityEstimator(**options) for _ in range(2))
     whole.update(x)
     for part in cut(x, seed):
@@ -125,12 +119,12 @@ def test_a_running_mean_does_not_depend_on_how_the_stream_is_cut(seed, num, mome
 
 @SETTINGS
 @given(seed=SEEDS, num=st.integers(0, 80))
-def test_running_means_of_separate_clusters_do_not_depend_on_the_cut(seed, num):
+def test_means_of_separate_clusters_do_not_depend_on_the_cut(seed, num):
     rng = np.random.default_rng(seed)
     means = 100 * np.eye(5)
     kind = np.concatenate([rng.permutation(5), rng.integers(5, size=num)])
     x = torch.from_numpy(means[kind] + rng.uniform(-1, 1, size=(len(kind), 5))).float()
-    options = dict(num_centroids=5, dim=5, update_rule='mean', revive_after=None)
+    options = dict(num_centroids=5, dim=5, momentum=0.5, revive_after=None)
     whole, parts = (AdaptiveDensityEstimator(**options) for _ in range(2))
     whole.update(x)
     for part in cut(x, seed):
@@ -144,12 +138,10 @@ def test_running_means_of_separate_clusters_do_not_depend_on_the_cut(seed, num):
 
 
 @SETTINGS
-@given(seed=SEEDS, rule=RULES, num_seeds=st.integers(0, 7))
-def test_seeding_does_not_depend_on_the_cut(seed, rule, num_seeds):
+@given(seed=SEEDS, num_seeds=st.integers(0, 7))
+def test_seeding_does_not_depend_on_the_cut(seed, num_seeds):
     x = rows(seed, num_seeds)
-    whole, parts = (
-        AdaptiveDensityEstimator(num_centroids=7, dim=4, update_rule=rule) for _ in range(2)
-    )
+    whole, parts = (AdaptiveDensityEstimator(num_centroids=7, dim=4) for _ in range(2))
     whole.update(x)
     for part in cut(x, seed) if num_seeds else ():
         parts.update(part)
@@ -159,9 +151,9 @@ def test_seeding_does_not_depend_on_the_cut(seed, rule, num_seeds):
 
 
 @SETTINGS
-@given(seed=SEEDS, rule=RULES, num=st.integers(1, 40))
-def test_the_order_of_rows_within_an_update_does_not_matter(seed, rule, num):
-    options = dict(num_centroids=6, dim=4, update_rule=rule, revive_after=None)
+@given(seed=SEEDS, num=st.integers(1, 40))
+def test_the_order_of_rows_within_an_update_does_not_matter(seed, num):
+    options = dict(num_centroids=6, dim=4, revive_after=None)
     a, b = (AdaptiveDensityEstimator(**options) for _ in range(2))
     for estimator in (a, b):
         estimator.update(rows(seed, 6))
@@ -176,17 +168,16 @@ def test_the_order_of_rows_within_an_update_does_not_matter(seed, rule, num):
 @SETTINGS
 @given(
     seed=SEEDS,
-    rule=RULES,
     revive_after=st.sampled_from([None, 1, 2, 5]),
     num_centroids=st.integers(1, 20),
     num=st.integers(1, 120),
     num_bad=st.integers(0, 10),
 )
 def test_counts_sum_to_the_finite_samples_and_weights_to_one(
-    seed, rule, revive_after, num_centroids, num, num_bad
+    seed, revive_after, num_centroids, num, num_bad
 ):
     estimator = AdaptiveDensityEstimator(
-        num_centroids=num_centroids, dim=4, update_rule=rule, revive_after=revive_after
+        num_centroids=num_centroids, dim=4, revive_after=revive_after
     )
     x = rows(seed, num)
     x[np.random.default_rng(seed).integers(num, size=num_bad), 1] = float('inf')
@@ -224,22 +215,14 @@ def test_duplicates_come_out_as_common(seed, num_copies):
 @given(
     seed=SEEDS,
     num_before=st.integers(0, 60),
-    rule=RULES,
-    criterion=st.sampled_from(['rare', 'common', 'random']),
-    space=SPACES,
+    name=st.sampled_from(['rare', 'common', 'random']),
 )
-def test_a_restored_pruner_takes_the_same_next_decisions(seed, num_before, rule, criterion, space):
-    original, restored = (
-        BatchPruner(
-            0.3,
-            AdaptiveDensityEstimator(num_centroids=10, dim=4, update_rule=rule, revive_after=3),
-            criterion=criterion,
-            exploration=0.3,
-            exploration_space=space,
-            seed=seed,
-        )
-        for _ in range(2)
-    )
+def test_a_restored_pruner_takes_the_same_next_decisions(seed, num_before, name):
+    criterion = dict(type=name)
+    if name != 'random':
+        estimator = dict(num_centroids=10, dim=4, revive_after=3)
+        criterion |= dict(exploration=0.3, estimator=estimator)
+    original, restored = (BatchPruner(0.3, criterion, seed=seed) for _ in range(2))
     for part in cut(maps(seed, num_before), seed) if num_before else ():
         original(part)
     restored.load_state_dict(original.state_dict())
@@ -248,6 +231,6 @@ def test_a_restored_pruner_takes_the_same_next_decisions(seed, num_before, rule,
         expected, actual = original(features), restored(features)
         assert torch.equal(actual.indices, expected.indices)
         assert restored.ready is original.ready
-    if criterion != 'random':
+    if name != 'random':
         assert torch.equal(restored.estimator.centroids, original.estimator.centroids)
         assert torch.equal(restored.estimator.counts, original.estimator.counts)

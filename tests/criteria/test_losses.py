@@ -92,7 +92,7 @@ class TestDivBS:
     def test_gradients_are_those_of_a_backward_pass_for_each_image(self):
         model = build('divbs')
         images, samples = tiny.images(4), tiny.samples(4)
-        found = BlockedStep(model, images, samples).classifier_gradients()
+        found = BlockedStep(model, images, samples, model.loss).classifier_gradients()
         twin = tiny.plain_twin(model)
         losses = explicit_losses(twin, images, samples)
         weight = twin.decode_head.conv_seg.weight
@@ -194,7 +194,7 @@ class TestBoth:
         before = copy.deepcopy(model.state_dict())
         modes = [module.training for module in model.modules()]
         state = torch.get_rng_state()
-        with model.pfb.pruner.select(BlockedStep(model, tiny.images(), tiny.samples())):
+        with model.pfb.pruner.select(BlockedStep(model, tiny.images(), tiny.samples(), model.loss)):
             pass
         after = model.state_dict()
         assert [module.training for module in model.modules()] == modes

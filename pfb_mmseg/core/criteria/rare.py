@@ -76,7 +76,7 @@ class Rare(Criterion):
 
     def importance(self, score: Tensor, generator: Generator) -> Tensor:
         """Log of Eq. 2, with the random term of Eq. 3."""
-        return -explored_log_density(score, self.exploration, generator=generator)
+        return -explored_log_density(score, self.exploration, generator)
 
     def learn(self, observation: Tensor) -> None:
         """Eq. 7–9."""

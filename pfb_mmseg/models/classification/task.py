@@ -12,7 +12,6 @@ from ...core.ranks import Ranks
 from ..task import TASKS, Task
 from .exits import LinearExit
 from .heads import image_losses, linear_layers, loss_calls, loss_function
-from .weigher import LossWeigher
 
 
 class ClassifierTask(Task):
@@ -72,9 +71,6 @@ class ClassifierTask(Task):
             call.scores, lambda scores: image_losses(function, call._replace(scores=scores))
         )
         return classifier_gradients(features[0], gradient)
-
-    def build_weigher(self) -> LossWeigher:
-        return LossWeigher(self.model)
 
 
 TASKS['ImageClassifier'] = ClassifierTask

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.utils import resize
 from torch import Tensor, nn
 
 from ...blocking import BlockingPoint, find_module, output_stages, scoring_mode, stage_names
@@ -14,12 +15,16 @@ from ...core.ranks import Ranks
 from ..exits import Exit, ExitLosses, OwnExit, finite_rows
 from .heads import (
     Labels,
+    batch_mean,
     image_means,
     label_maps,
     labels_of,
     nearest,
+    pixel_losses,
     pixel_sums,
     proxy_losses,
+    ranks_images,
+    weighs_classes,
 )
 
 _OWN = "use exit='own'"
@@ -119,24 +124,35 @@ class AuxiliaryExit(Exit):
     def _losses(
         self, output: Any, samples: list | Tensor, size: tuple[int, int], weight: float
     ) -> ExitLosses:
-        head, labels, training = self.head, label_maps(samples), {}
+        head, labels = self.head, label_maps(samples)
         maps, finite = finite_rows(as_maps(output, self._channel_dim, size))
-        if weight:
-            logits = self._logits(maps)
-            if isinstance(samples, Tensor):
-                samples = [SimpleNamespace(gt_sem_seg=SimpleNamespace(data=one)) for one in samples]
-            scale = weight / _largest_weight(head)
-            training = {
-                f'exit.{name}': value * scale if 'loss' in name else value
-                for name, value in head.loss_by_feat(logits, samples).items()
-            }
-        else:
+        if not weight:
             with scoring_mode(head):
-                logits = self._logits(maps)
-        with torch.no_grad():
-            labels = nearest(labels, logits.shape[-2:])
-            losses = image_means(head, proxy_losses(head, logits, labels), labels)
-            return ExitLosses(losses.masked_fill(~finite, torch.nan), training)
+                return ExitLosses(self._of_images(self._logits(maps), labels, finite), {})
+        logits = self._logits(maps)
+        scale = weight / _largest_weight(head)
+        # Then one computation tells the images' losses and teaches.
+        if ranks_images(head) and not weighs_classes(head):
+            full = resize(
+                logits, labels.shape[2:], mode='bilinear', align_corners=head.align_corners
+            )
+            pixels = pixel_losses(head, full, labels)
+            loss = scale * batch_mean(head, pixels, labels)
+            losses = image_means(head, pixels.detach(), labels).masked_fill(~finite, torch.nan)
+            return ExitLosses(losses, {'exit.loss_ce': loss})
+        if isinstance(samples, Tensor):
+            samples = [SimpleNamespace(gt_sem_seg=SimpleNamespace(data=one)) for one in samples]
+        training = {
+            f'exit.{name}': value * scale if 'loss' in name else value
+            for name, value in head.loss_by_feat(logits, samples).items()
+        }
+        return ExitLosses(self._of_images(logits.detach(), labels, finite), training)
+
+    def _of_images(self, logits: Tensor, labels: Tensor, finite: Tensor) -> Tensor:
+        """(N,) losses at the size of the logits; NaN where an image is not finite."""
+        labels = nearest(labels, logits.shape[-2:])
+        losses = image_means(self.head, proxy_losses(self.head, logits, labels), labels)
+        return losses.masked_fill(~finite, torch.nan)
 
 
 class MapExit(OwnExit):

@@ -73,7 +73,7 @@ def image_losses(head: BaseDecodeHead, logits: Tensor, labels: Tensor) -> Tensor
     Raises:
         ValueError: a loss function gives no value for each pixel, as Dice does not.
     """
-    return image_means(head, _pixel_losses(head, logits, labels), labels)
+    return image_means(head, pixel_losses(head, logits, labels), labels)
 
 
 def image_means(head: BaseDecodeHead, pixels: Tensor, labels: Tensor) -> Tensor:
@@ -102,7 +102,8 @@ def pixel_sums(logits: Tensor, labels: Tensor, kind: Labels) -> tuple[Tensor, Te
     return sums, torch.full_like(sums, pixels[0].numel())
 
 
-def _pixel_losses(head: BaseDecodeHead, logits: Tensor, labels: Tensor) -> Tensor:
+def pixel_losses(head: BaseDecodeHead, logits: Tensor, labels: Tensor) -> Tensor:
+    """(N, H, W) float32, see :func:`image_losses`."""
     labels = labels.squeeze(1)
     total = logits.new_zeros((), dtype=logits.dtype).float()
     for function in _functions(head):
@@ -127,6 +128,27 @@ def _pixel_losses(head: BaseDecodeHead, logits: Tensor, labels: Tensor) -> Tenso
     return total
 
 
+def ranks_images(head: BaseDecodeHead) -> bool:
+    """Whether the head's loss is the cross entropy of softmax of all pixels alike, so that it is a
+    mean over the losses of single images."""
+    return head.sampler is None and all(
+        type(f) is CrossEntropyLoss and not (f.use_sigmoid or f.use_mask) for f in _functions(head)
+    )
+
+
+def weighs_classes(head: BaseDecodeHead) -> bool:
+    """Whether classes count differently; then MMSegmentation divides by the sum of their weights
+    over a batch, and not by the number of pixels."""
+    return any(getattr(f, 'class_weight', None) is not None for f in _functions(head))
+
+
+def batch_mean(head: BaseDecodeHead, pixels: Tensor, labels: Tensor) -> Tensor:
+    """(N, H, W) losses of pixels -> the loss over the batch of a head that weighs no classes."""
+    if not _over_labelled(head):
+        return pixels.mean()
+    return pixels.sum() / (labels != head.ignore_index).sum().clamp(min=1)
+
+
 def proxy_losses(head: BaseDecodeHead, logits: Tensor, labels: Tensor) -> Tensor:
     """The loss of each pixel, with cross entropy in place of loss functions that rank no images.
 
@@ -140,10 +162,8 @@ def proxy_losses(head: BaseDecodeHead, logits: Tensor, labels: Tensor) -> Tensor
     Returns:
         (N, H, W) float32; 0 where a pixel is ignored.
     """
-    if all(
-        type(f) is CrossEntropyLoss and not (f.use_sigmoid or f.use_mask) for f in _functions(head)
-    ):
-        return _pixel_losses(head, logits, labels)
+    if ranks_images(head):
+        return pixel_losses(head, logits, labels)
     return _cross_entropy(logits, labels.squeeze(1), head.ignore_index)[0]
 
 
@@ -176,7 +196,8 @@ def final_head(model: nn.Module) -> BaseDecodeHead:
     if not isinstance(head, BaseDecodeHead):
         raise ValueError(
             f'{type(model).__name__} has {type(head).__name__} as decode_head; losses of single '
-            'images are taken from subclasses of BaseDecodeHead only'
+            'images are taken from subclasses of BaseDecodeHead only; use another criterion, such '
+            "as 'hard' or 'rare'"
         )
     return head
 

@@ -12,7 +12,6 @@ from ..exits import Exit
 from ..task import TASKS, Task
 from .exits import auxiliary_heads, build_exit
 from .heads import final_head, image_losses, label_maps
-from .weigher import PixelWeigher
 
 
 class SegmentorTask(Task):
@@ -31,6 +30,12 @@ class SegmentorTask(Task):
     def default_stage(self) -> str:
         indices = [getattr(head, 'in_index', None) for head in auxiliary_heads(self.model)]
         return default_stage(self.encoder, [index for index in indices if isinstance(index, int)])
+
+    def forward(self, image: Tensor) -> Tensor:
+        # Unlike mode='tensor', this is known to heads that predict masks, too.
+        size = tuple(image.shape[-2:])
+        shapes = dict.fromkeys(('ori_shape', 'img_shape', 'pad_shape', 'batch_input_shape'), size)
+        return self.model.encode_decode(image, [shapes])
 
     def build_exit(
         self, point: BlockingPoint, ranks: Ranks, kind: str | None = None, seed: int = 0
@@ -58,13 +63,10 @@ class SegmentorTask(Task):
         gradient = logits_gradient(logits, lambda leaf: self._losses(leaf, data_samples))
         return classifier_gradients(features[-1], gradient)
 
-    def build_weigher(self) -> PixelWeigher:
-        return PixelWeigher(self.model)
-
     def _logits(self, images: Tensor) -> Tensor:
+        head = final_head(self.model)
         logits = self.model(images, mode='tensor')
         if not isinstance(logits, Tensor):
-            head = final_head(self.model)
             raise ValueError(
                 f'{type(head).__name__} returns {type(logits).__name__} and not one map of logits, '
                 "so that images cannot be compared by its loss; use criterion='hard' or 'rare'"
