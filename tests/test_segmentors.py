@@ -164,7 +164,7 @@ def test_checkpoints_go_both_ways_and_carry_the_estimate():
 def test_an_estimate_of_another_size_starts_afresh_and_says_so():
     state = seeded(build()).state_dict()
     other = build(pfb=dict(criterion=rare(6)))
-    with pytest.warns(UserWarning, match=r'\(6, 32\).*\(4, 32\).*starts afresh'):
+    with pytest.warns(UserWarning, match=r'\(6, .*\(4, 32\).*starts afresh'):
         other.load_state_dict(state)
     assert not other.pfb.pruner.ready
     seeded(other).loss(*batch())

@@ -64,13 +64,21 @@ def without_dropout(model):
     return model
 
 
-def expected_losses(model, images, samples, head=None, index=2, loss=cross_entropy):
-    """The score, in float64, from a copy of the model that is run as a whole."""
+def expected_losses(
+    model, images, samples, head=None, index=2, loss=cross_entropy, full_size=False
+):
+    """The score, in float64, from a copy of the model that is run as a whole.
+
+    Compared at the size of the logits, or at that of the labels where the exit teaches.
+    """
     twin = without_dropout(copy.deepcopy(model).double())
     head = twin.auxiliary_head if head is None else twin.auxiliary_head[head]
     with torch.no_grad():
         maps = twin.backbone(images.double())[index]
-        logits = head.cls_seg(head._forward_feature([maps] * 4)).numpy()
+        logits = head.cls_seg(head._forward_feature([maps] * 4))
+        if full_size:
+            logits = F.interpolate(logits, images.shape[-2:], mode='bilinear')
+    logits = logits.numpy()
     labels = [sample.gt_sem_seg.data[0].numpy() for sample in samples]
     pairs = zip(logits, labels, strict=True)
     return np.array([loss(one, nearest(label, *one.shape[1:])) for one, label in pairs])
@@ -127,7 +135,7 @@ class TestScore:
     @pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])
     def test_is_the_cross_entropy_of_the_head_on_the_blocked_features(self, strategy, weight):
         pfb = dict(strategy=strategy, exit_loss_weight=weight)
-        check(build(pfb, head=dict(dropout_ratio=0)))
+        check(build(pfb, head=dict(dropout_ratio=0)), full_size=bool(weight))
 
     def test_a_quarter_may_be_left_out(self):
         check(build(dict(prune_ratio=0.25)), num_kept=6)
@@ -215,7 +223,7 @@ class TestLabels:
             loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=avg_non_ignore),
         )
         model = build(dict(exit_loss_weight=weight), head=head)
-        expected = check(model, samples=samples, loss=loss)
+        expected = check(model, samples=samples, loss=loss, full_size=bool(weight))
         assert (expected > 0).all()
 
     def test_another_index_may_be_the_ignored_one(self):
