@@ -161,12 +161,19 @@ def test_its_first_weights_depend_on_the_seed_of_pfb_alone():
     assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
 
 
-def test_several_feature_maps_at_the_blocking_point_are_refused_before_training():
+def test_of_several_feature_maps_it_reads_all():
     init_default_scope('mmseg')
-    model = MODELS.build(tiny.model_cfg(pfb=OWN))
-    model.backbone.layer3.register_forward_hook(lambda *args: (args[2], args[2]))
-    with pytest.raises(ValueError, match='layer3 returns 2 feature maps, and an early exit reads'):
-        model.pfb.prepare()
+    model = MODELS.build(tiny.model_cfg(pfb=OWN | dict(strategy='two_pass'))).train()
+
+    def two_maps(module, args, output):
+        return (output, output[..., ::2, ::2]) if model.pfb.point.scoring else output
+
+    model.backbone.layer3.register_forward_hook(two_maps)
+    seen = []
+    model.pfb.prepare()
+    model.pfb.exit.layers.register_forward_hook(lambda _, args, out: seen.append(args[0].shape))
+    model.loss(tiny.images(), tiny.samples())
+    assert seen == [(8, 64, 8, 8)]
 
 
 def test_is_no_part_of_the_model_and_absent_from_inference():
