@@ -40,7 +40,7 @@ RUN_ELSEWHERE = {
     'docs/guide/your-own-loop.md': 'test_loop_page.py',
     'docs/guide/your-own-model.md': 'test_own_model_page.py',
     'docs/guide/classification.md': 'classifiers/test_runs.py',
-    'docs/guide/detection.md': 'test_pages.py',
+    'docs/guide/detection.md': 'test_detection_page.py',
     'docs/guide/several-gpus.md': 'test_pages.py',
     'docs/reference/log-scalars.md': 'test_log_entries.py',
     'pfb_mmseg/core/README.md': 'core/test_page.py',
@@ -225,15 +225,6 @@ def test_troubleshooting_explains_messages_that_the_code_has():
     for words in explained:
         pattern = '.{0,40}'.join(re.escape(part.strip()) for part in words.split('…'))
         assert re.search(pattern, messages, flags=re.S), words
-
-
-def test_the_detector_of_the_page_is_a_retinanet_that_can_be_blocked():
-    models = pytest.importorskip('mmdet.models', exc_type=ImportError)
-    page = ROOT / 'docs/guide/detection.md'
-    [block] = blocks(page, 'python')
-    names = {'__name__': 'page'}
-    exec(compile(block, str(page), 'exec'), names)
-    assert issubclass(names['MyDetector'], (models.RetinaNet, pfb_mmseg.PFBMixin))
 
 
 def test_the_function_of_the_page_gives_each_process_the_group_it_is_in(monkeypatch):
