@@ -1,6 +1,6 @@
 """A hook of MkDocs: pages that lie outside docs/ join the site, and links between files lead there.
 
-Every page can be read on GitHub as it lies, so links are written from file to file. A link to a file
+Every page can be read on GitHub as it lies, so links go from file to file. A link to a file
 that is no page becomes a link into the repository if ``repo_url`` is set in mkdocs.yml, and plain
 text if not.
 """
