@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import classifier_runs
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / 'README.md', *(ROOT / 'docs/guide').glob('*.md')]
@@ -176,16 +175,17 @@ def test_every_segmentor_and_criterion_of_the_pages_trains_from_a_plain_config(t
     assert train(tmp_path, configs) == dict.fromkeys(SEGMENTORS, '2')
 
 
-@pytest.mark.parametrize('criterion', ['rare', 'hard'])
-def test_the_classifier_of_the_pages_trains_from_a_plain_config(tmp_path, criterion):
+def test_the_classifier_of_the_pages_trains_from_a_plain_config(tmp_path):
     classifier_runs.write_images(tmp_path / 'images')
-    cfg = classifier_runs.run_config(tmp_path / 'images', tmp_path / 'run', max_epochs=1)
-    cfg.model.pfb = dict(prune_ratio=0.5, criterion=criterion)
-    cfg.custom_hooks = [dict(type='PFBHook')]
-    cfg.experiment_name = criterion
-    assert cfg.model.type == 'PFBImageClassifier'
-    trained = train(tmp_path, {criterion: cfg.pretty_text})
-    assert trained == {criterion: '3'}
+    configs = {}
+    for name in ('rare', 'hard'):
+        cfg = classifier_runs.run_config(tmp_path / 'images', tmp_path / name, max_epochs=1)
+        cfg.model.pfb = dict(prune_ratio=0.5, criterion=name)
+        cfg.custom_hooks = [dict(type='PFBHook')]
+        cfg.experiment_name = name
+        assert cfg.model.type == 'PFBImageClassifier'
+        configs[name] = cfg.pretty_text
+    assert train(tmp_path, configs) == dict(rare='3', hard='3')
 
 
 def test_no_page_names_a_type_that_is_not_tried():
