@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..blocking import scoring_mode, shrink
-from ..core import Candidates, Decision
+from ..core import Decision
 from ..core.checks import check_given, check_keys
-from .pfb import SCORE_DTYPES, PartialForwardBlocking, option_names
+from .pfb import SCORE_DTYPES, ModelCandidates, PartialForwardBlocking, option_names
 from .samples import select_samples, valid_shares
 
 Losses = dict[str, Any]
@@ -72,7 +72,7 @@ class PFBMixin:
         return {k: v for k, v in losses.items() if not k.startswith(f'aux_{taught}.')}
 
 
-class BlockedStep(Candidates):
+class BlockedStep(ModelCandidates):
     """One training step, as its images see it::
 
         images, samples [N] -> the shallow part -> vectors [N] -> the early exit -> losses [N]
@@ -96,9 +96,7 @@ class BlockedStep(Candidates):
         samples: list | Tensor,
         plain_loss: Callable[..., Losses],
     ) -> None:
-        super().__init__(len(images), images.device)
-        self.images = images
-        self.samples = samples
+        super().__init__(model.pfb.task, images, samples)
         self._model = model
         self._pfb: PartialForwardBlocking = model.pfb
         self._plain_loss = plain_loss
@@ -185,14 +183,6 @@ class BlockedStep(Candidates):
         if self._exit_losses is None:
             self._look()
         return self._exit_losses
-
-    def losses(self) -> Tensor:
-        with scoring_mode(self._model, batch_statistics=False):
-            return self._pfb.task.losses(self.images, self.samples)
-
-    def classifier_gradients(self) -> Tensor:
-        with scoring_mode(self._model, batch_statistics=False):
-            return self._pfb.task.classifier_gradients(self.images, self.samples)
 
     @property
     def _weight(self) -> float:

@@ -11,9 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..blocking import BlockingPoint, StepCost, step_cost
+from ..blocking import BlockingPoint, StepCost, scoring_mode, step_cost
 from ..blocking.devices import random_state_kept
-from ..core import AdaptiveDensityEstimator, BatchPruner, Decision, KeepQuota, Selection
+from ..core import (
+    AdaptiveDensityEstimator,
+    BatchPruner,
+    Candidates,
+    Decision,
+    KeepQuota,
+    Selection,
+)
 from ..core.checks import check_choice, check_number, check_sizes
 from ..core.criterion import CriterionOption
 from ..core.ranks import ProcessGroupOption, Ranks
@@ -25,6 +32,30 @@ EXITS = ('auxiliary', 'own')
 SCORE_DTYPES = {'float16': torch.float16, 'bfloat16': torch.bfloat16}
 # Share of a full step above which scoring is worth making cheaper: half of what p = 0.3 may save.
 _DEAR = 0.15
+
+
+class ModelCandidates(Candidates):
+    """The images of a batch, of which the losses of a whole forward pass can be told.
+
+    Args:
+        task: of the model.
+        images: (N, C, H, W).
+        samples: N data samples, or labels in one tensor.
+    """
+
+    def __init__(self, task: Task, images: Tensor, samples: list | Tensor) -> None:
+        super().__init__(len(images), images.device)
+        self.images = images
+        self.samples = samples
+        self._task = task
+
+    def losses(self) -> Tensor:
+        with scoring_mode(self._task.model, batch_statistics=False):
+            return self._task.losses(self.images, self.samples)
+
+    def classifier_gradients(self) -> Tensor:
+        with scoring_mode(self._task.model, batch_statistics=False):
+            return self._task.classifier_gradients(self.images, self.samples)
 
 
 class PartialForwardBlocking(nn.Module):
@@ -217,11 +248,21 @@ class PartialForwardBlocking(nn.Module):
         if self.score_scale != 1:
             self.point.check_scale(self.score_scale, like)
         self.pruner.criterion.prepare(self.point.num_channels)
+        if self.pruner.criterion.scoring_pass == 'whole':
+            self._check_whole_pass(like)
         host = self.point.host
         self._cost = step_cost(host, self.point, self.task.forward, like)
         if self._cost is not None and self.exit is not None:
             self._cost = self._cost._replace(exit=self.exit.flops(like))
         self.prepared = True
+
+    def _check_whole_pass(self, like: Tensor | None) -> None:
+        """Refuse a criterion that asks the heads for what they cannot tell."""
+        images = self.point.blank_images(2, like)
+        samples = self.task.blank_samples(images)
+        if samples is not None:
+            with self.trying():
+                self.pruner.criterion.observe(ModelCandidates(self.task, images, samples))
 
     def _check_single_pass(self, like: Tensor | None) -> None:
         if self.exit is not None and self.exit.behind:
