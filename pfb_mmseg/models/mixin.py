@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..blocking import scoring_mode, shrink
+from ..blocking import score_again_alike, scoring_mode, shrink
 from ..core import Decision
 from ..core.checks import check_given, check_keys
 from .pfb import SCORE_DTYPES, ModelCandidates, PartialForwardBlocking, option_names
@@ -126,7 +126,7 @@ class BlockedStep(ModelCandidates):
         Returns:
             The images and samples to train on.
         """
-        if self._pfb.exit_loss_weight > 0:  # one of its own only learns until it is ready
+        if self._pfb.exit_loss_weight > 0:  # an exit of its own learns before it teaches
             self._look(gradient=self._weight > 0)
         decision = self._decide()
         if decision.unchanged:
@@ -224,6 +224,8 @@ class BlockedStep(ModelCandidates):
             handle.remove()
         self._check_rows(output)
         self._vectors = pfb.point.vectors(output, self._valid, sizes[0])
+        if gradient:
+            score_again_alike(self._model, pfb.exit.read())
         if pfb.exit is not None:
             with self._precision():
                 self._take_exit(sizes[0])

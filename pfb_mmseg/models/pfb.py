@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -385,24 +384,17 @@ class PartialForwardBlocking(nn.Module):
         return changes
 
     def get_extra_state(self) -> Tensor:
-        """State of the exit in one tensor of bytes: MMEngine broadcasts each entry of a model's
-        state, and takes tensors only."""
-        buffer = io.BytesIO()
-        torch.save(None if self.exit is None else self.exit.state_dict(), buffer)
-        return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+        """Of the exit, see :meth:`Exit.pack`."""
+        return torch.zeros(1, dtype=torch.int32) if self.exit is None else self.exit.pack()
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         # The checkpoint of a model without PFB has none.
-        state_dict.setdefault(f'{prefix}_extra_state', torch.zeros(0, dtype=torch.uint8))
+        state_dict.setdefault(f'{prefix}_extra_state', self.get_extra_state())
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def set_extra_state(self, state: Tensor) -> None:
-        if self.exit is None or not len(state):
-            return
-        stored = io.BytesIO(state.cpu().numpy().tobytes())
-        exit_state = torch.load(stored, map_location='cpu', weights_only=True)
-        if exit_state is not None:
-            self.exit.load_state_dict(exit_state)
+        if self.exit is not None:
+            self.exit.unpack(state)
 
 
 def option_names() -> list[str]:
