@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..blocking import score_again_alike, scoring_mode, shrink
 from ..core import Decision
 from ..core.checks import check_given, check_keys
-from .pfb import SCORE_DTYPES, ModelCandidates, PartialForwardBlocking, option_names
+from .pfb import ModelCandidates, PartialForwardBlocking, option_names
 from .samples import select_samples, valid_shares
 
 Losses = dict[str, Any]
@@ -217,7 +217,7 @@ class BlockedStep(ModelCandidates):
 
         handle = pfb.point.encoder.register_forward_pre_hook(see_images)
         try:
-            with scoring_mode(self._model, gradient=gradient), self._captured(), self._precision():
+            with scoring_mode(self._model, gradient=gradient), self._captured():
                 until = pfb.exit.module if pfb.exit is not None and pfb.exit.behind else None
                 output = pfb.point.reach(lambda: self._plain_loss(self.images, self.samples), until)
         finally:
@@ -227,8 +227,7 @@ class BlockedStep(ModelCandidates):
         if gradient:
             score_again_alike(self._model, pfb.exit.read())
         if pfb.exit is not None:
-            with self._precision():
-                self._take_exit(sizes[0])
+            self._take_exit(sizes[0])
 
     def _take_exit(self, size: tuple[int, int]) -> None:
         """What the early exit makes of the images of the pass that has just run."""
@@ -238,12 +237,6 @@ class BlockedStep(ModelCandidates):
 
     def _captured(self) -> AbstractContextManager[None]:
         return nullcontext() if self._pfb.exit is None else self._pfb.exit.capture()
-
-    def _precision(self) -> AbstractContextManager:
-        dtype = SCORE_DTYPES.get(self._pfb.score_dtype)
-        if dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=dtype, cache_enabled=False)
 
     def _check_rows(self, output: Any) -> None:
         rows = self._pfb.point.num_rows(output)
