@@ -43,7 +43,6 @@ class TestTwoPass:
             {},
             {'prune_ratio': 0.25},
             {'score_scale': 0.5},
-            {'score_dtype': 'bfloat16'},
             {'criterion': 'random'},
         ],
         ids=str,

@@ -212,7 +212,6 @@ def no_accuracy(monkeypatch):
 STEPS = {
     'two_pass': {},
     'two_pass, half the size': {'score_scale': 0.5},
-    'two_pass, bfloat16': {'score_dtype': 'bfloat16'},
     'two_pass, random': {'criterion': 'random'},
     'two_pass, skip': {'criterion': dict(type='hard', skip=0.2)},
     'two_pass, loss_topk': {'criterion': 'loss_topk'},
