@@ -14,7 +14,6 @@ from mmengine.registry import DATA_SAMPLERS, HOOKS, init_default_scope
 from mmseg.registry import MODELS
 
 from pfb_mmseg import apply_pfb
-from pfb_mmseg.core import BatchPruner
 from pfb_mmseg.core.checks import (
     check_bool,
     check_choice,
@@ -69,14 +68,6 @@ PFB_VALUES = [
     (dict(input_shape=(3, 64)), r'input_shape=\(3, 64\): expected 3 integers >= 1'),
     (dict(seed=-1), 'seed=-1: expected an integer >= 0'),
     (dict(process_group=2), 'process_group=2: expected '),
-]
-ESTIMATOR_VALUES = [
-    (dict(num_centroids=0), 'num_centroids=0: expected an integer >= 1'),
-    (dict(dim=8.0), r'dim=8\.0: expected an integer >= 1'),
-    (dict(bandwidth='median'), "bandwidth='median': expected one of 'silverman', 'scott', "),
-    (dict(weighted=1), 'weighted=1: expected True or False'),
-    (dict(momentum=1), r'momentum=1: expected a number in \[0, 1\)'),
-    (dict(revive_after=0), 'revive_after=0: expected an integer >= 1'),
 ]
 HOOK_VALUES = [
     (dict(begin=-1), r'begin=-1: expected a fraction of the run \(float in \[0, 1\]\) or an iter'),
@@ -147,12 +138,6 @@ def test_a_wrong_value_of_pfb_is_refused(plain, options, sentence):
         PartialForwardBlocking(plain, **options)
 
 
-@pytest.mark.parametrize(('options', 'sentence'), ESTIMATOR_VALUES, ids=str)
-def test_a_wrong_value_of_the_estimator_is_refused(options, sentence):
-    with pytest.raises((TypeError, ValueError), match=sentence):
-        BatchPruner(criterion=dict(type='rare', estimator=options))
-
-
 @pytest.mark.parametrize(('options', 'sentence'), HOOK_VALUES, ids=str)
 def test_a_wrong_value_of_the_hook_is_refused(options, sentence):
     with pytest.raises((TypeError, ValueError), match=sentence):
@@ -202,7 +187,10 @@ def test_pfb_itself_may_be_misspelt():
         (dict(custom_hooks=[dict(type='PFBHook', begin=0.9, end=2)]), 'begin must come before end'),
         (dict(custom_hooks=[dict(type='PFBHook')] * 2), 'has 2 of PFBHook: expected one'),
         (dict(custom_hooks=[dict(type='PFBLogHook')] * 2), 'has 2 of PFBLogHook'),
-        (dict(custom_hooks=[dict(type='PFBHook', priority='LOW')]), "priority='LOW'.*leave its pri"),
+        (
+            dict(custom_hooks=[dict(type='PFBHook', priority='LOW')]),
+            "priority='LOW'.*leave its",
+        ),
         ({'train_dataloader.batch_size': 1}, r'1 image\(s\).*raise train_dataloader.batch_size'),
         ({'model.pfb.min_keep': 4}, r'at least 4 to be kept, nothing can ever be pruned'),
     ],
