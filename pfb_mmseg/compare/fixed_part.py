@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sized
-from typing import Any
 
 import torch
 from mmengine.registry import DATA_SAMPLERS
 from torch import Tensor
 
-from ..core.checks import check_keys, check_number
+from ..core.checks import check_number
 from ..core.draws import generator_of
 from .score_sampler import ScoreSampler
 
 _ONCE = -1  # the turn before the first epoch
-
-
-def num_kept(size: int, prune_ratio: float) -> int:
-    """Samples of the part, at least 1."""
-    return max(1, round((1 - prune_ratio) * size))
 
 
 @DATA_SAMPLERS.register_module()
@@ -31,28 +25,21 @@ class FixedPartSampler(ScoreSampler):
     Args:
         dataset: anything with a length.
         prune_ratio: share of the data set that is left out of the whole run, in [0, 1).
-        seed, by_epoch: see ScoreSampler.
+        seed: see ScoreSampler.
 
     Raises:
         TypeError, ValueError: an argument is outside its range.
     """
 
-    def __init__(
-        self,
-        dataset: Sized,
-        prune_ratio: float = 0.5,
-        seed: int | None = None,
-        by_epoch: bool = False,
-        **unknown: Any,
-    ) -> None:
-        check_keys('FixedPartSampler', unknown, ('prune_ratio', 'seed', 'by_epoch'))
+    def __init__(self, dataset: Sized, prune_ratio: float = 0.5, seed: int | None = None) -> None:
         check_number('prune_ratio', prune_ratio, 0, 1, open_high=True)
-        super().__init__(dataset, seed, by_epoch)
+        super().__init__(dataset, seed)
         self.prune_ratio = prune_ratio
+        self.num_kept = max(1, round((1 - prune_ratio) * self.size))
 
     def draw(self, epoch: int, generator: torch.Generator) -> tuple[Tensor, None]:
         order = torch.randperm(self.size, generator=generator_of(self.seed, _ONCE))
-        part = order[: num_kept(self.size, self.prune_ratio)]
+        part = order[: self.num_kept]
         return part[torch.randperm(len(part), generator=generator)], None
 
     def __str__(self) -> str:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sized
-from typing import Any
 
 import torch
-from mmengine.registry import DATA_SAMPLERS, HOOKS
+from mmengine.registry import DATA_SAMPLERS
 from torch import Tensor
 
-from ..core.checks import check_keys, check_number
+from ..core.checks import check_number
 from .lengths import Share
-from .score_hook import ScoreSamplerHook
 from .score_sampler import ScoreSampler
 
 
@@ -74,17 +72,14 @@ def expected_share(prune_ratio: float, below: float, delta: float = 0.875) -> Sh
 class InfoBatchSampler(ScoreSampler):
     """A ScoreSampler whose epochs :func:`prune_epoch` draws.
 
-    Without the hook no score is ever known, and nothing is pruned.
-
     Args:
         dataset: anything with a length.
         prune_ratio: r, in [0, 1), share of the samples below the threshold that is left out.
         percentile: the threshold; None is the mean of the scores (InfoBatch*), 95 makes nearly all
             samples candidates, so that r is the actual pruning ratio (InfoBatch†).
-        seed, by_epoch: see ScoreSampler.
-
-    Attributes:
-        num_pruned_epochs (float): epochs from this one on are not pruned.
+        delta: share of the epochs in which samples may be pruned, in [0, 1] (paper: 0.875). The
+            first is never pruned, nor is an epoch that begins after this share of the run.
+        seed: see ScoreSampler.
 
     Raises:
         TypeError, ValueError: an argument is outside its range.
@@ -95,62 +90,25 @@ class InfoBatchSampler(ScoreSampler):
         dataset: Sized,
         prune_ratio: float = 0.5,
         percentile: float | None = None,
+        delta: float = 0.875,
         seed: int | None = None,
-        by_epoch: bool = False,
-        **unknown: Any,
     ) -> None:
-        allowed = ('prune_ratio', 'percentile', 'seed', 'by_epoch')
-        check_keys('InfoBatchSampler', unknown, allowed)
         check_number('prune_ratio', prune_ratio, 0, 1, open_high=True)
         if percentile is not None:
             check_number('percentile', percentile, 0, 100)
-        super().__init__(dataset, seed, by_epoch)
+        check_number('delta', delta, 0, 1)
+        super().__init__(dataset, seed)
         self.prune_ratio = prune_ratio
         self.percentile = percentile
-        self.num_pruned_epochs = float('inf')
-
-    def draw(self, epoch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        ratio = self.prune_ratio if epoch < self.num_pruned_epochs else 0.0
-        return prune_epoch(self.scores, ratio, self.percentile, generator)
-
-
-@HOOKS.register_module()
-class InfoBatchHook(ScoreSamplerHook):
-    """ScoreSamplerHook for an InfoBatchSampler; the log calls it ``infobatch/``.
-
-    Args:
-        delta: share of the epochs in which samples may be pruned, in [0, 1] (paper: 0.875). The
-            first is never pruned, nor is an epoch that begins after this share of the run.
-        full_iters, interval: see ScoreSamplerHook.
-
-    Raises:
-        TypeError, ValueError: see ScoreSamplerHook.
-    """
-
-    name = 'infobatch'
-    sampler_type = InfoBatchSampler
-    example_sampler = 'InfoBatchSampler'
-
-    def __init__(
-        self,
-        delta: float = 0.875,
-        full_iters: int | None = None,
-        interval: int | None = None,
-        **unknown: Any,
-    ) -> None:
-        check_keys('InfoBatchHook', unknown, ('delta', 'full_iters', 'interval'))
-        check_number('delta', delta, 0, 1)
-        super().__init__(full_iters, interval)
         self.delta = delta
 
-    def before_train(self, runner) -> None:
-        super().before_train(runner)
-        self._sampler.num_pruned_epochs = self.delta * self._sampler.num_epochs
+    def draw(self, epoch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        ratio = self.prune_ratio if epoch < self.delta * self.num_epochs else 0.0
+        return prune_epoch(self.scores, ratio, self.percentile, generator)
 
-    def describe(self) -> str:
-        ratio, threshold = self._sampler.prune_ratio, self._sampler.percentile
+    def __str__(self) -> str:
+        threshold = 'mean' if self.percentile is None else f'{self.percentile:g}th percentile'
         return (
-            f'InfoBatch: {ratio:.0%} of the samples with a loss below '
-            f'{"the mean" if threshold is None else f"the {threshold:g}th percentile"} are left '
-            f'out of the epochs after the first and before {self.delta:.1%} of the run'
+            f'InfoBatch: {self.prune_ratio:.0%} of the samples with a loss below the {threshold} '
+            f'are left out of the epochs after the first and before {self.delta:.1%} of the run'
         )

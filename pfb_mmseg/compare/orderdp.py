@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sized
-from typing import Any
 
 import torch
 from mmengine.registry import DATA_SAMPLERS
 from torch import Tensor
 
-from ..core.checks import check_keys, check_number
+from ..core.checks import check_number
 from .score_sampler import ScoreSampler
 
 POOL, SHARE = 0.75, 0.85
@@ -59,36 +58,28 @@ def pool_and_share(prune_ratio: float) -> tuple[float, float]:
 class OrderDPSampler(ScoreSampler):
     """A ScoreSampler whose epochs :func:`hardest_of_a_pool` draws, from the first to the last.
 
-    Losses are not weighted. The paper's text was not to be had beyond its summary; what is more
-    exact here is the behaviour of its release: both shares are rounded down, the first epoch is
-    pruned like the others, pruning goes on to the end of the run (its ``delta`` has no effect), and
-    a sample's score is the loss of its last training pass. There, a sample that was never trained
-    on has a loss of 3 (CIFAR) or 1 (ImageNet); the scale of a segmentor's losses is another, so
-    here it is harder than any that was.
+    Losses are not weighted. Only the summary of the paper could be read; details are those of its
+    release: both shares are rounded down, the first epoch is pruned like the others, pruning goes
+    on to the end of the run, and a sample's score is the loss of its last training pass. A sample
+    that was never trained on has a loss of 3 (CIFAR) or 1 (ImageNet) there; a segmentor's losses
+    have another scale, so here it is harder than any that was.
 
     Args:
         dataset: anything with a length.
         pool: share of the data set that an epoch draws at random, in (0, 1].
         share: of the pool that is trained on, in (0, 1].
-        seed, by_epoch: see ScoreSampler.
+        seed: see ScoreSampler.
 
     Raises:
         TypeError, ValueError: an argument is outside its range.
     """
 
     def __init__(
-        self,
-        dataset: Sized,
-        pool: float = POOL,
-        share: float = SHARE,
-        seed: int | None = None,
-        by_epoch: bool = False,
-        **unknown: Any,
+        self, dataset: Sized, pool: float = POOL, share: float = SHARE, seed: int | None = None
     ) -> None:
-        check_keys('OrderDPSampler', unknown, ('pool', 'share', 'seed', 'by_epoch'))
         check_number('pool', pool, 0, 1, open_low=True)
         check_number('share', share, 0, 1, open_low=True)
-        super().__init__(dataset, seed, by_epoch)
+        super().__init__(dataset, seed)
         self.pool = pool
         self.share = share
 

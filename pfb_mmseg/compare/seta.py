@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sized
-from typing import Any
 
 import torch
 from mmengine.registry import DATA_SAMPLERS
 from torch import Tensor
 
-from ..core.checks import check_integer, check_keys, check_number
+from ..core.checks import check_integer, check_number
 from .lengths import Share, mean_share
 from .score_sampler import ScoreSampler
 
 NUM_GROUPS, WINDOW, DELTA = 5, 0.6, 0.875
-# Places in a sorted row of losses where a group may end at first.
+# Places in a sorted row of losses where a group may end.
 _NUM_PLACES = 512
-_MAX_ROUNDS = 300
 
 
 def difficulty_groups(losses: Tensor, num_groups: int) -> tuple[Tensor, ...]:
-    """k-means of single numbers, the sum of squared distances to the mean of the own group.
+    """k-means of single numbers: the least sum of squared distances to the mean of the own group.
 
-    Groups of single numbers are pieces of the sorted row. The best way to cut it is found exactly
-    for up to 512 numbers; more are cut at 512 evenly spread places at first, and Lloyd's rounds
-    follow until none changes its group. Nothing is drawn at random. In the release it is
-    scikit-learn's k-means with random starts, which may end in another minimum.
+    Groups of single numbers are pieces of the sorted row. Dynamic programming finds the best way to
+    cut it: at any place for up to 512 numbers, else at one of 512 evenly spread places. Nothing is
+    drawn at random; the release starts scikit-learn's k-means at random.
 
     Args:
         losses: (M,) finite, M >= 1.
-        num_groups: k; there are fewer groups where there are fewer different losses.
+        num_groups: k; M groups where that is less.
 
     Returns:
         The positions of each group's losses, int64; the easiest group first, none empty.
@@ -37,18 +34,25 @@ def difficulty_groups(losses: Tensor, num_groups: int) -> tuple[Tensor, ...]:
     order = losses.argsort()
     ordered = losses[order].double()
     ordered -= ordered.mean()
-    # Of a sorted row, the sum of any piece is a difference of two of these.
-    sums = _sums(ordered)
-    ends, found = None, _best_ends(sums, _sums(ordered.square()), num_groups)
-    for _ in range(_MAX_ROUNDS):
-        if ends is not None and torch.equal(found, ends):
-            break
-        ends = found
-        starts = torch.cat([ends.new_zeros(1), ends[:-1]])
-        centres = (sums[ends] - sums[starts]) / (ends - starts)
-        borders = torch.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2)
-        found = torch.cat([borders[borders > 0], ends[-1:]]).unique()
-    return order.tensor_split(ends[:-1])
+    num_places = min(_NUM_PLACES, len(ordered))
+    places = torch.linspace(0, len(ordered), num_places + 1, dtype=torch.float64).long()
+
+    def between(values: Tensor) -> Tensor:
+        """Their sum from place i to place j, in row i and column j."""
+        sums = torch.cat([values.new_zeros(1), values.cumsum(0)])[places]
+        return sums - sums[:, None]
+
+    length = places - places[:, None]
+    spread = between(ordered.square()) - between(ordered).square() / length
+    spread = spread.masked_fill(length <= 0, float('inf'))
+    least, choices = spread[0], []
+    for _ in range(min(num_groups, num_places) - 1):
+        least, choice = (least[:, None] + spread).min(dim=0)
+        choices.append(choice)
+    ends = [num_places]
+    for choice in reversed(choices):
+        ends.append(int(choice[ends[-1]]))
+    return order.tensor_split(places[torch.tensor(ends[:0:-1], dtype=torch.long)])
 
 
 def window_of_groups(
@@ -98,65 +102,34 @@ def is_annealing(epoch: int, num_epochs: float, delta: float) -> bool:
     return epoch + 1 > delta * num_epochs
 
 
-def expected_share(
-    prune_ratio: float, num_groups: int, window: float, delta: float = DELTA
-) -> Share:
+def expected_share(prune_ratio: float, window: float) -> Share:
     """Share of the data set that an epoch is expected to train on, were all groups of one size.
 
     They are not: how large the window is in samples depends on the losses.
     """
 
     def share(epoch: int, num_epochs: float) -> float:
-        whole = epoch == 0 or is_annealing(epoch, num_epochs, delta)
-        part = 1.0 if whole else num_in_window(num_groups, window) / num_groups
-        return (1 - prune_ratio) * part
+        whole = epoch == 0 or is_annealing(epoch, num_epochs, DELTA)
+        return (1 - prune_ratio) * (
+            1.0 if whole else num_in_window(NUM_GROUPS, window) / NUM_GROUPS
+        )
 
     return share
 
 
-def ratio_and_window(
-    prune_ratio: float, num_epochs: float, num_groups: int = NUM_GROUPS, delta: float = DELTA
-) -> tuple[float, float]:
+def ratio_and_window(prune_ratio: float, num_epochs: float) -> tuple[float, float]:
     """The random ratio and the window that together leave out ``prune_ratio`` of a whole run.
 
     That is what is expected, see :func:`expected_share`. The window is that of the release for
     ImageNet, 0.6, and wider only where that leaves out too much already; the rest is left out at
     random.
     """
-    for width in range(num_in_window(num_groups, WINDOW), num_groups + 1):
-        window = width / num_groups
-        unpruned = mean_share(num_epochs, expected_share(0.0, num_groups, window, delta))
+    for width in range(num_in_window(NUM_GROUPS, WINDOW), NUM_GROUPS + 1):
+        window = width / NUM_GROUPS
+        unpruned = mean_share(num_epochs, expected_share(0.0, window))
         if unpruned >= 1 - prune_ratio:
             break
     return max(0.0, 1 - (1 - prune_ratio) / unpruned), window
-
-
-def _sums(values: Tensor) -> Tensor:
-    """(M,) -> (M + 1,), of all that come before."""
-    return torch.cat([values.new_zeros(1), values.cumsum(0)])
-
-
-def _best_ends(sums: Tensor, squares: Tensor, num_groups: int) -> Tensor:
-    """Where the groups of least spread end in the sorted row, by dynamic programming.
-
-    Args:
-        sums, squares: (M + 1,), see :func:`_sums`.
-        num_groups: at most; one for each place where a group may end.
-    """
-    num_places = min(_NUM_PLACES, len(sums) - 1)
-    places = torch.linspace(0, len(sums) - 1, num_places + 1, dtype=torch.float64).long()
-    length = places - places[:, None]
-    total, square = (column[places] - column[places][:, None] for column in (sums, squares))
-    # Of a group from place i to place j, the spread around its mean.
-    cost = (square - total.square() / length).masked_fill(length <= 0, float('inf'))
-    least, choices = cost[0], []
-    for _ in range(min(num_groups, num_places) - 1):
-        least, choice = (least[:, None] + cost).min(dim=0)
-        choices.append(choice)
-    ends = [num_places]
-    for choice in reversed(choices):
-        ends.append(int(choice[ends[-1]]))
-    return places[torch.tensor(ends[::-1])]
 
 
 @DATA_SAMPLERS.register_module()
@@ -166,13 +139,12 @@ class SeTaSampler(ScoreSampler):
     The window moves on by one group an epoch, from easy to hard, and begins anew: several times a
     run. The last epochs are for annealing and have the random part alone. Losses are not weighted.
 
-    The paper's text was not to be had beyond its summary; what is more exact here is the behaviour
-    of its release: the first epoch has no window and the second begins at the second group, the
-    last epochs are those that do not end by ``delta``, and the window's width is rounded. The
-    release starts with a loss of 3 for every sample; the scale of a segmentor's losses is another,
-    so here a sample that was never trained on is as hard as the hardest that was. Equal losses are
-    one group here, and are cut into groups there. The defaults are those of its ImageNet script;
-    its CIFAR script has prune_ratio 0.1 and window 0.9.
+    Only the summary of the paper could be read; details are those of its release: the first epoch
+    has no window and the second begins at the second group, the last epochs are those that do not
+    end by ``delta``, and the window's width is rounded. The release starts with a loss of 3 for
+    every sample; a segmentor's losses have another scale, so here a sample that was never trained
+    on is as hard as the hardest that was. The defaults are those of its ImageNet script; its CIFAR
+    script has prune_ratio 0.1 and window 0.9.
 
     Args:
         dataset: anything with a length.
@@ -180,7 +152,7 @@ class SeTaSampler(ScoreSampler):
         num_groups: groups of samples by loss, at least 1.
         window: share of the groups that an epoch trains on, in (0, 1].
         delta: share of the run in which there is a window, in [0, 1].
-        seed, by_epoch: see ScoreSampler.
+        seed: see ScoreSampler.
 
     Raises:
         TypeError, ValueError: an argument is outside its range.
@@ -194,16 +166,12 @@ class SeTaSampler(ScoreSampler):
         window: float = WINDOW,
         delta: float = DELTA,
         seed: int | None = None,
-        by_epoch: bool = False,
-        **unknown: Any,
     ) -> None:
-        allowed = ('prune_ratio', 'num_groups', 'window', 'delta', 'seed', 'by_epoch')
-        check_keys('SeTaSampler', unknown, allowed)
         check_number('prune_ratio', prune_ratio, 0, 1, open_high=True)
         check_integer('num_groups', num_groups, low=1)
         check_number('window', window, 0, 1, open_low=True)
         check_number('delta', delta, 0, 1)
-        super().__init__(dataset, seed, by_epoch)
+        super().__init__(dataset, seed)
         self.prune_ratio = prune_ratio
         self.num_groups = num_groups
         self.window = window
@@ -211,16 +179,8 @@ class SeTaSampler(ScoreSampler):
 
     def draw(self, epoch: int, generator: torch.Generator) -> tuple[Tensor, None]:
         annealing = is_annealing(epoch, self.num_epochs, self.delta)
-        indices = window_of_groups(
-            self.scores,
-            epoch,
-            self.prune_ratio,
-            self.num_groups,
-            self.window,
-            annealing,
-            generator,
-        )
-        return indices, None
+        options = (self.prune_ratio, self.num_groups, self.window)
+        return window_of_groups(self.scores, epoch, *options, annealing, generator), None
 
     def __str__(self) -> str:
         width = num_in_window(self.num_groups, self.window)
