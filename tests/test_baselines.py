@@ -13,7 +13,6 @@ from mmengine.config import Config
 from mmengine.dist import get_rank
 
 from pfb_mmseg.compare import InfoBatchSampler, ScoreSamplerHook
-from pfb_mmseg.compare.infobatch import expected_share
 from pfb_mmseg.compare.lengths import set_iters, shortened_iters
 from pfb_mmseg.compare.methods import CRITERIA, METHODS, apply_method
 from pfb_mmseg.report import read_scalars
@@ -27,17 +26,20 @@ class TestShortenedIters:
     def test_counts_epoch_by_epoch(self):
         # 10 epochs of 100: the first and those from 8.75 on are full, 1 to 8 lose 0.5 * 0.95.
         kept = 100 + 8 * 52.5 + 100
-        assert shortened_iters(100, 10, 100, expected_share(0.5, 0.95)) == round(kept / 10)
+        sampler = InfoBatchSampler(range(100), 0.5, 95, seed=0)
+        assert shortened_iters(sampler, 100, 10) == pytest.approx(kept / 10, abs=1)
+        assert sampler.scores.isnan().all()
 
     def test_an_epoch_that_does_not_end_counts_in_part(self):
-        assert shortened_iters(15, 10, 100, expected_share(0.5, 1.0, delta=1.0)) == 12.5 // 1
+        sampler = InfoBatchSampler(range(100), 0.5, 100, delta=1.0, seed=0)
+        assert shortened_iters(sampler, 15, 10) == pytest.approx(12.5, abs=0.5)
 
     def test_a_run_of_less_than_an_epoch_is_not_shortened(self):
-        assert shortened_iters(9, 10, 100, expected_share(0.7, 0.95)) == 9
+        assert shortened_iters(InfoBatchSampler(range(100), 0.7, 95, seed=0), 9, 10) == 9
 
     def test_foretells_the_candidates_of_a_run(self):
         sampler = InfoBatchSampler(range(120), 0.5, 95, seed=0)
-        iters = shortened_iters(150, 8, 120, expected_share(0.5, 0.95))
+        iters = shortened_iters(sampler, 150, 8)
         sampler.num_epochs = 150 * 8 / 120
         rng = np.random.default_rng(0)
         for _ in range(iters):

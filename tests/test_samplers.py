@@ -25,16 +25,8 @@ from pfb_mmseg.compare import (
     SeTaSampler,
 )
 from pfb_mmseg.compare.image_weights import ImageWeights
-from pfb_mmseg.compare.infobatch import prune_epoch
-from pfb_mmseg.compare.lengths import mean_share
-from pfb_mmseg.compare.orderdp import hardest_of_a_pool, pool_and_share
 from pfb_mmseg.compare.rare_class import class_probabilities, count_classes
-from pfb_mmseg.compare.seta import (
-    difficulty_groups,
-    expected_share,
-    ratio_and_window,
-    window_of_groups,
-)
+from pfb_mmseg.compare.rivals import difficulty_groups, pool_and_share, ratio_and_window
 
 NAN = float('nan')
 SAMPLERS = {
@@ -52,6 +44,28 @@ def generator(seed=0):
 def loss_of(indices, step=0):
     """Something that depends on both, distinct for all indices below 97."""
     return (indices * 31 % 97 + 1.0) / (1 + step % 3)
+
+
+def draw(sampler, scores, source, epoch=1):
+    """An epoch's indices and weights, with these as the last-seen losses."""
+    sampler.update(torch.arange(len(scores)), scores)
+    return sampler.draw(epoch, source)
+
+
+def prune_epoch(scores, prune_ratio, percentile, source):
+    return draw(
+        InfoBatchSampler(range(len(scores)), prune_ratio, percentile, seed=0), scores, source
+    )
+
+
+def hardest_of_a_pool(scores, pool, share, source):
+    return draw(OrderDPSampler(range(len(scores)), pool, share, seed=0), scores, source)[0]
+
+
+def window_of_groups(scores, epoch, prune_ratio, num_groups, window, source, num_epochs=100):
+    sampler = SeTaSampler(range(len(scores)), prune_ratio, num_groups, window, seed=0)
+    sampler.num_epochs = num_epochs
+    return draw(sampler, scores, source, epoch)[0]
 
 
 class TestPruneEpoch:
@@ -233,17 +247,17 @@ class TestSeTa:
 
     def test_a_part_is_left_out_at_random(self):
         scores = torch.rand(1000, generator=generator())
-        whole = window_of_groups(scores, 0, 0.3, 5, 0.6, False, generator())
-        last = window_of_groups(scores, 9, 0.3, 5, 0.6, True, generator())
-        part = window_of_groups(scores, 3, 0.3, 5, 0.6, False, generator())
+        whole = window_of_groups(scores, 0, 0.3, 5, 0.6, generator())
+        last = window_of_groups(scores, 9, 0.3, 5, 0.6, generator(), num_epochs=10)
+        part = window_of_groups(scores, 3, 0.3, 5, 0.6, generator())
         assert len(set(whole.tolist())) == len(set(last.tolist())) == 700
         assert 0 < len(set(part.tolist())) < 700
         assert scores[part].max() < scores.quantile(0.8)
 
     def test_what_was_never_trained_on_is_as_hard_as_the_hardest(self):
         scores = torch.tensor([1.0, 1.1, 2.0, 2.1, 3.0, 3.1, 9.0, NAN, 9.1, NAN])
-        easy = window_of_groups(scores, 4, 0.0, 4, 0.5, False, generator())
-        hard = window_of_groups(scores, 2, 0.0, 4, 0.5, False, generator())
+        easy = window_of_groups(scores, 4, 0.0, 4, 0.5, generator())
+        hard = window_of_groups(scores, 2, 0.0, 4, 0.5, generator())
         # 4 groups, of which 2 are seen: 3 places.
         assert set(easy.tolist()) == {2, 3, 4, 5}
         assert set(hard.tolist()) == {4, 5, 6, 7, 8, 9}
@@ -253,8 +267,6 @@ class TestSeTa:
     def test_a_ratio_is_met_if_the_groups_are_of_one_size(self, ratio, num_epochs):
         random, window = ratio_and_window(ratio, num_epochs)
         assert 0 <= random < 1 and 0.6 <= window <= 1
-        share = expected_share(random, window)
-        assert mean_share(num_epochs, share) == pytest.approx(1 - ratio)
         # Epoch by epoch, in so many equal groups: the first, and those that do not end by 0.875.
         whole = [e == 0 or e + 1 > 0.875 * num_epochs for e in range(math.ceil(num_epochs))]
         length = [min(1, num_epochs - e) for e in range(len(whole))]

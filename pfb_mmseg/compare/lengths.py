@@ -5,17 +5,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
 from ..convert.apply import type_name
 from ..core.checks import check_integer
-
-# (epoch counted from 0, epochs of the run) -> share of the data set that the epoch trains on.
-Share = Callable[[int, float], float]
+from .score_sampler import ScoreSampler
 
 # The moments of a scheduler.
 _MOMENTS = ('begin', 'end', 'T_max', 'total_steps', 'step_size', 'milestones')
@@ -120,28 +118,23 @@ def schedulers_of(cfg: Config) -> list[dict[str, Any]]:
     return list(found) if isinstance(found, (list, tuple)) else [found]
 
 
-def mean_share(num_epochs: float, share: Share) -> float:
-    """Share of the candidates of a whole run that is trained on; the last epoch may not end.
+def shortened_iters(sampler: ScoreSampler, full_iters: int, images_per_iter: int) -> int:
+    """Iterations in which a sampler is expected to get through the candidates of a run on full
+    data: as many as it takes where all losses are drawn anew in each epoch, from [0, 1).
 
     Args:
-        num_epochs: of the run on full data, more than 0.
-        share: of an epoch.
-    """
-    whole = range(math.ceil(num_epochs))
-    return sum(min(1.0, num_epochs - e) * share(e, num_epochs) for e in whole) / num_epochs
-
-
-def shortened_iters(full_iters: int, images_per_iter: int, dataset_size: int, share: Share) -> int:
-    """Iterations that get through the candidates of a run on full data.
-
-    Args:
+        sampler: of a run; only asked.
         full_iters: iterations of the run on full data.
         images_per_iter: images of an iteration, over all processes.
-        dataset_size: samples of the data set.
-        share: of an epoch, see :func:`mean_share`.
     """
-    num_epochs = full_iters * images_per_iter / dataset_size
-    return max(1, round(full_iters * mean_share(num_epochs, share)))
+    sampler = copy.deepcopy(sampler)
+    sampler.num_epochs = num_epochs = full_iters * images_per_iter / sampler.size
+    generator = torch.Generator().manual_seed(0)
+    kept = 0.0
+    for epoch in range(math.ceil(num_epochs)):  # the last may not end
+        kept += min(1.0, num_epochs - epoch) * len(sampler.draw(epoch, generator)[0])
+        sampler.update(torch.arange(sampler.size), torch.rand(sampler.size, generator=generator))
+    return max(1, round(kept / images_per_iter))
 
 
 def _stretch(options: dict[str, Any], names: tuple[str, ...], ratio: float) -> None:

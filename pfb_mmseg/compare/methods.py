@@ -14,9 +14,8 @@ from ..blocking import least_trainable
 from ..convert.apply import add_import, apply_pfb, remove_pfb
 from ..core import KeepQuota
 from ..core.checks import check_choice, check_number
-from . import infobatch, orderdp, seta
-from .fixed_part import FixedPartSampler
-from .lengths import Share, dataset_size, full_iters, set_iters, shortened_iters
+from . import rivals
+from .lengths import dataset_size, full_iters, set_iters, shortened_iters
 
 # PFB's criterion, and the weight with which the early exit's loss teaches the shallow part; None:
 # that of the config if it has this criterion, else the criterion's own.
@@ -30,8 +29,8 @@ CRITERIA = {
     'loss_topk': ('loss_topk', 0.0),
     'divbs': ('divbs', 0.0),
 }
-# Percentile of the threshold, and the share of the samples that lies below it.
-INFOBATCH = {'infobatch': (95, 0.95), 'infobatch_mean': (None, 0.5)}
+# The threshold, a percentile or the mean.
+INFOBATCH = {'infobatch': 95, 'infobatch_mean': None}
 PRUNING_METHODS = (*CRITERIA, 'pfb', 'two_stage', 'random_once', *INFOBATCH, 'orderdp', 'seta')
 # They have no ratio, and are as long as full data.
 WHOLE_METHODS = ('full', 'rcs', 'ohem')
@@ -151,34 +150,25 @@ def _choose_by_score(cfg: Config, method: str, prune_ratio: float, num_processes
     candidates = full_iters(cfg)
     size = dataset_size(cfg)
     images = cfg.train_dataloader.batch_size * num_processes
-    sampler, share = _sampler(method, prune_ratio, size, candidates * images / size)
-    set_iters(cfg, shortened_iters(candidates, images, size, share))
-    cfg.train_dataloader.sampler = sampler
+    options: dict[str, Any] = dict(prune_ratio=prune_ratio)
+    if method == 'random_once':
+        kind = rivals.FixedPartSampler
+    elif method == 'orderdp':
+        kind = rivals.OrderDPSampler
+        options = dict(zip(('pool', 'share'), rivals.pool_and_share(prune_ratio), strict=True))
+    elif method == 'seta':
+        kind = rivals.SeTaSampler
+        ratio, window = rivals.ratio_and_window(prune_ratio, candidates * images / size)
+        options = dict(prune_ratio=ratio, window=window)
+    else:
+        kind = rivals.InfoBatchSampler
+        options['percentile'] = INFOBATCH[method]
+    sampler = kind(range(size), seed=0, **options)
+    set_iters(cfg, shortened_iters(sampler, candidates, images))
+    cfg.train_dataloader.sampler = dict(type=kind.__name__, **options)
     hook = dict(type='ScoreSamplerHook', full_iters=candidates)
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
     add_import(cfg)
-
-
-def _sampler(
-    method: str, prune_ratio: float, size: int, num_epochs: float
-) -> tuple[dict[str, Any], Share]:
-    """The sampler of a method for so many images and epochs, and what an epoch of it keeps."""
-    if method in INFOBATCH:
-        percentile, below = INFOBATCH[method]
-        options = dict(type='InfoBatchSampler', prune_ratio=prune_ratio, percentile=percentile)
-        return options, infobatch.expected_share(prune_ratio, below)
-    if method == 'seta':
-        ratio, window = seta.ratio_and_window(prune_ratio, num_epochs)
-        options = dict(type='SeTaSampler', prune_ratio=ratio, window=window)
-        return options, seta.expected_share(ratio, window)
-    if method == 'orderdp':
-        pool, share = orderdp.pool_and_share(prune_ratio)
-        kept = orderdp.num_kept(size, pool, share)
-        options = dict(type='OrderDPSampler', pool=pool, share=share)
-    else:
-        kept = FixedPartSampler(range(size), prune_ratio, seed=0).num_kept
-        options = dict(type='FixedPartSampler', prune_ratio=prune_ratio)
-    return options, lambda epoch, num_epochs: kept / size
 
 
 def _mine_hard_pixels(cfg: Config) -> None:
