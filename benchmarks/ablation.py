@@ -288,11 +288,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--vary', nargs='+', choices=ABLATIONS, default=list(ABLATIONS))
     parser.add_argument('--ratio', type=float, default=0.5, metavar='P', help='share left out')
     parser.add_argument('--seeds', nargs='+', type=seed_number, default=[0, 1, 2])
-    parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
     add_config_options(parser)
     parser.add_argument('--work-dir', default='work_dirs/ablation')
     args = parser.parse_args(argv)
-    check_counts(parser, args, 'jobs')
+    check_counts(parser, args)
     if not 0 < args.ratio < 1:
         parser.error(f'--ratio {args.ratio:g}: expected a number in (0, 1)')
     config = named_config(parser, args)
@@ -302,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     with progress_bar(Console()) as progress:
-        outcomes = run_all(planned.rows, args.seeds, root, progress, args.jobs)
+        outcomes = run_all(planned.rows, args.seeds, root, progress)
     print(write(planned, outcomes, root, made_by()))
     print(f'ablation.md and ablation.json: {root}/')
 

@@ -63,16 +63,13 @@ def add_arguments(parser: ToolParser) -> None:
         help='what is equal at equal time: CPU seconds or the wall clock (default: cpu on a CPU, '
         'wall on a GPU)',
     )
-    parser.add_argument(
-        '--jobs', type=int, default=1, help='runs at a time, which disturb the wall clock'
-    )
     parser.add_argument('--gpus', type=int, default=1, help='processes of each run')
     add_config_options(parser)
     parser.add_argument('--work-dir', default='work_dirs/compare')
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
-    check_counts(parser, args, 'jobs', 'gpus')
+    check_counts(parser, args, 'gpus')
     from mmengine.device import get_device
     from rich.console import Console
 
@@ -96,5 +93,5 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
         parser.error(str(error))
     console = Console()
     with runs.progress_bar(console) as progress:
-        outcomes = runs.run_all(planned, args.seeds, root, progress, args.jobs, args.gpus, time)
+        outcomes = runs.run_all(planned, args.seeds, root, progress, args.gpus, time)
     comparison.report(outcomes, planned[0].name, root, console, time)

@@ -29,6 +29,7 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
         parser.error(f'--iters {args.iters}: expected an integer >= 1')
     from rich.console import Console
 
+    from ..compare.comparison import plot, summarise
     from ..compare.runs import progress_bar
     from ..demo import demo
     from ..report.report import write_report
@@ -39,13 +40,12 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     console.print(ABOUT, highlight=False)
     with progress_bar(console) as progress:
         outcomes = demo.train_all(work_dir, args.seed, progress, args.iters)
-    rates = demo.rates_by_kind(work_dir, outcomes)
-    demo.plot(outcomes, rates, work_dir / 'demo.png')
+    plot(summarise(outcomes, outcomes[0].row), work_dir / 'demo.png', 'cpu')
     with shown() as tell:
         report = write_report(demo.folder_of(work_dir, outcomes[1]), work_dir / 'report', tell=tell)
-    console.print(demo.kind_table(rates))
+    console.print(demo.kind_table(work_dir, outcomes))
     console.print(demo.comparison(outcomes))
     console.print(demo.conclusion(outcomes), highlight=False)
-    console.print(f'\nPlots: {work_dir / "demo.png"}')
-    console.print(f'What was skipped, to open in a browser: {report}')
-    console.print(f'Logs and checkpoints: {work_dir}/')
+    console.print(f'\nAccuracy against time: {work_dir / "demo.png"}', soft_wrap=True)
+    console.print(f'What was skipped, to open in a browser: {report}', soft_wrap=True)
+    console.print(f'Logs and checkpoints: {work_dir}/', soft_wrap=True)

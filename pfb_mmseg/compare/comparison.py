@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import platform
 import statistics
@@ -101,11 +100,11 @@ class Line:
         mean, std = self.means[key], self.stds.get(key)
         if key in _SHARES:
             return f'{mean:.1%}'
-        if key in ('score', 'difference') or key in _SHARES.values():
-            digits = 1 if key in _SHARES.values() else 2
-            shown = f'{mean:{"+" if key == "difference" else ""}.{digits}f}'
-            return shown if std is None else f'{shown} ± {std:.{digits}f}'
-        return f'{mean:,.0f}'
+        digits = {'score': 2, 'difference': 2, 'cpu_seconds': 1, 'seconds': 1}.get(key)
+        if digits is None:  # of what is counted, and of memory
+            return f'{mean:,.0f}'
+        shown = f'{mean:{"+" if key == "difference" else ""}.{digits}f}'
+        return shown if std is None else f'{shown} ± {std:.{digits}f}'
 
 
 def equal_iters(target: Outcome, pace: Outcome, time: str, prune_ratio: float) -> tuple[int, bool]:
@@ -198,10 +197,6 @@ def report(
             table.add_row(line.row, *map(line.cell, [*headings][part]))
         console.print(table)
     (root / 'table.md').write_text(markdown(lines))
-    with open(root / 'runs.csv', 'w', newline='') as file:
-        writer = csv.DictWriter(file, list(asdict(outcomes[0])))
-        writer.writeheader()
-        writer.writerows(asdict(outcome) for outcome in outcomes)
     everything = {
         **made_by(),
         'summary': [asdict(line) for line in lines],
@@ -209,7 +204,7 @@ def report(
     }
     (root / 'comparison.json').write_text(json.dumps(everything, indent=1) + '\n')
     plot(lines, root / 'comparison.png', time)
-    console.print(f'table.md, runs.csv, comparison.json and comparison.png: {root}/')
+    console.print(f'table.md, comparison.json and comparison.png: {root}/')
 
 
 def made_by() -> dict[str, Any]:

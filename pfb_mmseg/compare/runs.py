@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ class Run:
 
 
 def progress_bar(console: Console) -> Progress:
-    """Of one run or several at a time."""
+    """Of a run, and of all of them."""
     return Progress(
         TextColumn('{task.description}'),
         BarColumn(),
@@ -79,7 +78,6 @@ def run_all(
     seeds: Sequence[int],
     root: Path,
     progress: Progress,
-    jobs: int = 1,
     num_processes: int = 1,
     time: str = 'wall',
 ) -> list[Outcome]:
@@ -91,7 +89,6 @@ def run_all(
         seeds: of each row.
         root: folder of the runs and their configs.
         progress: shows the runs and their iterations.
-        jobs: runs at a time.
         num_processes: of each run.
         time: by which rows are equally long, one of :data:`TIMES`; with ``'cpu'`` each process has
             one thread, unless OMP_NUM_THREADS says otherwise: threads that wait for each other
@@ -132,18 +129,10 @@ def run_all(
         return Outcome(*of, **finished.budget)
 
     for timed in (False, True):
-        with ThreadPoolExecutor(jobs) as pool:
-            futures: dict[tuple[str, int], Future] = {
-                (row.name, seed): pool.submit(run, row, seed)
-                for seed in seeds
-                for row in rows
-                if (row.as_long_as is not None) == timed
-            }
-            try:
-                outcomes |= {key: future.result() for key, future in futures.items()}
-            except BaseException:
-                pool.shutdown(cancel_futures=True)  # what is running already may finish
-                raise
+        for seed in seeds:
+            for row in rows:
+                if (row.as_long_as is not None) == timed:
+                    outcomes[row.name, seed] = run(row, seed)
     return [outcomes[row.name, seed] for row in rows if row.listed for seed in seeds]
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from mmengine.config import Config
 from rich.box import SIMPLE
 from rich.markup import escape
@@ -22,8 +21,8 @@ from .scenes import KIND_SHARES, PFBDemoDataset
 
 CONFIG = 'fcn_r18-d8_1xb16-300i_demo-64x64'
 ITERS, PRUNE_RATIO = 200, 0.5
-# Names of the rows, in their order.
-FULL, PFB, PFB_LONG = ROWS = ('all images', 'PFB, same iterations', 'PFB, same time')
+# What the rows are called, in their order.
+ROWS = ('all images', 'PFB, same iterations', 'PFB, same time')
 # Times that differ by more are not equal, whatever was aimed at.
 _TOLERANCE = 0.1
 
@@ -75,42 +74,19 @@ def conclusion(outcomes: Sequence[Outcome]) -> str:
     )
 
 
-def rates_by_kind(work_dir: Path, outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Share of the images of each kind of scene, commonest first, that PFB kept in as many
-    iterations as full data had; NaN for a kind that never came."""
+def kind_table(work_dir: Path, outcomes: Sequence[Outcome]) -> Table:
+    """For each kind of scene, commonest first, which share PFB kept in as many iterations as full
+    data had."""
     record = SelectionRecord.load(folder_of(work_dir, outcomes[1]) / RECORD_NAME)
     kind_of = np.array([PFBDemoDataset.kind_of(path) for path in record.paths])
-    sums = {
-        kind: (record.kept[kind_of == kind].sum(), record.candidates[kind_of == kind].sum())
-        for kind in KIND_SHARES
-    }
-    return {kind: kept / seen if seen else np.nan for kind, (kept, seen) in sums.items()}
-
-
-def kind_table(rates: dict[str, float]) -> Table:
-    """A line for each kind of scene, see :func:`rates_by_kind`."""
     table = Table(title='What PFB trained all layers on', box=SIMPLE)
     table.add_column('kind of scene')
     for heading in ('share of the data', 'of these kept'):
         table.add_column(heading, justify='right')
     for kind, share in KIND_SHARES.items():
-        table.add_row(kind, f'{share:.0%}', f'{rates[kind]:.0%}')
+        seen, kept = (one[kind_of == kind].sum() for one in (record.candidates, record.kept))
+        table.add_row(kind, f'{share:.0%}', f'{kept / seen:.0%}' if seen else '-')
     return table
-
-
-def plot(outcomes: Sequence[Outcome], rates: dict[str, float], path: Path) -> None:
-    """Accuracy against time, and the rates of :func:`rates_by_kind`, as PNG."""
-    figure = Figure(figsize=(10, 3.6), layout='constrained')
-    left, right = figure.subplots(1, 2)
-    for name, outcome in zip(ROWS, outcomes, strict=True):
-        left.plot(outcome.cpu_seconds, outcome.score, 'o', markersize=10, label=name)
-    left.set(title='Accuracy', xlabel='CPU time of training [s]', ylabel='mIoU [%]', xlim=(0, None))
-    left.margins(0.2)
-    left.legend()
-    right.bar([f'{kind}\n{KIND_SHARES[kind]:.0%}' for kind in rates], [*rates.values()])
-    right.set(title='Kept by PFB, by kind of scene (share of the data)', ylim=(0, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
 
 
 def folder_of(work_dir: Path, outcome: Outcome) -> Path:
