@@ -27,8 +27,9 @@ from pfb_mmseg.compare import rows
 from pfb_mmseg.compare.comparison import made_by
 from pfb_mmseg.compare.lengths import full_iters
 from pfb_mmseg.compare.methods import PRUNING_METHODS, WHOLE_METHODS
-from pfb_mmseg.compare.runs import Run, progress_bar, run_all, run_folder
+from pfb_mmseg.compare.runs import progress_bar, run_all, run_folder
 from pfb_mmseg.demo.scenes import CLASSES, IGNORE, draw_scene
+from pfb_mmseg.report import read_scalars
 from pfb_mmseg.report.files import write_atomically
 from pfb_mmseg.shipped import find_config
 
@@ -238,10 +239,11 @@ def measure(
     full: list[float] = []
     for row in bench:
         own = [outcome for outcome in outcomes if outcome.row == row.name]
-        runs = [Run(run_folder(root, row.name, outcome.seed)) for outcome in own]
-        waits = [float(run.wait_time[request.uncounted :].mean()) for run in runs]
-        steps = [float(run.step_time[request.uncounted :].mean()) for run in runs]
-        paces = [wait + step for wait, step in zip(waits, steps, strict=True)]
+        logs = [read_scalars(run_folder(root, row.name, outcome.seed))[0] for outcome in own]
+        # PFBHook writes an entry of its own where the run ends between two of the logger's.
+        logs = [[entry for entry in log if 'time' in entry][request.uncounted :] for log in logs]
+        waits = [statistics.fmean(entry['data_time'] for entry in log) for log in logs]
+        paces = [statistics.fmean(entry['time'] for entry in log) for log in logs]
         seconds = [pace * one.iterations for pace, one in zip(paces, own, strict=True)]
         full = full or seconds
         saved = [1 - mine / whole for mine, whole in zip(seconds, full, strict=True)]

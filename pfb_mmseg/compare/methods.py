@@ -21,6 +21,7 @@ from .lengths import dataset_size, full_iters, set_iters, shortened_iters
 # that of the config if it has this criterion, else the criterion's own.
 CRITERIA = {
     'hard': ('hard', None),
+    'two_stage': ('hard', None),
     'hard_only': ('hard', 0.0),
     'rare': ('rare', 0.0),
     'rare_taught': ('rare', 1.0),
@@ -31,7 +32,7 @@ CRITERIA = {
 }
 # The threshold, a percentile or the mean.
 INFOBATCH = {'infobatch': 95, 'infobatch_mean': None}
-PRUNING_METHODS = (*CRITERIA, 'pfb', 'two_stage', 'random_once', *INFOBATCH, 'orderdp', 'seta')
+PRUNING_METHODS = (*CRITERIA, 'pfb', 'random_once', *INFOBATCH, 'orderdp', 'seta')
 # They have no ratio, and are as long as full data.
 WHOLE_METHODS = ('full', 'rcs', 'ohem')
 METHODS = (*WHOLE_METHODS, 'short', 'small', *PRUNING_METHODS)
@@ -100,15 +101,12 @@ def apply_method(
         min_keep = (cfg.model.get('pfb') or {}).get('min_keep')
         remove_pfb(cfg)
         _shrink_batches(cfg, prune_ratio, min_keep)
-    elif method == 'pfb':
-        apply_pfb(cfg, prune_ratio)
-    elif method in CRITERIA:
-        apply_pfb(cfg, prune_ratio)
-        _choose_criterion(cfg, *CRITERIA[method])
-    elif method == 'two_stage':
-        # Each of the stages leaves out the same share of what it is given.
-        apply_pfb(cfg, prune_ratio, 1 - math.sqrt(1 - prune_ratio))
-        _choose_criterion(cfg, *CRITERIA['hard'])
+    elif method in (*CRITERIA, 'pfb'):
+        # Each of two stages leaves out the same share of what it is given.
+        skipped = 1 - math.sqrt(1 - prune_ratio) if method == 'two_stage' else 0.0
+        apply_pfb(cfg, prune_ratio, skipped)
+        if method != 'pfb':
+            _choose_criterion(cfg, *CRITERIA[method])
     else:
         remove_pfb(cfg)
         _choose_by_score(cfg, method, prune_ratio, num_processes)
@@ -173,18 +171,6 @@ def _choose_by_score(cfg: Config, method: str, prune_ratio: float, num_processes
 
 def _mine_hard_pixels(cfg: Config) -> None:
     """Gives the decode head, all stages of a cascade, MMSegmentation's pixel sampler."""
-    heads = cfg.model.decode_head
-    pixels = _crop_pixels(cfg)
-    for head in heads if isinstance(heads, (list, tuple)) else [heads]:
-        head['sampler'] = dict(
-            type='OHEMPixelSampler',
-            thresh=OHEM_THRESHOLD,
-            min_kept=max(2, round(OHEM_SHARE * pixels)),
-        )
-
-
-def _crop_pixels(cfg: Config) -> int:
-    """Of a training image, as the data preprocessor pads it."""
     preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     size = preprocessor.get('size') or cfg.get('crop_size')
     if not size:
@@ -192,4 +178,7 @@ def _crop_pixels(cfg: Config) -> int:
             'ohem keeps a share of the pixels of a training image, but neither '
             'model.data_preprocessor.size nor crop_size says how many it has; set one'
         )
-    return size[0] * size[1]
+    min_kept = max(2, round(OHEM_SHARE * size[0] * size[1]))
+    heads = cfg.model.decode_head
+    for head in heads if isinstance(heads, (list, tuple)) else [heads]:
+        head['sampler'] = dict(type='OHEMPixelSampler', thresh=OHEM_THRESHOLD, min_kept=min_kept)

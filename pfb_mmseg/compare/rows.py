@@ -6,7 +6,7 @@ import argparse
 import copy
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -93,27 +93,26 @@ def plan(
         base.train_dataloader.update(num_workers=0, persistent_workers=False)
         base.train_dataloader.pop('prefetch_factor', None)  # torch refuses it without workers
 
-    def row_of(method: str, ratio: float | None, **options: str) -> Row:
+    def row_of(method: str, ratio: float | None) -> Row:
         config = copy.deepcopy(base)
         apply_method(config, method, ratio, num_processes)
-        return Row(_row_name(method, ratio), method, ratio, config, **options)
+        return Row(_row_name(method, ratio), method, ratio, config)
 
-    first = next((method for method in (*_FIRST_CHOICES, *pruning) if method in pruning), None)
+    first = next((method for method in (*_FIRST_CHOICES, *pruning) if method in pruning), '')
     rows = [row_of(method, None) for method in WHOLE_METHODS if method in methods]
     for ratio in dict.fromkeys(ratios):
         like = _row_name(first, ratio)
         if 'short' in methods:
-            config = row_of('short', ratio).config
-            name = f'{_row_name("short", ratio)}-as-{first}'
-            rows.append(Row(name, 'short', ratio, config, as_long_as=like, timed_by='full'))
+            row = row_of('short', ratio)
+            name = f'{row.name}-as-{first}'
+            rows.append(replace(row, name=name, as_long_as=like, timed_by='full'))
         if 'small' in methods:
             rows += _small_rows(row_of('small', ratio), full_iters(base))
         rows += [row_of(method, ratio) for method in pruning]
         if 'long' in methods:
-            config = next(row.config for row in rows if row.name == like)
-            name = f'long-{first}'
-            of = (_row_name(name, ratio), name, ratio, config)
-            rows.append(Row(*of, as_long_as='full', timed_by=like))
+            method = f'long-{first}'
+            row = replace(row_of(first, ratio), method=method, name=_row_name(method, ratio))
+            rows.append(replace(row, as_long_as='full', timed_by=like))
     rows += [_variant_row(base, variant) for variant in variants]
     names = [row.name for row in rows]
     if len(set(names)) < len(names):
@@ -138,13 +137,12 @@ def _small_rows(row: Row, full: int) -> list[Row]:
     short = copy.deepcopy(row.config)
     set_iters(short, max(20, round(full / 10)))
     short.val_dataloader = short.val_evaluator = short.val_cfg = None
-    pace = Row(f'{row.name}-pace', 'small', row.prune_ratio, short, listed=False)
-    of = (row.name, row.method, row.prune_ratio, row.config)
-    return [pace, Row(*of, as_long_as='full', timed_by=pace.name)]
+    pace = replace(row, name=f'{row.name}-pace', config=short, listed=False)
+    return [pace, replace(row, as_long_as='full', timed_by=pace.name)]
 
 
-def _row_name(method: str | None, ratio: float | None) -> str:
-    return f'{method}' if ratio is None else f'{method}-p{round(100 * ratio, 2):g}'
+def _row_name(method: str, ratio: float | None) -> str:
+    return method if ratio is None else f'{method}-p{round(100 * ratio, 2):g}'
 
 
 def _variant_row(base: Config, variant: str) -> Row:

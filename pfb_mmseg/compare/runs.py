@@ -11,9 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -29,37 +27,13 @@ TRAIN = ('-m', 'pfb_mmseg.commands', 'train')
 _PACKAGES = Path(__file__).resolve().parents[2]  # the folder that this package lies in
 
 
-class Run:
-    """A run, by its folder.
-
-    Attributes:
-        metric: what validation measures, one of :data:`METRICS`; None if there was none.
-        score: what it measured last, in percent; None if there was none.
-        steps: iteration of each entry in the log.
-        step_time: mean seconds of a training step for each entry in the log, without loading.
-        wait_time: mean seconds before a step in which the data loader was waited for, likewise.
-    """
-
-    def __init__(self, work_dir: Path) -> None:
-        self.work_dir = work_dir
-        self.train, val = read_scalars(work_dir)
-        logged = val[-1] if val else {}
-        self.metric = next((name for name, key in METRICS.items() if key in logged), None)
-        self.score = logged.get(METRICS.get(self.metric))
-        self.steps = np.array([entry['step'] for entry in self.train])
-        # PFBHook writes an entry of its own where the run ends between two of the logger's.
-        timed = [entry for entry in self.train if 'time' in entry]
-        self.step_time = np.array([entry['time'] - entry['data_time'] for entry in timed])
-        self.wait_time = np.array([entry['data_time'] for entry in timed])
-
-    @property
-    def budget(self) -> dict[str, Any]:
-        """What BudgetHook measured."""
-        return json.loads((self.work_dir / BUDGET_NAME).read_text())
-
-    def column(self, key: str) -> np.ndarray:
-        """A scalar over the entries; NaN where it was not logged."""
-        return np.array([entry.get(key, np.nan) for entry in self.train])
+def last_score(work_dir: Path) -> tuple[str | None, float | None]:
+    """What the last validation of a run measured, one of :data:`METRICS`, and its value in percent;
+    None if there was none."""
+    _, val = read_scalars(work_dir)
+    logged = val[-1] if val else {}
+    found = ((name, logged[key]) for name, key in METRICS.items() if key in logged)
+    return next(found, (None, None))
 
 
 def progress_bar(console: Console) -> Progress:
@@ -119,14 +93,15 @@ def run_all(
         path.parent.mkdir(parents=True, exist_ok=True)
         config.dump(path)
         work_dir = run_folder(root, row.name, seed)
-        finished = train(path, work_dir, progress, name, num_processes, time == 'cpu')
+        train(path, work_dir, progress, name, num_processes, time == 'cpu')
         progress.advance(done)
-        if config.get('val_dataloader') is not None and finished.score is None:
+        metric, score = last_score(work_dir)
+        if config.get('val_dataloader') is not None and score is None:
             sys.exit(
                 f'{work_dir}: the run ended without a validation; lower train_cfg.val_interval'
             )
-        of = (row.name, row.method, row.prune_ratio, seed, finished.score, finished.metric)
-        return Outcome(*of, **finished.budget)
+        budget = json.loads((work_dir / BUDGET_NAME).read_text())
+        return Outcome(row.name, row.method, row.prune_ratio, seed, score, metric, **budget)
 
     for timed in (False, True):
         for seed in seeds:
@@ -148,7 +123,7 @@ def train(
     name: str,
     num_processes: int = 1,
     one_thread: bool = False,
-) -> Run:
+) -> None:
     """Run the command `pfb train` from scratch in ``work_dir`` and follow its log.
 
     A work dir that holds a finished run of the very same command, config and code of this package
@@ -176,7 +151,7 @@ def train(
         by = found.pop('version')
         if found == made_from:
             _say(progress, f'{name}: reused, finished before by {by}')
-            return Run(work_dir)
+            return
         other = 'other code' if found['code'] != code['digest'] else 'another command or config'
         _say(progress, f'{name}: run again, the one finished before by {by} had {other}')
     if (work_dir / 'console.log').is_file():
@@ -186,7 +161,7 @@ def train(
     task = progress.add_task(name, total=None)
     pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     with (
-        open(work_dir / 'console.log', 'w') as log,
+        open(work_dir / 'console.log', 'w', buffering=1) as log,
         subprocess.Popen(command, env=env, **pipe) as process,
     ):
         for line in process.stdout:
@@ -198,9 +173,8 @@ def train(
     if process.returncode:
         sys.exit(f'{name}: training failed, see {log.name}')
     stamp.write_text(json.dumps({**made_from, 'version': code['version']}, indent=1) + '\n')
-    run = Run(work_dir)
-    _say(progress, name if run.score is None else f'{name}: {run.metric} {run.score:.2f}')
-    return run
+    metric, score = last_score(work_dir)
+    _say(progress, name if score is None else f'{name}: {metric} {score:.2f}')
 
 
 def environment() -> dict[str, str]:
