@@ -81,9 +81,13 @@ HOOK_VALUES = [
     (dict(beginn=1), "PFBHook has no option 'beginn'.*did you mean 'begin'"),
 ]
 INFOBATCH_VALUES = [
-    (HOOKS, 'InfoBatchHook', dict(delta=1.5), r'delta=1\.5: expected a number in \[0, 1\]'),
-    (HOOKS, 'InfoBatchHook', dict(full_iters=0), 'full_iters=0: expected an integer >= 1'),
-    (HOOKS, 'InfoBatchHook', dict(detla=1), "InfoBatchHook has no option 'detla'.*'delta'"),
+    (HOOKS, 'ScoreSamplerHook', dict(full_iters=0), 'full_iters=0: expected an integer >= 1'),
+    (
+        DATA_SAMPLERS,
+        'InfoBatchSampler',
+        dict(delta=1.5),
+        r'delta=1\.5: expected a number in \[0, 1\]',
+    ),
     (DATA_SAMPLERS, 'InfoBatchSampler', dict(prune_ratio=1), 'prune_ratio=1: expected a number'),
     (DATA_SAMPLERS, 'InfoBatchSampler', dict(percentile=101), 'percentile=101: expected a number'),
     (DATA_SAMPLERS, 'InfoBatchSampler', dict(seed=0.5), r'seed=0\.5: expected an integer >= 0'),
@@ -95,14 +99,12 @@ MISSPELT = [
     (dict(blockafter='backbone.layer3'), 'block_after'),
     (dict(strategy='twopass'), 'two_pass'),
     (dict(criterion='Rare'), 'rare'),
-    (dict(score_dtype='bf16loat'), 'bfloat16'),
     (dict(block_after='backbone.layr3'), 'layer3'),
     (dict(criterion=dict(type='rare', estimator=dict(bandwith='scott'))), 'bandwidth'),
     (dict(criterion=dict(type='rare', estimator=dict(bandwidth='silvermann'))), 'silverman'),
 ]
 COMBINATIONS = [
     (dict(strategy='single_pass', score_scale=0.5), "score_scale.*use strategy='two_pass'"),
-    (dict(strategy='single_pass', score_dtype='bfloat16'), "score_dtype.*use strategy='two_pass'"),
     (
         dict(criterion=dict(type='rare', estimator=dict(dim=33))),
         r'dim=33 is more than the 32 channels.*dim=32',

@@ -205,7 +205,7 @@ def test_a_training_imports_the_package_that_started_it(tmp_path, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
     told = subprocess.run(
         [sys.executable, *runs.TRAIN, '--help'],
-        env=runs._with_this_package(),
+        env=runs.environment(),
         capture_output=True,
         text=True,
     )

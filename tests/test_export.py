@@ -20,7 +20,6 @@ from mmseg.registry import MODELS
 
 from pfb_mmseg import PFBMixin
 from pfb_mmseg.commands.main import read
-from pfb_mmseg.compare.methods import apply_method
 from pfb_mmseg.compat import find_distributions, why_no_resume
 from pfb_mmseg.convert.export import export, plain_config
 from pfb_mmseg.demo.scenes import draw_scene
@@ -84,18 +83,13 @@ def config_left_in(run):
     return Config.fromfile(path)
 
 
-@pytest.mark.parametrize('variant', ['auxiliary', 'own exit', 'EMA', 'infobatch'])
+@pytest.mark.parametrize('variant', ['auxiliary', 'own exit', 'EMA'])
 def test_an_exported_run_predicts_bit_for_bit_the_same_without_pfb(variant, tmp_path, scene):
     cfg = demo_config(tmp_path / 'run', max_iters=4)
     if variant == 'own exit':
         cfg.model.pfb = dict(prune_ratio=0.5, criterion='hard', exit='own')
     if variant == 'EMA':
         cfg.custom_hooks.append(dict(type='EMAHook', momentum=0.3))
-    if variant == 'infobatch':
-        cfg.model.type = 'ImageLossEncoderDecoder'
-        cfg.model.pop('pfb')
-        cfg.custom_hooks = [dict(type='InfoBatchHook')]
-        cfg.train_dataloader.sampler = dict(type='InfoBatchSampler', prune_ratio=0.5)
     train(cfg)
     checkpoint = tmp_path / 'run/iter_4.pth'
     exported = export(checkpoint, tmp_path / 'out')
@@ -110,7 +104,7 @@ def test_an_exported_run_predicts_bit_for_bit_the_same_without_pfb(variant, tmp_
     assert torch.equal(found, expected.seg_logits.data)
 
 
-@pytest.mark.parametrize('variant', ['density', 'own exit', 'EMA', 'infobatch'])
+@pytest.mark.parametrize('variant', ['density', 'own exit', 'EMA'])
 def test_an_exported_classifier_predicts_bit_for_bit_the_same_with_mmpretrain_alone(
     variant, tmp_path
 ):
@@ -118,8 +112,6 @@ def test_an_exported_classifier_predicts_bit_for_bit_the_same_with_mmpretrain_al
     hooks = [dict(type='EMAHook', momentum=0.3)] if variant == 'EMA' else []
     pfb = dict(criterion='hard') if variant == 'own exit' else None
     config = run_config(tmp_path / 'images', tmp_path / 'run', 2, pfb, hooks)
-    if variant == 'infobatch':
-        apply_method(config, 'infobatch', 0.5)
     train(config)
     checkpoint = tmp_path / 'run/epoch_2.pth'
     exported = export(checkpoint, tmp_path / 'out')

@@ -8,6 +8,7 @@ import torch
 from mmpretrain.structures import DataSample, MultiTaskDataSample
 from torch.nn import functional as F
 
+from pfb_mmseg.compare.image_weights import ImageWeights
 from pfb_mmseg.models.classification.exits import class_shares
 
 SMOOTH = dict(loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, num_classes=5))
@@ -211,31 +212,33 @@ class TestRefusals:
         return out
 
 
-class TestInfoBatch:
+class TestImageWeights:
     def build(self, head):
-        return tiny_classifier.build(head=head, model_type='ImageLossImageClassifier')
+        model = tiny_classifier.build(head=head, model_type='ImageClassifier')
+        return model, ImageWeights(model)
 
     @KINDS
     def test_each_image_counts_with_its_weight_and_tells_its_loss(self, head, samples):
-        model = self.build(head).eval()
+        model, weigher = self.build(head)
+        model.eval()
         expected, _ = alone(tiny_classifier.plain_twin(model, head), samples())
         weights = torch.tensor([1.0, 2, 1, 2, 1, 1, 2, 1], dtype=torch.float64)
-        model.weigh_images(weights)
+        weigher.weights = weights
         loss = model.loss(tiny_classifier.images(), samples())['loss']
         torch.testing.assert_close(loss, (expected * weights.float()).mean())
-        torch.testing.assert_close(model.image_losses, expected)
+        torch.testing.assert_close(weigher.take_losses(), expected)
 
     def test_without_weights_it_is_the_plain_classifier(self):
-        model = self.build({})
+        model, weigher = self.build({})
         twin = tiny_classifier.plain_twin(model)
         images, samples = tiny_classifier.images(), tiny_classifier.samples()
         assert torch.equal(model.loss(images, samples)['loss'], twin.loss(images, samples)['loss'])
-        with pytest.raises(RuntimeError, match='none was weighted'):
-            _ = model.image_losses
+        with pytest.raises(RuntimeError, match='weighted no loss of single images'):
+            weigher.take_losses()
 
     def test_a_batch_of_another_size_is_refused(self):
-        model = self.build({})
-        model.weigh_images(torch.ones(3))
+        model, weigher = self.build({})
+        weigher.weights = torch.ones(3)
         with pytest.raises(ValueError, match='3 weights for 8 images'):
             model.loss(tiny_classifier.images(), tiny_classifier.samples())
 
