@@ -33,7 +33,6 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     from ..compare.runs import progress_bar
     from ..demo import demo
     from ..report.report import write_report
-    from .progress import shown
 
     work_dir = Path(args.work_dir)
     console = Console()
@@ -46,7 +45,6 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     console.print(demo.comparison(outcomes))
     console.print(demo.conclusion(outcomes), highlight=False)
     demo.plot(trained, kinds, work_dir / 'demo.png')
-    with shown() as tell:
-        report = write_report(trained[1].run.work_dir, work_dir / 'report', tell=tell)
+    report = write_report(trained[1].run.work_dir, work_dir / 'report')
     console.print(f'Plots: {work_dir / "demo.png"}   logs and checkpoints: {work_dir}/')
     console.print(f'What was skipped, to open in a browser: {report}')

@@ -42,25 +42,27 @@ def class_counts(data_samples: Sequence[Any], num_classes: int) -> ClassCounts |
         return None
     maps = [getattr(sample, 'gt_sem_seg', None) for sample in data_samples]
     if all(one is not None for one in maps):
-        counts = [_pixels(one.data, num_classes) for one in maps]
-        return ClassCounts('pixels', torch.stack(counts))
+        return ClassCounts('pixels', torch.stack([_pixels(one.data, num_classes) for one in maps]))
     labels = [getattr(sample, 'gt_label', None) for sample in data_samples]
     if all(label is not None for label in labels):
-        counts = [_count(label, num_classes).clamp(max=1) for label in labels]
-        return ClassCounts('images', torch.stack(counts))
+        lengths = torch.tensor([label.numel() for label in labels])
+        image = torch.arange(len(labels)).repeat_interleave(lengths).to(labels[0].device)
+        label = _known_or_last(torch.cat([label.flatten() for label in labels]), num_classes)
+        counts = label.new_zeros(len(labels), num_classes + 1)
+        counts[image, label] = 1
+        return ClassCounts('images', counts[:, :num_classes])
     return None
 
 
 def _pixels(labels: Tensor, num_classes: int) -> Tensor:
-    """(C,) of one label map."""
+    """(C,) pixels of each class in one label map."""
     down, right = (-(-size // _GRID) for size in labels.shape[-2:])
-    return _count(labels[..., ::down, ::right], num_classes) * (down * right)
+    flat = _known_or_last(labels[..., ::down, ::right].flatten(), num_classes)
+    counts = flat.new_zeros(num_classes + 1).scatter_add_(0, flat, torch.ones_like(flat))
+    return counts[:num_classes] * (down * right)
 
 
-def _count(labels: Tensor, num_classes: int) -> Tensor:
-    """(C,) int64, how often each class occurs."""
-    flat = labels.flatten().long()
-    # Whatever is no class goes to one more column: to drop it would wait for the device.
-    flat = torch.where((flat >= 0) & (flat < num_classes), flat, num_classes)
-    counts = flat.new_zeros(num_classes + 1)
-    return counts.scatter_add_(0, flat, torch.ones_like(flat))[:num_classes]
+def _known_or_last(labels: Tensor, num_classes: int) -> Tensor:
+    """Whatever is no class goes to one more column: to drop it would wait for the device."""
+    labels = labels.long()
+    return torch.where((labels >= 0) & (labels < num_classes), labels, num_classes)

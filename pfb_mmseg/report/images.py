@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ..data.leaves import build_without_pipeline, leaf_configs
-from .counts import image_name
+from .record import image_name
 
 _SHADE = 0.5  # of the labels over the image
 
