@@ -8,7 +8,6 @@ that are wrong.
 from __future__ import annotations
 
 import argparse
-import pickle
 from pathlib import Path
 
 from .arguments import ToolParser, add_config, add_config_options
@@ -40,23 +39,24 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     from ..report.browse import write_ranking
     from ..report.images import ImageSet
     from ..report.scan import Scanner
-    from .launch import named_config
+    from . import launch
 
-    config = named_config(parser, args)
+    config = launch.named_config(parser, args)
     try:
         images = ImageSet(config, args.part)
         if not images.infos:
             parser.error(f'the {args.part} data set is empty; `pfb check` tells why')
         if 'pfb' not in config.model:
             apply_pfb(config, prune_ratio=0.3)  # any: nothing is trained
-        scanner = Scanner(config, args.checkpoint, args.criterion)
+        with launch.explain_refused_checkpoint():
+            scanner = Scanner(config, args.checkpoint, args.criterion)
         if not scanner.has_estimate:
             print(
                 'The density is learnt from these images: the checkpoint has no estimate of this '
                 'shape. It was trained without PFB, or with another num_centroids or dim.'
             )
         score = scanner.score(images.infos, args.batch_size)
-    except (OSError, AssertionError, TypeError, ValueError, pickle.UnpicklingError) as error:
+    except (OSError, AssertionError, TypeError, ValueError) as error:
         parser.error(str(error))
     written = write_ranking(images, score, args.out, args.images, scanner.score_name)
     print(f'Ranking: {written[0]}\nGallery: {written[1]}')

@@ -7,8 +7,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import numpy as np
-import torch
 from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
 
 from ..core.estimator import read_estimate
 from .record import RECORD_NAME, SelectionRecord
@@ -94,5 +94,5 @@ class RunFiles:
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict:
-    """Read a checkpoint of MMEngine. It holds objects and may run code: read what you trust."""
-    return torch.load(path, map_location='cpu', weights_only=False)
+    """Read a checkpoint as MMEngine does. It may hold objects: read what you trust."""
+    return CheckpointLoader.load_checkpoint(str(path), map_location='cpu', logger='silent')
