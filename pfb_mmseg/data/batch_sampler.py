@@ -20,8 +20,7 @@ from ..core.checks import check_bool, check_integer, check_keys, check_number
 
 SKIPPED = -1.0  # in place of the standing of an image that was not loaded
 _FORGETS = 0.5  # weight of a new standing against the average of those before
-# Batches that wait for their step. No loader reads so far ahead: nobody takes them.
-_MOST_WAITING = 1024
+_MOST_WAITING = 1024  # batches that wait for their step; no loader reads so far ahead
 
 
 @DATA_SAMPLERS.register_module()
@@ -38,19 +37,18 @@ class PFBBatchSampler(Sampler):
     are. Images are left out between PFBHook's ``begin`` and ``end``. An image that was never scored
     is always loaded.
 
-    An image's standing is its place among the images that it was loaded with, by the criterion's
-    score: 0 for the least wanted, 1 for the most wanted, averaged over the last few times. Image i
+    An image's standing is its rank by the criterion's score among the images that it was loaded
+    with: 0 for the least wanted, 1 for the most wanted, averaged over the last few times. Image i
     of a batch is loaded if it is among those with the highest
 
     .. math:: contrast \\cdot standing_i + missed_i + G_i
 
-    with the number of times in a row that it was left out, and a standard Gumbel draw. This draws
-    without replacement, with weights that are the exponential of the rest: every image can be
-    drawn, and each skip in a row multiplies its weight by e.
+    where missed counts how often in a row it was left out, and G is a standard Gumbel draw. Every
+    image can be drawn; each skip in a row multiplies its sampling weight by e.
 
     A decision uses what was known a fixed number of iterations ago, at least as many as the loader
-    reads ahead, and its draws are a function of the seed, the process and the iteration. So a
-    resumed run loads the same images as one that was not interrupted.
+    reads ahead, and its draws depend on seed, process and iteration alone. So a resumed run loads
+    the same images as one that was not interrupted.
 
     Args:
         sampler: of the images of this process, MMEngine's InfiniteSampler or DefaultSampler.
@@ -101,8 +99,7 @@ class PFBBatchSampler(Sampler):
         self._known = Standings(0)
         self._taken = 0  # batches that steps have got
         self._in_vain = 0  # of them, those that a resumed loop asks for again and throws away
-        self._handed_out: deque[_Batch] = deque()
-        self._driven = True  # as long as there are steps that take their batches
+        self._handed_out: deque[_Batch] = deque(maxlen=_MOST_WAITING)
 
     def start(
         self,
@@ -145,9 +142,17 @@ class PFBBatchSampler(Sampler):
                 yield [int(proposed[0])]
             else:
                 loaded = self._choose(number, proposed)
-                self._wait(_Batch(number, proposed, loaded))
+                self._handed_out.append(_Batch(number, proposed, loaded))
                 yield proposed[loaded].tolist()
             number += 1
+            if number == _MOST_WAITING and not self.end:
+                print_log(
+                    'PFBBatchSampler loads all images and learns nothing: no hook has started it. '
+                    'Add dict(type="PFBHook") to custom_hooks, or remove batch_sampler from '
+                    'train_dataloader.',
+                    logger='current',
+                    level=logging.WARNING,
+                )
 
     def __len__(self) -> int:
         """Batches of the present epoch."""
@@ -166,28 +171,12 @@ class PFBBatchSampler(Sampler):
         if not self._handed_out:
             raise RuntimeError(
                 f'iteration {self._taken} got no batch of PFBBatchSampler: the loop reads another '
-                f'data loader, or the loader reads more than {_MOST_WAITING} batches ahead. Remove '
-                'batch_sampler from train_dataloader, or lower prefetch_factor'
+                'data loader. Remove batch_sampler from train_dataloader'
             )
         batch = self._handed_out.popleft()
         self._taken += 1
         self.candidates += len(batch.proposed)
         return batch.proposed, batch.loaded
-
-    def _wait(self, batch: _Batch) -> None:
-        """Keep a batch for its step, unless there are no steps that ask for it."""
-        if self._driven and len(self._handed_out) == _MOST_WAITING:
-            self._driven = False
-            self._handed_out.clear()
-            print_log(
-                f'PFBBatchSampler has handed out {_MOST_WAITING} batches that no step has asked '
-                'for. It loads all images and learns nothing. Add dict(type="PFBHook") to '
-                'custom_hooks, or remove batch_sampler from train_dataloader.',
-                logger='current',
-                level=logging.WARNING,
-            )
-        if self._driven:
-            self._handed_out.append(batch)
 
     def update(self, indices: np.ndarray, standing: np.ndarray) -> None:
         """Note what became of the images of the last step, the same in every process.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 from PIL import Image
 
+from ..progress import track
 from .leaves import leaf_configs
 
 _LIBRARIES = ('mmcv', 'mmseg', 'mmdet', 'mmpretrain')
@@ -28,7 +28,7 @@ _LEFT_OUT = 'are left out: the pipeline returns None'
 
 
 def check_config(
-    config: Config, num_read: int | None = 200, progress: Callable[[int], None] = lambda n: None
+    config: Config, num_read: int | None = 200
 ) -> tuple[list[str], list[str], list[str]]:
     """Check the data sets of a config.
 
@@ -40,14 +40,12 @@ def check_config(
         config: any with data loaders.
         num_read: number of samples of each data set to load, evenly spread; more are loaded while
             all labels are of one class. None loads all. That every file is there is always checked.
-        progress: called with the number of samples loaded so far.
 
     Returns:
         What is in order, what is a problem, and what else is good to know; a sentence each.
     """
     init_default_scope(config.get('default_scope', 'mmseg'))
     good, bad, advice, seen = [], [], [], []
-    numbers = itertools.count(1)
     for part in ('train', 'val', 'test'):
         if not config.get(f'{part}_dataloader'):
             continue
@@ -55,7 +53,7 @@ def check_config(
         for leaf in leaf_configs(dataset):
             if leaf not in seen:  # the test data are the validation data, mostly
                 seen.append(leaf)
-                check = _Check(config, part, leaf, lambda: progress(next(numbers)))
+                check = _Check(config, part, leaf)
                 check.run(num_read)
                 good += check.good
                 bad += check.bad
@@ -74,10 +72,9 @@ def check_config(
 class _Check:
     """Of one data set."""
 
-    def __init__(self, config: Config, part: str, leaf: dict, count: Callable[[], None]) -> None:
+    def __init__(self, config: Config, part: str, leaf: dict) -> None:
         self.part = part
         self.leaf = leaf
-        self.count = count
         self.good: list[str] = []
         self.bad: list[str] = []
         self.advice: list[str] = []
@@ -126,7 +123,8 @@ class _Check:
 
         num, loaded, missing = len(dataset), 0, self._missing_files(dataset)
         spread = np.linspace(0, num - 1, min(num_read or num, num)).astype(int).tolist()
-        for index in dict.fromkeys([*spread, *range(num)]):
+        order = dict.fromkeys([*spread, *range(num)])
+        for index in track(order, f'Loading samples ({self.part})', len(spread)):
             # The rest may hold the other classes, where the samples so far hold one alone.
             one_class = len(self._values - self._ignored) < 2 <= self._num_values and self._values
             if loaded >= len(spread) and (not one_class or any(bad for bad, _ in self._found)):
@@ -136,7 +134,6 @@ class _Check:
                 name = info.get('seg_map_path') or info.get('img_path') or f'sample {index}'
                 for bad, what, detail in self._findings(index):
                     self._found.setdefault((bad, what), []).append(name + detail)
-                self.count()
         for (bad, what), names in self._found.items():
             strange = ', '.join(map(str, sorted(filter(self._is_strange, self._values))[:10]))
             nothing_left = what == _LEFT_OUT and len(names) == loaded
