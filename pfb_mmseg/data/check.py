@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from ..progress import track
 from .leaves import leaf_configs
 
 _LIBRARIES = ('mmcv', 'mmseg', 'mmdet', 'mmpretrain')
-_SUFFIXES = {'img_path': 'img_suffix', 'seg_map_path': 'seg_map_suffix'}
 _EXIF_ORIENTATION = 0x0112
 _NOT_LOADED = 'cannot be loaded'
 _LEFT_OUT = 'are left out: the pipeline returns None'
@@ -158,12 +156,10 @@ class _Check:
             # What loads all the same needs no file: it is made by code, or lies in an archive.
             if any(what.startswith(_NOT_LOADED) for _, what, _ in self._findings(indices[0])):
                 needed.update(indices)
-                path, option = Path(self._info(indices[0])[key]), _SUFFIXES.get(key, '')
-                folder = getattr(dataset, 'data_prefix', {}).get(key) or path.parent
-                named = os.path.isdir(folder) and hasattr(dataset, option)
+                path = Path(self._info(indices[0])[key])
                 self._complain(
                     f'{len(indices):,} of {len(dataset):,} samples lack the file of their {key}, '
-                    f'{path} for example. {_endings(folder, option) if named else _around(path)}'
+                    f'{path} for example. {_around(path)}'
                 )
         return needed
 
@@ -275,35 +271,18 @@ def _hints(kind: type, leaf: dict) -> Iterator[str]:
     default = inspect.signature(kind).parameters.get('img_suffix')
     suffix = leaf.get('img_suffix', default and default.default)
     if suffix and not absent and not wanted['ann_file'] and 'img_path' in prefixes:
-        folder = os.path.join(root, prefixes['img_path'])
-        yield f'no file in {folder} ends in {suffix!r}. {_endings(folder, "img_suffix")}'
+        folder = Path(root, prefixes['img_path'])
+        yield f'no file in {folder} ends in img_suffix={suffix!r}. {_around(folder / suffix)}'
 
 
 def _around(path: Path) -> str:
-    """What there is instead."""
+    """What there is instead of a missing file or folder."""
     parent = path.parent
     while not parent.is_dir() and parent != parent.parent:
         parent = parent.parent
     held = sorted(entry.name for entry in parent.iterdir())
     shown = ', '.join(held[:8]) + (f' and {len(held) - 8} more' if len(held) > 8 else '')
     return f'{parent}{os.sep} is there and holds {shown or "nothing"}.'
-
-
-def _endings(folder: str, option: str) -> str:
-    """How the files there do end, for a user who has to set a suffix."""
-    names = [name for _, _, names in os.walk(folder) for name in names]
-    if not names:
-        return f'{folder} holds no file.'
-    endings = Counter(_ending(name) for name in names)
-    shown = ', '.join(f'{count:,} in {ending!r}' for ending, count in endings.most_common(3))
-    return f'Of the {len(names):,} files in {folder}, {shown} end; {option} says which are meant.'
-
-
-def _ending(name: str) -> str:
-    """From the second-last word on: Cityscapes' suffixes begin with an underscore."""
-    stem, dot, extension = name.rpartition('.')
-    words = stem.split('_')
-    return f'_{"_".join(words[-2:])}.{extension}' if len(words) > 4 else f'{dot}{extension}'
 
 
 def _advice(name: str, leaf: dict) -> str:
