@@ -28,14 +28,8 @@ from .run import load_checkpoint
 
 _LABELS = ('gt_sem_seg', 'gt_label', 'gt_score')
 _MOST_COMPARED = 4096
-# Images are seen at full size and precision, by one process, and nothing learns from them.
-_OPTIONS = dict(
-    strategy='two_pass',
-    score_scale=1.0,
-    score_dtype=None,
-    process_group=None,
-    exit_loss_weight=0,
-)
+# Images are seen at full size and precision, by one process.
+_OPTIONS = dict(strategy='two_pass', score_scale=1.0, score_dtype=None, process_group=None)
 
 
 class Scanner:
@@ -68,9 +62,10 @@ class Scanner:
         config = copy.deepcopy(config)
         chosen = _criterion(config.model.pfb.get('criterion', 'rare'), criterion)
         self._asks_exit = CRITERIA.build(chosen).scoring_pass == 'exit'
-        config.model.pfb = {**config.model.pfb, **_OPTIONS, 'criterion': chosen}
+        options = {**config.model.pfb, **_OPTIONS, 'criterion': chosen}
         if not self._asks_exit:
-            config.model.pfb.pop('exit', None)
+            options |= {'exit': None, 'exit_loss_weight': 0}
+        config.model.pfb = options
         self.model = revert_sync_batchnorm(MODELS.build(config.model)).to(get_device()).eval()
         self.model.pfb.prepare()
         self._load(checkpoint)
