@@ -273,7 +273,7 @@ class TestStream:
             (dict(contrast=-1), 'contrast=-1: expected'),
             (dict(seed=-1), 'seed=-1: expected'),
             (dict(drop_last=1), 'drop_last=1: expected'),
-            (dict(skip=0.3), "PFBBatchSampler has no option 'skip'"),
+            (dict(skip=0.3), "unexpected keyword argument 'skip'"),
         ],
     )
     def test_a_bad_option_is_refused(self, options, complaint):

@@ -13,7 +13,6 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, Registry, init_default_scope
 from mmengine.runner import CheckpointLoader
 
-from ..models.lazy import awaited_class
 from .apply import remove_pfb, type_name
 
 PACKAGE = __name__.partition('.')[0]
@@ -94,8 +93,8 @@ def export(
 def plain_config(cfg: Config) -> list[str]:
     """Reduce a config in place to what predictions and tests need, without a part of this package.
 
-    Types that only train differently become those that they extend. Where the test data are of this
-    package, their pipeline stays, which MMSegmentation's and MMPretrain's inferencers look for.
+    Where the test data are of this package, their pipeline stays, which MMSegmentation's and
+    MMPretrain's inferencers look for.
 
     Returns:
         A sentence for each change.
@@ -118,16 +117,14 @@ def plain_config(cfg: Config) -> list[str]:
         if leaf.key == 'type' and type_name(leaf.value) in TRANSFORMS:
             leaf.holder['type'] = TRANSFORMS[type_name(leaf.value)]
             changes.append(f'{leaf.path}: {type_name(leaf.value)} -> {leaf.holder["type"]}')
-    for entry in ('model', 'data_preprocessor', 'tta_model'):
-        part = {entry: cfg.get(entry)}
-        changes += _extended_types(part, ours, _scope(cfg))
-        for leaf in _traces(part, ours):
-            raise ValueError(
-                f'{leaf.path}={leaf.value!r} is a part of {PACKAGE} that the model needs at '
-                f'inference, and OpenMMLab has none like it: install {PACKAGE} where the '
-                'model is deployed, or copy the class into your own code, register it there under '
-                'another name, and export with a config that names it'
-            )
+    needed = {entry: cfg.get(entry) for entry in ('model', 'data_preprocessor', 'tta_model')}
+    for leaf in _traces(needed, ours):
+        raise ValueError(
+            f'{leaf.path}={leaf.value!r} is a part of {PACKAGE} that the model needs at '
+            f'inference, and OpenMMLab has none like it: install {PACKAGE} where the '
+            'model is deployed, or copy the class into your own code, register it there under '
+            'another name, and export with a config that names it'
+        )
     tests = {entry: cfg.get(entry) for entry in KEPT if entry.startswith('test_')}
     if leaf := next(_traces(tests, ours), None):
         changes.append(f'test data left out: {leaf.path}={leaf.value!r}')
@@ -194,47 +191,24 @@ def _scope(cfg: Config) -> str:
     return cfg.get('default_scope') or 'mmseg'
 
 
-def _registered_here() -> dict[str, Any]:
-    """What this package registers, in whichever scope, by name."""
+def _registered_here() -> set[str]:
+    """Names of what this package registers, in whichever scope."""
     roots = [one for one in vars(mmengine.registry).values() if isinstance(one, Registry)]
     return {
-        name: found
+        name
         for root in roots
         for registry in (root, *root.children.values())
         for name, found in registry.module_dict.items()
-        if _is_here(found)
+        if getattr(found, '__module__', '').partition('.')[0] == PACKAGE
     }
 
 
-def _is_here(found: Any) -> bool:
-    return getattr(found, '__module__', '').partition('.')[0] == PACKAGE
-
-
-def _traces(part: dict, ours: dict[str, Any]) -> Iterator[_Leaf]:
-    """What names a part of this package."""
+def _traces(part: dict, ours: set[str]) -> Iterator[_Leaf]:
+    """What names a part of this package: a type, or a module in a path."""
     for leaf in _leaves(part):
-        here = type_name(leaf.value) in ours or _is_here(leaf.value)
-        if here or str(leaf.value).startswith(f'{PACKAGE}.'):
+        module = getattr(leaf.value, '__module__', str(leaf.value))
+        if type_name(leaf.value) in ours or module.partition('.')[0] == PACKAGE:
             yield leaf
-
-
-def _extended_types(part: dict, ours: dict[str, Any], scope: str) -> list[str]:
-    """Replaces each type of ours, in place, by the registered one that it extends."""
-    changes = []
-    for leaf in _leaves(part):
-        if leaf.key != 'type' or type_name(leaf.value) not in ours:
-            continue
-        found = awaited_class(ours[type_name(leaf.value)])
-        bases = found.__mro__ if isinstance(found, type) else ()
-        with MODELS.switch_scope_and_registry(scope) as registry:
-            plain = [
-                one for one in bases if not _is_here(one) and registry.get(one.__name__) is one
-            ]
-        if plain:
-            leaf.holder['type'] = plain[0].__name__
-            leaf.holder.pop('pfb', None)
-            changes.append(f'{leaf.path}: {type_name(leaf.value)} -> {plain[0].__name__}')
-    return changes
 
 
 def _plain_imports(cfg: Config) -> list[str]:

@@ -16,7 +16,7 @@ from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import Sampler
 
 from ..core import KeepQuota
-from ..core.checks import check_bool, check_integer, check_keys, check_number
+from ..core.checks import check_bool, check_integer, check_number
 
 SKIPPED = -1.0  # in place of the standing of an image that was not loaded
 _FORGETS = 0.5  # weight of a new standing against the average of those before
@@ -74,10 +74,7 @@ class PFBBatchSampler(Sampler):
         contrast: float = 4.0,
         drop_last: bool = False,
         seed: int | None = None,
-        **unknown: Any,
     ) -> None:
-        options = ('skip_loading', 'contrast', 'drop_last', 'seed')
-        check_keys('PFBBatchSampler', unknown, options)
         check_integer('batch_size', batch_size, low=1)
         check_number('skip_loading', skip_loading, 0, 1, open_high=True)
         check_number('contrast', contrast, 0, float('inf'), open_high=True)
@@ -118,8 +115,7 @@ class PFBBatchSampler(Sampler):
             begin, end: iterations between which images are left out.
             ahead: batches that the loader asks for before it needs them.
             iteration: that the run begins with; not 0 if it is resumed.
-            num_discarded: batches that the loop asks for first and throws away, as MMEngine does to
-                get past the iterations before a checkpoint.
+            num_discarded: batches that a resumed loop asks for first and throws away.
         """
         # Batches that workers may have asked for before this call are full ones.
         self.begin, self.end = max(begin, ahead), end
@@ -127,12 +123,6 @@ class PFBBatchSampler(Sampler):
         self._places = places
         self._known = Standings(int(places.max(initial=-1)) + 1)
         self._taken, self._in_vain = iteration, num_discarded
-
-    def num_loaded(self, iteration: int, num: int) -> int:
-        """How many images of a batch are loaded if all were scored; the same in every process."""
-        if not self.begin <= iteration < self.end:
-            return num
-        return self._quota.keep(iteration - self.begin, num)
 
     def __iter__(self) -> Iterator[list[int]]:
         self._handed_out.clear()
@@ -225,7 +215,9 @@ class PFBBatchSampler(Sampler):
     def _choose(self, number: int, proposed: np.ndarray) -> np.ndarray:
         """(M,) bool, which images of a batch are loaded."""
         loaded = np.ones(len(proposed), bool)
-        num_skipped = len(proposed) - self.num_loaded(number, len(proposed))
+        num_skipped = 0
+        if self.begin <= number < self.end:  # so many are loaded in every process
+            num_skipped = len(proposed) - self._quota.keep(number - self.begin, len(proposed))
         if num_skipped:
             places = self._places[proposed]
             standing, missed = self._known.before(number - self._delay + 1, places)
@@ -257,18 +249,12 @@ class Standings:
         self._missed = np.zeros(size, np.int16)
         # (iteration, indices, standing), in this order.
         self._log: deque[tuple[int, np.ndarray, np.ndarray]] = deque()
-        self._num_logged = np.zeros(size, np.int16)
-
-    def __len__(self) -> int:
-        return len(self._standing)
 
     def note(self, iteration: int, indices: np.ndarray, standing: np.ndarray, settled: int) -> None:
         """Add an iteration; those before ``settled`` need not be told apart any more."""
         self._log.append((iteration, indices, standing))
-        np.add.at(self._num_logged, indices, 1)
         while self._log and self._log[0][0] < settled:
             _, indices, standing = self._log.popleft()
-            np.subtract.at(self._num_logged, indices, 1)
             found = self._standing[indices], self._missed[indices]
             self._standing[indices], self._missed[indices] = _after(*found, standing)
 
@@ -276,14 +262,11 @@ class Standings:
         """Standings (M,), NaN where unknown, and how often in a row each was left out, before an
         iteration that is not settled."""
         standing, missed = self._standing[indices], self._missed[indices]
-        if self._num_logged[indices].any():
-            for logged, others, seen in self._log:
-                if logged >= iteration:
-                    break
-                places, rows = np.nonzero(indices[:, None] == others)
-                standing[places], missed[places] = _after(
-                    standing[places], missed[places], seen[rows]
-                )
+        for logged, others, seen in self._log:
+            if logged >= iteration:
+                break
+            places, rows = np.nonzero(indices[:, None] == others)
+            standing[places], missed[places] = _after(standing[places], missed[places], seen[rows])
         return standing, missed
 
     def state_dict(self) -> dict[str, Any]:
@@ -295,10 +278,10 @@ class Standings:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if len(state['standing']) != len(self):
+        if len(state['standing']) != len(self._standing):
             raise ValueError(
                 f'the checkpoint knows {len(state["standing"])} samples, the data set has '
-                f'{len(self)}: resume with the data that the run began with'
+                f'{len(self._standing)}: resume with the data that the run began with'
             )
         # MMEngine puts whatever a checkpoint holds on the device.
         self._standing, self._missed = (
@@ -307,15 +290,12 @@ class Standings:
         self._log = deque(
             (number, *(tensor.cpu().numpy() for tensor in seen)) for number, *seen in state['log']
         )
-        self._num_logged[:] = 0
-        for _, indices, _ in self._log:
-            np.add.at(self._num_logged, indices, 1)
 
 
 def _after(
     standing: np.ndarray, missed: np.ndarray, seen: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What is known of images after an iteration in which this was seen of them."""
+    """Standing and missed, (M,) each, after an iteration in which ``seen`` was noted."""
     skipped = seen == SKIPPED
     mixed = np.where(np.isnan(standing), seen, standing + _FORGETS * (seen - standing))
     learnt = ~skipped & np.isfinite(seen)
