@@ -77,14 +77,14 @@ class TestReport:
         assert 'http' not in re.sub(r'<pre>.*?</pre>', '', text, flags=re.S)
         for heading in (
             'Over the run', 'How common the images looked', 'Classes in kept and dropped images',
-            'What the centroids stand for', 'Which groups were dropped most', 'Most often kept',
+            'Which groups were dropped most', 'Most often kept',
             'Most often dropped', 'The run',
         ):  # fmt: skip
             assert heading in words
         assert 'Finished after 20 iterations' in words
         assert torch.__version__ in words and 'PFBEncoderDecoder' in words
-        assert len(page.sources) == 4 + 2 * 3  # four plots, two galleries of three
-        plots = {'over_the_run', 'scores', 'class_share', 'centroids'}
+        assert len(page.sources) == 3 + 2 * 3  # three plots, two galleries of three
+        plots = {'over_the_run', 'scores', 'class_share'}
         assert {p.stem for p in tmp_path.glob('*.png')} == plots
         assert all(Image.open(p).format == 'PNG' for p in tmp_path.glob('*.png'))
 

@@ -50,22 +50,6 @@ def scores(record: SelectionRecord, words: ScoreWords) -> bytes:
     return _png(figure)
 
 
-def centroid_usage(counts: np.ndarray, idle: np.ndarray) -> bytes:
-    """Share of the kept images that each centroid stands for, busiest first."""
-    order = np.argsort(-counts, kind='stable')
-    share = counts[order] / max(counts.sum(), 1)
-    figure, axes = _figure()
-    in_use = (idle[order] < 200) & (counts[order] > 0)
-    places = np.arange(1, len(order) + 1)
-    axes.bar(places, share, color=np.where(in_use, ACCENT, GREY), width=0.8)
-    axes.axhline(1 / len(order), color=INK, lw=1, ls=':')
-    axes.set(xlabel='centroid, busiest first (dotted: equal shares)', xlim=(0.4, len(order) + 0.6))
-    axes.yaxis.set_major_formatter(
-        lambda value, _: f'{value:.3g}' if value < 0.01 else f'{value:.0%}'
-    )
-    return _png(figure)
-
-
 def class_shares(classes: Sequence[str], counts: np.ndarray, counted: str) -> bytes:
     """Share of each class in what is counted of dropped and kept images; (2, C) counts.
 

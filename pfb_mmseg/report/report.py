@@ -127,13 +127,6 @@ def _figures(run: RunFiles) -> dict[str, tuple[bytes, str, str]]:
             f'Share of each class among the {counted}, while images were being looked at. '
             'Where the grey bar is the longer one, a class was skipped more than others.',
         )
-    if run.estimator:
-        figures['centroids'] = (
-            plots.centroid_usage(run.estimator['counts'].numpy(), run.estimator['idle'].numpy()),
-            'What the centroids stand for',
-            'Share of the kept images that joined each centroid. Grey: none in the last 200 '
-            'updates. With one bar far above the others, the density tells images badly apart.',
-        )
     return figures
 
 

@@ -10,11 +10,8 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
-from ..core.estimator import read_estimate
 from .record import RECORD_NAME, SelectionRecord
 from .scalars import read_scalars
-
-_ESTIMATOR = 'pfb.pruner.criterion.estimator.'
 
 
 class RunFiles:
@@ -31,7 +28,6 @@ class RunFiles:
         record: SelectionRecord; None before the first checkpoint.
         checkpoint: path of the newest that can be read, or None.
         epoch: int, the last one before the checkpoint; None where there is none.
-        estimator: dict of the density estimate in it, empty if there is none.
         versions: dict of str, with which the run was made; empty before the first checkpoint.
         notes: list of str: what is missing, and why.
 
@@ -49,7 +45,6 @@ class RunFiles:
         self.max_iters, self.max_epochs = length.get('max_iters'), length.get('max_epochs')
         self.checkpoint, state = self._read_checkpoint()
         self.epoch = state.get('meta', {}).get('epoch')
-        self.estimator = read_estimate(state.get('state_dict', {}), _ESTIMATOR) or {}
         self.versions = state.get('pfb', {}).get('versions', {})
         self.record = None
         if (self.work_dir / RECORD_NAME).is_file():
@@ -88,8 +83,6 @@ class RunFiles:
             except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
                 reason = str(error).strip().splitlines()[0]
                 self.notes.append(f'{file.name} cannot be read: {reason}')
-        if not files:
-            self.notes.append('No checkpoint has been written yet: centroids are not shown.')
         return None, {}
 
 
