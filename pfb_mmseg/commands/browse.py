@@ -1,8 +1,8 @@
 """Rank the images of a data set by their score under a model, the rarest or the hardest first.
 
 Writes ranking.csv and a page with the two ends of it; nothing is trained. Rank by how common the
-images look to choose what to label or what to leave out, and by how hard they are to find labels
-that are wrong.
+images look to choose what to label or what to leave out. The hardest are worth a look: they are
+rare, difficult, or labelled wrongly.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ COMMANDS = {
     'train': 'train the model of a config, with PFB or without',
     'test': 'test a checkpoint',
     'report': 'show what a run with PFB skipped, as a page',
-    'browse': 'rank a data set by rarity or by loss: what to label, which labels are wrong',
+    'browse': 'rank a data set by rarity or by loss: what to label, what to look at',
     'compare': 'set accuracy and cost of several methods side by side',
     'benchmark': 'measure what PFB saves on this machine',
     'export': 'make a checkpoint and a config that need MMSegmentation alone',
