@@ -148,6 +148,10 @@ def test_nothing_of_pfb_or_of_training_is_left_and_what_went_is_told(run, tmp_pa
     after = torch.load(exported.checkpoint, weights_only=True)
     assert after.keys() == {'meta', 'state_dict'}
     weights = {k: v for k, v in before['state_dict'].items() if not k.startswith('pfb.')}
+    plain = MODELS.build(Config.fromfile(exported.config).model)
+    plain.load_state_dict(after['state_dict'], strict=True)
+    blocked = MODELS.build(config_left_in(run).model)
+    blocked.load_state_dict(plain.state_dict(), strict=True)
     assert after['state_dict'].keys() == weights.keys() < before['state_dict'].keys()
     assert all(torch.equal(after['state_dict'][key], weights[key]) for key in weights)
     assert after['meta']['dataset_meta'] == before['meta']['dataset_meta']

@@ -257,3 +257,14 @@ class TestNames:
     def test_beside_an_exit_of_its_own_the_head_learns_as_ever(self, strategy):
         losses = build('hard', exit='own', strategy=strategy).loss(*batch())
         assert {'aux.loss_ce', 'exit.loss_ce'} < set(losses)
+
+
+def test_the_auxiliary_exit_reads_the_end_of_the_stage_and_not_a_block_that_starts_as_identity():
+    """The last norm of a residual block may start with zeros: then it returns what it is given."""
+    init_default_scope('mmseg')
+    model = MODELS.build(tiny.model_cfg(pfb=dict(criterion='hard')))
+    for name, parameter in model.backbone.named_parameters():
+        if name.endswith('bn2.weight'):
+            torch.nn.init.zeros_(parameter)
+    model.pfb.prepare()
+    assert model.pfb.exit.module is model.pfb.point.module

@@ -29,7 +29,7 @@ from .run import load_checkpoint
 _LABELS = ('gt_sem_seg', 'gt_label', 'gt_score')
 _MOST_COMPARED = 4096
 # Images are seen at full size and precision, by one process.
-_OPTIONS = dict(strategy='two_pass', score_scale=1.0, score_dtype=None, process_group=None)
+_OPTIONS = dict(strategy='two_pass', score_scale=1.0, process_group=None)
 
 
 class Scanner:

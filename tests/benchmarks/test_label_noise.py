@@ -1,4 +1,4 @@
-"""How often a run kept wrong labels; whether the ranking finds them, test_scan.py holds."""
+"""How often a run kept wrong labels."""
 
 import numpy as np
 import pytest

@@ -99,15 +99,20 @@ class AuxiliaryExit(Exit):
         at_point = next(i for i, (module, _) in enumerate(seen) if module is point)
         stages = stage_names(encoder)
         later = stages[_last_stage(stages, self.point.name) + 1 :]
+        found: dict[str, tuple[int, bool]] = {}
         for position, (module, output) in enumerate(seen):
             if position > at_point and any(_is_in(names[module], stage) for stage in later):
                 break
             for dim in (1, -1):
                 if _is_map(output, dim, read, image.shape[-2:]):
-                    self._path = names[module].split('.')
-                    self._channel_dim = dim
-                    self.behind = position > at_point
-                    return
+                    found[names[module]] = dim, position > at_point
+        if found:
+            # Blocks whose last norm starts with zeros return what they are given, until they learn:
+            # what ends a stage comes first, then what runs last.
+            name = next((stage for stage in reversed(stages) if stage in found), [*found][-1])
+            self._path = name.split('.')
+            self._channel_dim, self.behind = found[name]
+            return
         raise ValueError(
             f'auxiliary head {self.head_index} reads map {self.head.in_index} of those that heads '
             f'are given, which is not there yet behind {self.point.path}; {_OWN}'
