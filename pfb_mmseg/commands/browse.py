@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from pickle import UnpicklingError
 
 from .arguments import ToolParser, add_config, add_config_options
 
@@ -56,7 +57,7 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
                 'shape. It was trained without PFB, or with another num_centroids or dim.'
             )
         score = scanner.score(images.infos, args.batch_size)
-    except (OSError, AssertionError, TypeError, ValueError) as error:
+    except (OSError, AssertionError, TypeError, ValueError, UnpicklingError) as error:
         parser.error(str(error))
     written = write_ranking(images, score, args.out, args.images, scanner.score_name)
     print(f'Ranking: {written[0]}\nGallery: {written[1]}')

@@ -16,7 +16,7 @@ from ..core import Selection
 from ..core.ranks import Ranks
 from ..data.places import UNKNOWN, Places
 from ..report import RECORD_NAME, SelectionRecord, class_counts, image_name
-from ..report.files import write_atomically
+from ..report.record import write_atomically
 from .model import find_filter
 from .preflight import check_only_one
 from .saved import part_to_resume, part_to_save

@@ -13,9 +13,9 @@ from torch import Tensor
 from ..core.selection import LOG_DENSITY
 from ..progress import track
 from . import page
-from .files import write_atomically
 from .images import ImageSet
 from .page import Picture
+from .record import write_atomically
 from .scores import words_for
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from ..core.selection import LOG_DENSITY
-from .files import write_atomically
 
 RECORD_NAME = 'pfb_record.npz'  # in the work dir of a run
 SCHEMA = 1  # goes up with every change of what to_bytes writes
@@ -203,6 +202,16 @@ def image_name(path: str | os.PathLike | None, index: int | None) -> str:
     if path is not None:
         return str(path)
     return '<no path>' if index is None else f'image {index}'
+
+
+def write_atomically(path: str | os.PathLike, data: bytes) -> None:
+    """Write a file; after a crash the old or the new one is there, never half."""
+    partial = Path(f'{os.fspath(path)}.partial')
+    with open(partial, 'wb') as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
 
 
 def _encode(names: Sequence[str]) -> np.ndarray:

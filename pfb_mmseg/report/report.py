@@ -10,10 +10,9 @@ import numpy as np
 
 from ..progress import track
 from . import page, plots
-from .files import write_atomically
 from .images import ImageSet
 from .page import Picture
-from .record import SelectionRecord
+from .record import SelectionRecord, write_atomically
 from .run import RunFiles
 from .scalars import METRICS
 from .scores import words_for
