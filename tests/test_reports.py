@@ -16,6 +16,7 @@ from demo_runs import ROOT, demo_config, train
 from mmengine.config import Config
 from PIL import Image
 
+from pfb_mmseg.convert.apply import remove_pfb
 from pfb_mmseg.report import SelectionRecord
 from pfb_mmseg.report.browse import write_ranking
 from pfb_mmseg.report.images import ImageSet
@@ -224,11 +225,15 @@ class TestBrowse:
         weights = load_checkpoint(run / 'iter_20.pth')['state_dict']
         plain = {k: v for k, v in weights.items() if not k.startswith('pfb.')}
         torch.save({'state_dict': plain}, tmp_path / 'plain.pth')
-        arguments = [config, tmp_path / 'plain.pth', '--out', tmp_path / 'out']
+        plain_config = Config.fromfile(config)
+        remove_pfb(plain_config)
+        plain_config.train_dataloader.dataset.length = 70  # for 64 centroids
+        plain_config.dump(tmp_path / 'plain.py')
+        arguments = [tmp_path / 'plain.py', tmp_path / 'plain.pth', '--out', tmp_path / 'out']
         assert tool('browse_selection.py', monkeypatch, *arguments) == 0
         assert 'trained without PFB' in capsys.readouterr().out
         values = [value for _, _, value in ranking(tmp_path / 'out')]
-        assert len(values) == 24 and np.isfinite(values).all()
+        assert len(values) == 70 and np.isfinite(values).all()
 
     def test_by_a_loss_the_hardest_come_first(self, config, tmp_path):
         images = ImageSet(Config.fromfile(config))

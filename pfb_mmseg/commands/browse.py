@@ -47,10 +47,12 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
         images = ImageSet(config, args.part)
         if not images.infos:
             parser.error(f'the {args.part} data set is empty; `pfb check` tells why')
+        criterion = args.criterion
         if 'pfb' not in config.model:
             apply_pfb(config, prune_ratio=0.3)  # any: nothing is trained
+            criterion = criterion or 'rare'
         with launch.explain_refused_checkpoint():
-            scanner = Scanner(config, args.checkpoint, args.criterion)
+            scanner = Scanner(config, args.checkpoint, criterion)
         if not scanner.has_estimate:
             print(
                 'The density is learnt from these images: the checkpoint has no estimate of this '
