@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from mmseg.models.utils import resize
 from torch import Tensor, nn
 
 from ...blocking import BlockingPoint, find_module, output_stages, scoring_mode, stage_names
+from ...blocking.point import feature_tensors
 from ...core.ranks import Ranks
 from ..exits import Exit, ExitLosses, OwnExit
 from .heads import (
@@ -151,14 +153,6 @@ class MapExit(OwnExit):
         self._labels = labels
 
     def build(self) -> nn.Module:
-        """Raises:
-        ValueError: the blocking point returns several maps.
-        """
-        if len(self.point.channel_dims) > 1:
-            raise ValueError(
-                f'{self.point.path} returns {len(self.point.channel_dims)} feature maps, and an '
-                'early exit reads one; choose another block_after'
-            )
         return nn.Sequential(
             nn.Conv2d(self.point.num_channels, _CHANNELS, 3, padding=1, bias=False),
             nn.BatchNorm2d(_CHANNELS, track_running_stats=False),
@@ -167,7 +161,13 @@ class MapExit(OwnExit):
         )
 
     def features(self, output: Any, size: tuple[int, int]) -> Tensor:
-        return as_maps(output, self.point.channel_dims[0], size)
+        """(N, C, h, w); several maps, as HRNet's branches are, at the size of the largest."""
+        tensors = zip(feature_tensors(output), self.point.channel_dims, strict=True)
+        maps = [as_maps(tensor, dim, size) for tensor, dim in tensors]
+        if len(maps) == 1:
+            return maps[0]
+        largest = max((tuple(one.shape[-2:]) for one in maps), key=math.prod)
+        return torch.cat([resize(one, largest, mode='bilinear') for one in maps], dim=1)
 
     def sums(self, logits: Tensor, samples: list | Tensor) -> tuple[Tensor, Tensor]:
         labels = nearest(label_maps(samples), logits.shape[-2:])
