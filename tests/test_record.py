@@ -313,6 +313,12 @@ class TestClassPixels:
         counts = class_pixels([sample(small), sample(large)], 2)
         assert counts.tolist() == [[6, 0], [0, 256 * 64]]
 
+    def test_counts_the_label_maps_of_panoptic_samples(self):
+        labels = torch.tensor([[[0, 1, 1, 255]]])
+        panoptic = SegDataSample(gt_sem_seg=PixelData(sem_seg=labels))
+        assert class_pixels([panoptic], 3).tolist() == [[1, 2, 0]]
+        assert class_pixels([SegDataSample(gt_sem_seg=PixelData(other=labels))], 3) is None
+
     def test_there_are_none_without_labels_or_classes(self):
         assert class_pixels([SegDataSample()], 3) is None
         assert class_pixels([sample([[0]])], 0) is None

@@ -45,17 +45,17 @@ def class_pixels(data_samples: Sequence[Any], num_classes: int) -> Tensor | None
     then stands for s·t.
 
     Args:
-        data_samples: N samples with ``gt_sem_seg``, (1, H, W) integers. Labels outside of
-            ``range(num_classes)``, such as 255, are left out.
+        data_samples: N samples with ``gt_sem_seg``, (1, H, W) integers, which MMSegmentation calls
+            ``data`` in there and MMDetection ``sem_seg``. Labels outside of ``range(num_classes)``,
+            such as 255, are left out.
         num_classes: C.
 
     Returns:
         (N, C) int64, or None if any sample has no label map.
     """
-    labels = [getattr(sample, 'gt_sem_seg', None) for sample in data_samples]
-    if num_classes == 0 or any(label is None for label in labels):
+    maps = [_label_map(sample) for sample in data_samples]
+    if num_classes == 0 or any(labels is None for labels in maps):
         return None
-    maps = [label.data for label in labels]
     if len({labels.shape for labels in maps}) > 1:
         return torch.cat([_count([labels], num_classes) for labels in maps])
     return _count(maps, num_classes)
@@ -88,6 +88,12 @@ def class_images(data_samples: Sequence[Any], num_classes: int) -> Tensor | None
         return None
     shares = torch.stack(scores)
     return ((shares == shares.amax(dim=1, keepdim=True)) & (shares > 0)).long()
+
+
+def _label_map(sample: Any) -> Tensor | None:
+    labels = getattr(sample, 'gt_sem_seg', None)
+    names = ('data', 'sem_seg')
+    return next((getattr(labels, name) for name in names if hasattr(labels, name)), None)
 
 
 def _known_or_last(labels: Tensor, num_classes: int) -> Tensor:

@@ -160,7 +160,9 @@ def test_a_run_that_goes_on_ends_where_the_one_does_that_was_not_interrupted(tmp
 @pytest.mark.parametrize('criterion', ['loss_topk', 'divbs'])
 def test_criteria_that_need_a_loss_of_pixels_are_refused_before_training(tmp_path, criterion):
     runner = Runner.from_cfg(demo_config(tmp_path, 4, **{'model.pfb.criterion': criterion}))
-    with pytest.raises(ValueError, match="Mask2FormerHead as decode_head.*such as 'hard' or 'rare'"):
+    with pytest.raises(
+        ValueError, match="Mask2FormerHead as decode_head.*such as 'hard' or 'rare'"
+    ):
         runner.train()
     assert runner.iter == 0
 
