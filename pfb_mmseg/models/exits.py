@@ -126,6 +126,20 @@ class Exit(ABC):
         """Go on from :meth:`state_dict`."""
 
 
+def finite_rows(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features of the images that are finite, and zeros in place of the others': one NaN would
+    reach all images through a normalisation, and all weights.
+
+    Args:
+        features: (N, C, ...).
+
+    Returns:
+        The same shape, and (N,) bool: whether an image's features are finite.
+    """
+    finite = features.detach().isfinite().flatten(1).all(dim=1)
+    return torch.where(finite.view(-1, *(1,) * (features.ndim - 1)), features, 0), finite
+
+
 class OwnExit(Exit):
     """An exit with weights of its own, which are no part of the model.
 
@@ -188,11 +202,8 @@ class OwnExit(Exit):
     def _losses(
         self, output: Any, samples: list | Tensor, size: tuple[int, int], weight: float
     ) -> ExitLosses:
-        features = self.features(output, size)
-        finite = features.detach().isfinite().flatten(1).all(dim=1)
-        # One NaN would reach all images through a normalisation, and all weights.
-        rows = finite.view(-1, *(1,) * (features.ndim - 1))
-        features = torch.where(rows, features, 0).float()
+        features, finite = finite_rows(self.features(output, size))
+        features = features.float()
         teaches = weight > 0 and features.requires_grad
         inputs = features.detach().requires_grad_(teaches)
         weights = [*self.layers.parameters()]

@@ -128,8 +128,8 @@ class BlockedStep(Candidates):
         Returns:
             The images and samples to train on.
         """
-        if self._weight > 0:
-            self._look(gradient=True)
+        if self._pfb.exit_loss_weight > 0:  # one of its own only learns until it is ready
+            self._look(gradient=self._weight > 0)
         decision = self._decide()
         if decision.unchanged:
             return self.images, self.samples

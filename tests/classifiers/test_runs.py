@@ -99,7 +99,7 @@ def theirs(folder):
 
 
 def test_three_lines_of_the_page_make_a_config_one_with_pfb(folder):
-    page = (ROOT / 'docs' / 'classification.md').read_text()
+    page = (ROOT / 'docs/guide/classification.md').read_text()
     [block] = re.findall(r'^```python\n(.*?)^```$', page, flags=re.M | re.S)
     cfg = Config.fromfile(folder / 'plain.py')
     cfg.merge_from_dict(Config.fromstring(block, '.py').to_dict())
