@@ -25,7 +25,7 @@ class _Reached(Exception):
 
 
 class RunsTwice(ValueError):
-    """The blocking point, or what lies behind it, runs several times in a pass that is to be cut."""
+    """The blocking point, or what lies behind it, runs several times in a pass that is cut."""
 
 
 class _NotReached(ValueError):
