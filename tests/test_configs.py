@@ -22,7 +22,7 @@ from pfb_mmseg.compat import find_distributions, why_no_resume
 from pfb_mmseg.report import SelectionRecord, read_scalars
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
-OTHERS = ('_base_', 'cifar10', 'cifar100', 'imagenet')
+OTHERS = ('_base_', 'cifar10', 'cifar100', 'imagenet', 'mask2former')
 ALL = sorted(path for path in CONFIGS.glob('*/*.py') if path.parent.name not in OTHERS)
 PFB = [path for path in ALL if '_pfb-' in path.name]
 RIVALS = [path for path in ALL if '_infobatch_' in path.name]

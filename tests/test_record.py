@@ -215,6 +215,12 @@ class TestClassPixels:
         assert counts[0] / 512 / 256 == pytest.approx(1, rel=0.03)
         assert counts[1] / 512 / 768 == pytest.approx(1, rel=0.03)
 
+    def test_counts_the_label_maps_of_panoptic_samples(self):
+        labels = torch.tensor([[[0, 1, 1, 255]]])
+        panoptic = SegDataSample(gt_sem_seg=PixelData(sem_seg=labels))
+        assert class_counts([panoptic], 3).counts.tolist() == [[1, 2, 0]]
+        assert class_counts([SegDataSample(gt_sem_seg=PixelData(other=labels))], 3) is None
+
 
 def labelled(**fields):
     return BaseDataElement(**{name: torch.tensor(value) for name, value in fields.items()})

@@ -240,7 +240,7 @@ def _image_and_labels(results: dict) -> tuple[tuple[int, ...] | None, np.ndarray
         image = results.get('img')
         return None if image is None else np.shape(image)[:2], results.get('gt_seg_map')
     labels = None
-    if 'gt_sem_seg' in sample:
+    if 'gt_sem_seg' in sample and 'data' in sample.gt_sem_seg:  # MMDetection's lack the name
         labels = sample.gt_sem_seg.data.numpy()
         labels = labels[0] if len(labels) == 1 else labels
     elif 'gt_label' in sample:

@@ -32,7 +32,8 @@ def class_counts(data_samples: Sequence[Any], num_classes: int) -> ClassCounts |
     ``range(num_classes)``, such as 255, are left out.
 
     Args:
-        data_samples: N, with ``gt_sem_seg``, (1, H, W), or ``gt_label``, (L,).
+        data_samples: N, with ``gt_sem_seg``, (1, H, W), whose labels MMSegmentation calls ``data``
+            and MMDetection ``sem_seg``, or with ``gt_label``, (L,).
         num_classes: C.
 
     Returns:
@@ -40,9 +41,9 @@ def class_counts(data_samples: Sequence[Any], num_classes: int) -> ClassCounts |
     """
     if num_classes == 0:
         return None
-    maps = [getattr(sample, 'gt_sem_seg', None) for sample in data_samples]
+    maps = [_label_map(sample) for sample in data_samples]
     if all(one is not None for one in maps):
-        return ClassCounts('pixels', torch.stack([_pixels(one.data, num_classes) for one in maps]))
+        return ClassCounts('pixels', torch.stack([_pixels(one, num_classes) for one in maps]))
     labels = [getattr(sample, 'gt_label', None) for sample in data_samples]
     if all(label is not None for label in labels):
         lengths = torch.tensor([label.numel() for label in labels])
@@ -52,6 +53,12 @@ def class_counts(data_samples: Sequence[Any], num_classes: int) -> ClassCounts |
         counts[image, label] = 1
         return ClassCounts('images', counts[:, :num_classes])
     return None
+
+
+def _label_map(sample: Any) -> Tensor | None:
+    labels = getattr(sample, 'gt_sem_seg', None)
+    names = ('data', 'sem_seg')
+    return next((getattr(labels, name) for name in names if hasattr(labels, name)), None)
 
 
 def _pixels(labels: Tensor, num_classes: int) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
+from importlib import metadata
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -50,7 +52,27 @@ def for_a_bug_report() -> str:
     for module, distributions in find_distributions().items():
         if not distributions:
             lines[module] = 'version unknown' if find_spec(module) else 'not installed'
+    lines['mmdet'] = _mmdet()
+    lines['compiled operations of mmcv'] = _operations()
     return '\n'.join(f'{name}: {value}' for name, value in lines.items())
+
+
+def _mmdet() -> str:
+    """Which MMDetection there is, whose heads Mask2Former and MaskFormer have."""
+    for name in ('onedl-mmdetection', 'mmdet'):
+        try:
+            return f'{name} {metadata.version(name)}'
+        except metadata.PackageNotFoundError:
+            continue
+    return 'version unknown' if find_spec('mmdet') else 'not installed'
+
+
+def _operations() -> str:
+    """Whether mmcv has its compiled part, without which MMDetection cannot be imported."""
+    mmcv = find_spec('mmcv')
+    if mmcv is not None and PathFinder.find_spec('mmcv._ext', mmcv.submodule_search_locations):
+        return 'there'
+    return 'not there, so that mmdet is of no use' if find_spec('mmdet') else 'not there'
 
 
 def _git(folder: Path, *arguments: str) -> str:
