@@ -44,6 +44,7 @@ CRITERIA = {
     'rare': dict(type='rare', estimator=dict(num_centroids=4)),
 }
 _NUM_CANDIDATES = 4
+_MOST_STEPS = 20  # on all images, before one must be blocked
 _NUM_KEPT = 2  # heads that normalise single pixels cannot train on fewer
 _IMAGE_SIZE = 128
 # LRASPPHead pools over 49x49 of a map that is an eighth of the image or less.
@@ -236,7 +237,9 @@ def _blocked_step(model: nn.Module, images: Tensor, samples: list) -> None:
     """Steps on all images until what chooses has learnt enough, then a blocked one."""
     model.train()
     model.pfb.prepare()
-    while not model.pfb.ready:
+    for _ in range(_MOST_STEPS):
+        if model.pfb.ready:
+            break
         model.loss(images, samples)
     train_step(model, images, samples, _NUM_KEPT)
 

@@ -249,6 +249,6 @@ def test_features_that_overflow_are_dropped_first_and_change_no_centroid():
     images[2] = torch.finfo(torch.float32).max
     model.loss(images, tiny.samples())
     selection = model.pfb.selection
-    assert selection.log_density.isfinite().tolist() == [i != 2 for i in range(8)]
+    assert selection.score.isfinite().tolist() == [i != 2 for i in range(8)]
     assert 2 not in selection.indices.tolist()
     assert model.pfb.pruner.estimator.centroids.isfinite().all()

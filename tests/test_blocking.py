@@ -237,7 +237,7 @@ class TestModel:
         assert model.pfb.prepared and model.pfb.point.num_channels == 32
 
     def test_a_misfit_is_refused_before_the_first_loss(self):
-        model = unprepared(estimator=dict(dim=33)).train()
+        model = unprepared(criterion=dict(type='rare', estimator=dict(dim=33))).train()
         with pytest.raises(ValueError, match=r'dim=33 is more than the 32 channels.*dim=32'):
             model.loss(tiny.images(), tiny.samples())
 
@@ -521,7 +521,7 @@ def test_a_pass_ends_behind_the_point_at_a_module_that_has_run_before_it():
     point.prepare()
     encoder.act.register_forward_hook(lambda *_: seen.append(1))
     with torch.no_grad():
-        vectors = point.score(images, encoder.act)
+        vectors = point.vectors(point.reach(lambda: encoder(images), encoder.act))
         expected = encoder.second(encoder.first(images).relu()).mean((2, 3))
     assert len(seen) == 2
     torch.testing.assert_close(vectors, expected)

@@ -1,93 +1,111 @@
-"""The page on custom models runs as it stands, and hosts other than segmentors train."""
-
-import re
-from pathlib import Path
+"""Models of one's own: PFBMixin in front of any model with an encoder and a loss."""
 
 import pytest
 import tiny
 import torch
+from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
 from mmengine.structures import BaseDataElement, LabelData, PixelData
-from mmseg.registry import MODELS
+from mmseg.models.segmentors import DepthEstimator
 from mmseg.structures import SegDataSample
+from torch import nn
 
-import pfb_mmseg
+from pfb_mmseg import PFBMixin
+from pfb_mmseg.models import TASKS, Task
 
-PAGE = Path(pfb_mmseg.__file__).parent / 'hosts' / 'README.md'
-
-
-@pytest.fixture(scope='module')
-def page(request):
-    """Everything that the page defines, after its code has run from top to bottom."""
-    init_default_scope('mmseg')
-    torch.manual_seed(0)
-    code = re.findall(r'^```python\n(.*?)^```$', PAGE.read_text(), flags=re.M | re.S)
-    assert len(code) == 7
-    printed = []
-    names = {'__name__': 'page', 'print': printed.append}
-    try:
-        for block in code:
-            exec(compile(block, str(PAGE), 'exec'), names)
-        yield {**names, 'printed': printed}
-    finally:
-        for name in ('PFBMySegmentor', 'PFBDepthEstimator'):
-            MODELS.module_dict.pop(name, None)
-        pfb_mmseg.blocking.FAMILIES.pop('MyBackbone', None)
-        pfb_mmseg.models.TASKS.pop('Classifier', None)
+RARE = dict(type='rare', estimator=dict(num_centroids=8))
 
 
-def seed(model):
-    estimator = model.pfb.pruner.estimator
+class Classifier(BaseModel):
+    """Nothing but a backbone and a loss; remembers what it was trained on."""
+
+    def __init__(self):
+        super().__init__()
+        widths = (3, 8, 16, 32)
+        self.backbone = nn.Sequential(
+            *(nn.Conv2d(a, b, 3, 2, 1) for a, b in zip(widths, widths[1:], strict=False))
+        )
+        self.head = nn.Linear(32, 8)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        return self.head(self.backbone(inputs).mean(dim=(2, 3)))
+
+    def loss(self, inputs, data_samples):
+        logits = self.forward(inputs)
+        self.labels = torch.stack(
+            [
+                sample.gt_label.label if isinstance(sample, BaseDataElement) else sample
+                for sample in data_samples
+            ]
+        ).flatten()
+        return dict(loss=nn.functional.cross_entropy(logits, self.labels))
+
+
+class PFBClassifier(PFBMixin, Classifier):
+    pass
+
+
+def classifier(**pfb):
+    return PFBClassifier(pfb=dict(prune_ratio=0.5, block_after='backbone.1', **pfb)).train()
+
+
+def seeded(model):
     model.pfb.prepare()
-    estimator.update(torch.randn(estimator.num_centroids, estimator.dim))
-
-
-def test_the_classifier_of_the_page_prunes_from_the_second_step_on(page):
-    assert page['printed'] == ['trained on 8 of 8 images', 'trained on 4 of 8 images']
-
-
-def test_the_task_of_the_page_tells_the_losses_of_its_images(page):
-    options = dict(prune_ratio=0.5, block_after='backbone.3', criterion='loss_topk')
-    model = page['PFBClassifier'](num_classes=4, pfb=options).train()
-    labels = list(torch.arange(8) % 4)
-    model.loss(tiny.images(), labels)
-    expected = torch.nn.functional.cross_entropy(
-        model(tiny.images()), torch.stack(labels), reduction='none'
-    )
-    kept = expected.argsort()[4:].sort().values
-    assert torch.equal(model.pfb.selection.indices, kept)
-
-
-def test_a_model_of_no_known_kind_tells_no_losses():
-    class Plain(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 4, 1))
-
-    class Blocked(pfb_mmseg.PFBMixin, Plain):
-        pass
-
-    with pytest.raises(ValueError, match='Blocked has no loss .*Use a criterion that does without'):
-        Blocked(pfb=dict(prune_ratio=0.5, criterion='hard'))
+    model.pfb.estimator.update(torch.randn(model.pfb.estimator.num_centroids, 16))
+    return model
 
 
 @pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])
-def test_the_segmentor_of_the_page_trains(page, strategy):
-    model = MODELS.build({**page['model'], 'pfb': {**page['model']['pfb'], 'strategy': strategy}})
-    seed(model)
-    losses = model.train().loss(tiny.images(), tiny.samples())
-    total = tiny.total(losses)
-    total.backward()
-    assert total.isfinite()
-    assert len(model.pfb.selection.indices) == 4
-    assert model.backbone.stem[0].weight.grad.any()
+@pytest.mark.parametrize(
+    'wrap',
+    [lambda label: BaseDataElement(gt_label=LabelData(label=label)), lambda label: label],
+    ids=['data elements', 'tensors'],
+)
+def test_a_classifier_gets_the_labels_of_the_images_it_is_trained_on(wrap, strategy):
+    model = seeded(classifier(criterion=RARE, strategy=strategy))
+    losses = model(tiny.images(), [wrap(torch.tensor(i)) for i in range(8)], mode='loss')
+    losses['loss'].backward()
+    assert len(model.labels) == 4
+    assert model.labels.tolist() == model.pfb.selection.indices.tolist()
+    assert model.backbone[0].weight.grad.any()
 
 
-def test_the_depth_estimator_of_the_page_trains_on_depth_maps_of_the_kept_images(page):
-    model = MODELS.build(
-        dict(
-            type='PFBDepthEstimator',
-            pfb=dict(prune_ratio=0.5),
+def test_a_task_tells_the_losses_of_its_images():
+    class ClassifierTask(Task):
+        def losses(self, images, data_samples):
+            labels = torch.stack(data_samples)
+            return nn.functional.cross_entropy(self.model(images), labels, reduction='none')
+
+    TASKS['Classifier'] = ClassifierTask
+    try:
+        model = classifier(criterion='loss_topk')
+        labels = list(torch.arange(8))
+        logits = model(tiny.images())
+        expected = nn.functional.cross_entropy(logits, torch.stack(labels), reduction='none')
+        model.loss(tiny.images(), labels)
+        assert model.labels.tolist() == sorted(expected.argsort()[4:].tolist())
+    finally:
+        del TASKS['Classifier']
+
+
+def test_a_model_of_no_known_kind_tells_no_losses():
+    for options in (dict(criterion='hard'), dict(criterion='random', exit_loss_weight=1)):
+        with pytest.raises(ValueError, match='Classifier has no loss .*a criterion that does'):
+            classifier(**options)
+
+
+def test_a_depth_estimator_trains_on_the_depth_maps_of_the_images_that_stay():
+    init_default_scope('mmseg')
+    torch.manual_seed(0)
+
+    class PFBDepthEstimator(PFBMixin, DepthEstimator):
+        pass
+
+    def build(**pfb):
+        return PFBDepthEstimator(
+            pfb=dict(prune_ratio=0.5, **pfb),
             backbone=dict(type='ResNet', depth=18, base_channels=16),
             decode_head=dict(
                 type='VPDDepthHead',
@@ -97,9 +115,10 @@ def test_the_depth_estimator_of_the_page_trains_on_depth_maps_of_the_kept_images
                 num_deconv_filters=(16, 16, 16),
             ),
         )
-    )
-    assert isinstance(model, page['DepthEstimator'])
-    seed(model)
+
+    with pytest.raises(ValueError, match="VPDDepthHead of PFBDepthEstimator predicts none.*'rare'"):
+        build(criterion='hard')
+    model = build(criterion='random').train()
     samples = [
         SegDataSample(gt_depth_map=PixelData(data=torch.full((1, 64, 64), 1.0 + index)))
         for index in range(8)
@@ -107,43 +126,9 @@ def test_the_depth_estimator_of_the_page_trains_on_depth_maps_of_the_kept_images
     seen = []
     stack = model.decode_head._stack_batch_gt
     model.decode_head._stack_batch_gt = lambda kept: seen.append(stack(kept)) or seen[-1]
-    loss = tiny.total(model.train().loss(tiny.images(), samples))
+    loss = tiny.total(model.loss(tiny.images(), samples))
     loss.backward()
     assert loss.isfinite()
-    kept = model.pfb.selection.indices
+    kept = model.pfb.selection.indices.tolist()
     assert len(kept) == 4
-    assert seen[0][:, 0, 0, 0].tolist() == [1.0 + index for index in kept.tolist()]
-
-
-@pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])
-@pytest.mark.parametrize(
-    'wrap',
-    [lambda label: BaseDataElement(gt_label=LabelData(label=label)), lambda label: label],
-    ids=['data elements', 'tensors'],
-)
-def test_a_classifier_gets_the_labels_of_the_images_it_is_trained_on(page, wrap, strategy):
-    seen = {}
-
-    class Host(page['Classifier']):
-        def loss(self, inputs, data_samples):
-            logits = self.forward(inputs)
-            seen['rows'] = len(logits)
-            seen['labels'] = [
-                int(sample.gt_label.label if isinstance(sample, BaseDataElement) else sample)
-                for sample in data_samples
-            ]
-            return dict(loss=logits.logsumexp(1).mean())
-
-    class Blocked(page['PFBMixin'], Host):
-        pass
-
-    model = Blocked(
-        num_classes=4, pfb=dict(prune_ratio=0.5, block_after='backbone.3', strategy=strategy)
-    ).train()
-    seed(model)
-    labels = torch.arange(8)
-    losses = model(tiny.images(), [wrap(label) for label in labels], mode='loss')
-    losses['loss'].backward()
-    assert seen['rows'] == 4
-    assert seen['labels'] == model.pfb.selection.indices.tolist()
-    assert model.backbone[0].weight.grad.any()
+    assert seen[0][:, 0, 0, 0].tolist() == [1.0 + index for index in kept]

@@ -87,7 +87,7 @@ def config_left_in(run):
 def test_an_exported_run_predicts_bit_for_bit_the_same_without_pfb(variant, tmp_path, scene):
     cfg = demo_config(tmp_path / 'run', max_iters=4)
     if variant == 'own exit':
-        cfg.model.pfb = dict(prune_ratio=0.5, criterion=dict(type='hard', exit='own'))
+        cfg.model.pfb = dict(prune_ratio=0.5, criterion='hard', exit='own')
     if variant == 'EMA':
         cfg.custom_hooks.append(dict(type='EMAHook', momentum=0.3))
     train(cfg)
@@ -143,6 +143,10 @@ def test_nothing_of_pfb_or_of_training_is_left_and_what_went_is_told(run, tmp_pa
     after = torch.load(exported.checkpoint, weights_only=True)
     assert after.keys() == {'meta', 'state_dict'}
     weights = {k: v for k, v in before['state_dict'].items() if not k.startswith('pfb.')}
+    plain = MODELS.build(Config.fromfile(exported.config).model)
+    plain.load_state_dict(after['state_dict'], strict=True)
+    blocked = MODELS.build(config_left_in(run).model)
+    blocked.load_state_dict(plain.state_dict(), strict=True)
     assert after['state_dict'].keys() == weights.keys() < before['state_dict'].keys()
     assert all(torch.equal(after['state_dict'][key], weights[key]) for key in weights)
     assert after['meta']['dataset_meta'] == before['meta']['dataset_meta']

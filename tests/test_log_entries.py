@@ -92,7 +92,7 @@ class AsOnThePage(Hook):
 
 
 def test_the_hook_and_the_log_processor_of_the_page_see_them(tmp_path):
-    page = ROOT / 'docs/see-what-was-skipped.md'
+    page = ROOT / 'docs/reference/log-scalars.md'
     line, config = re.findall(r'^```python\n(.*?)^```$', page.read_text(), flags=re.M | re.S)
     hook = dict(type='AsOnThePage', line=line)
     options = Config.fromstring(config, '.py').to_dict()

@@ -1,6 +1,7 @@
 """What the pages show can be done: links lead somewhere, commands are understood, Python runs."""
 
 import argparse
+import ast
 import functools
 import re
 import runpy
@@ -22,7 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     ROOT / name for name in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'configs/README.md')
 ]
-PAGES += sorted((ROOT / 'docs').glob('*.md')) + sorted((ROOT / 'pfb_mmseg').glob('*/README.md'))
+PAGES += sorted((ROOT / 'docs/guide').glob('*.md')) + sorted((ROOT / 'docs/reference').glob('*.md'))
+PAGES += sorted((ROOT / 'pfb_mmseg').glob('*/README.md'))
+# Reports are frozen: their commands are those of the version that they name.
+REPORTS = sorted((ROOT / 'docs/reports').glob('*.md'))
 TEMPLATES = sorted((ROOT / '.github/ISSUE_TEMPLATE').iterdir())
 
 # Commands that are not checked, with the reason.
@@ -30,21 +34,16 @@ NOT_RUN = {
     'pip install -e .': 'changes the environment; setup.py is held by test_setup.py',
     'pip install -e .[mmseg]': 'changes the environment; setup.py is held by test_setup.py',
     'pip install -e .[classification]': 'changes the environment',
-    'pip install pre-commit': 'changes the environment',
-    'pre-commit install': 'changes the repository',
-    'pip install argcomplete': 'changes the environment',
-    'register-python-argcomplete pfb': 'a tool of argcomplete; test_commands.py completes a line',
-    'ln -s .../camvid data/camvid': 'names a folder of the reader',
 }
 # Python of these pages is run by tests of their own.
 RUN_ELSEWHERE = {
-    'docs/see-what-was-skipped.md': 'test_log_entries.py',
-    'docs/classification.md': 'classifiers/test_runs.py',
-    'docs/your-own-loop.md': 'test_loop_page.py',
-    'docs/several-gpus-and-resuming.md': 'test_pages.py',
+    'docs/guide/your-own-loop.md': 'test_loop_page.py',
+    'docs/guide/your-own-model.md': 'test_own_model_page.py',
+    'docs/guide/classification.md': 'classifiers/test_runs.py',
+    'docs/guide/detection.md': 'test_detection_page.py',
+    'docs/guide/several-gpus.md': 'test_pages.py',
+    'docs/reference/log-scalars.md': 'test_log_entries.py',
     'pfb_mmseg/core/README.md': 'core/test_page.py',
-    'pfb_mmseg/core/criteria/README.md': 'criteria/test_page.py',
-    'pfb_mmseg/models/README.md': 'test_custom_segmentor.py',
 }
 
 
@@ -67,7 +66,7 @@ def anchors(page):
     return {re.sub(r'[^\w\- ]', '', text.lower()).replace(' ', '-') for text in headings}
 
 
-@pytest.mark.parametrize('page', PAGES, ids=name_of)
+@pytest.mark.parametrize('page', [*PAGES, *REPORTS], ids=name_of)
 def test_links_lead_to_files_and_headings_that_exist(page):
     for target in re.findall(r'\]\(([^)\s]+)\)', prose(page)):
         if target.startswith('https://'):
@@ -78,33 +77,12 @@ def test_links_lead_to_files_and_headings_that_exist(page):
         assert not anchor or anchor in anchors(path), target
 
 
-def test_every_page_can_be_reached_from_the_first_and_stands_in_the_site():
-    links = re.findall(r'\]\(([^)\s#]+)', prose(ROOT / 'README.md'))
-    linked = {(ROOT / target).resolve() for target in links}
-    assert linked >= {*PAGES} - {ROOT / 'README.md'}
-    text = (ROOT / 'mkdocs.yml').read_text()
-    for page in (ROOT / 'docs').glob('*.md'):
-        assert f': {page.name}\n' in text, page.name
-    hook = (ROOT / 'docs/beside_the_code.py').read_text()
-    for page in PAGES:
-        assert page.parent.name == 'docs' or f"'{name_of(page)}'" in hook, page
-
-
-def test_the_first_page_stays_short_and_begins_with_the_two_commands():
-    lines = (ROOT / 'README.md').read_text().splitlines()
-    assert len(lines) <= 180
-    assert not [line for line in lines if len(line) > 120]
-    first_screen = '\n'.join(lines[:25])
-    assert 'make demo' in first_screen and 'make test' in first_screen
-
-
 @pytest.fixture(scope='module')
 def shell(tmp_path_factory):
     """Runs the lines of a block in bash, where each known command only notes its arguments."""
     folder = tmp_path_factory.mktemp('shell')
     (folder / 'bin').mkdir()
-    names = ('bash', 'ln', 'make', 'pfb', 'pip', 'pre-commit', 'python')
-    for name in (*names, 'register-python-argcomplete'):
+    for name in ('bash', 'make', 'pfb', 'pip', 'python'):
         command = folder / 'bin' / name
         command.write_text(
             '#!/bin/sh\nprintf "%s\\0" "${0##*/}" "$@" >> "$NOTES"\necho >> "$NOTES"\n'
@@ -226,8 +204,31 @@ def test_python_of_a_page_is_a_config_that_trains_or_is_run_elsewhere(page):
         assert type(HOOKS.build(cfg.custom_hooks[0])) is pfb_mmseg.PFBHook
 
 
+def messages_of(package):
+    """Every string in the code of a package, with `…` where a value is filled in."""
+    found = []
+    for path in sorted(package.rglob('*.py')):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [p.value if isinstance(p, ast.Constant) else '…' for p in node.values]
+                found.append(''.join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return '\n'.join(found)
+
+
+def test_troubleshooting_explains_messages_that_the_code_has():
+    page = (ROOT / 'docs/guide/troubleshooting.md').read_text()
+    explained = re.findall(r'^\| "(.+?)" \|', page, flags=re.M)
+    assert explained
+    messages = messages_of(ROOT / 'pfb_mmseg')
+    for words in explained:
+        pattern = '.{0,40}'.join(re.escape(part.strip()) for part in words.split('…'))
+        assert re.search(pattern, messages, flags=re.S), words
+
+
 def test_the_function_of_the_page_gives_each_process_the_group_it_is_in(monkeypatch):
-    page = ROOT / 'docs' / 'several-gpus-and-resuming.md'
+    page = ROOT / 'docs/guide/several-gpus.md'
     [block] = blocks(page, 'python')
     names = {}
     exec(compile(block, str(page), 'exec'), names)

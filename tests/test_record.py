@@ -2,11 +2,10 @@
 
 import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
+import collect_rank
 import numpy as np
+import processes
 import pytest
 import torch
 from mmengine.structures import BaseDataElement, PixelData
@@ -273,15 +272,7 @@ def test_many_images_stay_small_on_disk(tmp_path):
 
 def test_processes_hand_in_little_and_only_the_first_one_gets_it(tmp_path):
     """100 iterations of 16 new images each, 150 classes, nothing logged: two collections."""
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
-    tests = Path(__file__).parent
-    run = subprocess.run(
-        [*torchrun, str(tests / 'collect_rank.py'), str(tmp_path)],
-        env={**os.environ, 'PYTHONPATH': str(tests.parent), 'OMP_NUM_THREADS': '1'},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
+    processes.run(collect_rank.run, tmp_path, num_ranks=2)
     first, other = (torch.load(tmp_path / f'{rank}.pt') for rank in range(2))
     assert (first['candidates'], first['kept']) == (2 * 100 * 16, 2 * 100 * 8)
     assert other['candidates'] == 0

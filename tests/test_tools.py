@@ -263,26 +263,26 @@ class TestApplyPFB:
         changes = apply_pfb(cfg, 0.3)
         assert cfg.to_dict() == dict(
             model=dict(
-                type='mmseg.PFBCascadeEncoderDecoder', num_stages=2, pfb=dict(prune_ratio=0.3)
+                type='mmseg.PFBCascadeEncoderDecoder',
+                num_stages=2,
+                pfb=dict(prune_ratio=0.3, criterion='hard'),
             ),
             custom_imports=dict(imports=['mine', 'pfb_mmseg'], allow_failed_imports=True),
             custom_hooks=[dict(type='EMAHook'), dict(type='PFBHook')],
         )
-        assert len(changes) == 4
+        assert len(changes) == 5
         assert apply_pfb(cfg, 0.3) == []
 
     def test_overrides_the_ratio_of_a_config_with_pfb_and_keeps_its_other_options(self):
         cfg = Config(
             dict(
-                model=dict(
-                    type='PFBEncoderDecoder', pfb=dict(prune_ratio=0.7, strategy='single_pass')
-                ),
+                model=dict(type='PFBEncoderDecoder', pfb=dict(prune_ratio=0.7, criterion='rare')),
                 custom_imports=dict(imports=['pfb_mmseg']),
                 custom_hooks=[dict(type='PFBHook', begin=0.1)],
             )
         )
         assert apply_pfb(cfg, 0.3) == ['model.pfb.prune_ratio: 0.7 -> 0.3']
-        assert cfg.model.pfb == dict(prune_ratio=0.3, strategy='single_pass')
+        assert cfg.model.pfb == dict(prune_ratio=0.3, criterion='rare')
         assert cfg.custom_hooks == [dict(type='PFBHook', begin=0.1)]
 
     def test_accepts_classes_as_configs_in_import_syntax_give_them(self):

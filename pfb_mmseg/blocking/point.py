@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
@@ -128,7 +129,7 @@ class BlockingPoint:
         given = self.input_shape
         shapes = _usual_shapes(self.encoder, self.blank_sizes) if given is None else [given]
         shape, output = self._first_that_runs(shapes, like)
-        tensors = _tensors(output)
+        tensors = feature_tensors(output)
         if not tensors or any(len(tensor) != 1 for tensor in tensors):
             raise ValueError(
                 f'the module {self.name!r} returns no feature map with a row for each image; '
@@ -203,8 +204,10 @@ class BlockingPoint:
                         "strategy='two_pass'"
                     )
                 recomputed = with_gradient and is_checkpointed()
-                num_images = len(_tensors(output)[0])
-                indices = choose(output)
+                num_images = len(feature_tensors(output)[0])
+                # Where this pass is recomputed, what is computed here is not.
+                with saved_tensors_hooks(_itself, _itself):
+                    indices = choose(output)
             elif not in_backward():
                 return None
             return _narrow(output, indices, num_images)
@@ -247,7 +250,7 @@ class BlockingPoint:
             return kept
 
         def watch(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if cut and any(len(tensor) == 3 for tensor in _tensors([args, kwargs])):
+            if cut and any(len(tensor) == 3 for tensor in feature_tensors([args, kwargs])):
                 untouched.append(type(module).__name__)
 
         with scoring_mode(self.encoder, batch_statistics=False):
@@ -269,8 +272,8 @@ class BlockingPoint:
             finally:
                 for handle in handles:
                     handle.remove()
-        expected = _tensors(_narrow(whole, kept, 3))
-        if untouched or not all(map(_close, _tensors(output), expected)):
+        expected = feature_tensors(_narrow(whole, kept, 3))
+        if untouched or not all(map(_close, feature_tensors(output), expected)):
             raise ValueError(_NO_CHAIN.format(name=self.name))
 
     def check_scale(self, scale: float, like: Tensor | None = None) -> None:
@@ -372,7 +375,7 @@ class BlockingPoint:
 
     def num_rows(self, output: Any) -> int:
         """How many images what the module returned is of."""
-        return len(_tensors(output)[0])
+        return len(feature_tensors(output)[0])
 
     def vectors(
         self, output: Any, valid: Tensor | None = None, size: tuple[int, int] | None = None
@@ -386,7 +389,7 @@ class BlockingPoint:
             size: (H, W) of the images that the encoder was given; asked for with ``valid``.
         """
         vectors = []
-        for tensor, dim in zip(_tensors(output), self.channel_dims, strict=True):
+        for tensor, dim in zip(feature_tensors(output), self.channel_dims, strict=True):
             grid = token_grid(tensor.shape[1], *size) if tensor.ndim == 3 and size else None
             has_space = tensor.ndim == 4 or grid is not None
             vectors.append(spatial_mean(tensor, dim, valid if has_space else None, grid))
@@ -396,7 +399,7 @@ class BlockingPoint:
         """The same as :meth:`vectors`, with the gradient and in the type of the output."""
         means = [
             tensor.flatten(2).mean(dim=2) if dim == 1 else tensor.flatten(1, -2).mean(dim=1)
-            for tensor, dim in zip(_tensors(output), self.channel_dims, strict=True)
+            for tensor, dim in zip(feature_tensors(output), self.channel_dims, strict=True)
         ]
         return means[0] if len(means) == 1 else torch.cat(means, dim=1)
 
@@ -480,15 +483,19 @@ def _channel_dim(tensor: Tensor, ratio: int) -> int:
     return 1
 
 
-def _tensors(output: Any) -> list[Tensor]:
+def feature_tensors(output: Any) -> list[Tensor]:
     """The floating-point tensors with a batch dimension and channels in a nested output."""
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() and output.ndim > 1 else []
     if isinstance(output, dict):
         output = list(output.values())
     if isinstance(output, (tuple, list)):
-        return [tensor for item in output for tensor in _tensors(item)]
+        return [tensor for item in output for tensor in feature_tensors(item)]
     return []
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

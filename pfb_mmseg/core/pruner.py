@@ -102,7 +102,8 @@ class BatchPruner(nn.Module):
     def keeps_all(self, candidates: Candidates) -> bool:
         """Whether the share to keep comes to every image in the next iteration."""
         size = self._agree_on_full_size(candidates.num, candidates.device)
-        return self.ready and candidates.ready and self.quota.keep(self._step, size) == size
+        ready = self.ready and candidates.ready
+        return self.quota.prune_ratio == 0 or (ready and self.quota.keep(self._step, size) == size)
 
     def forward(self, batch: Tensor | Candidates) -> Selection:
         """Score a batch, choose, and learn from what was chosen (Algorithm 1, lines 6–10).

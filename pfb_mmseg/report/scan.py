@@ -32,7 +32,6 @@ _MOST_COMPARED = 4096
 _OPTIONS = dict(
     strategy='two_pass',
     score_scale=1.0,
-    score_dtype=None,
     process_group=None,
     exit_loss_weight=0,
 )

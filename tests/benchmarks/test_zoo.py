@@ -38,8 +38,8 @@ EXPECTED = {
 }
 
 
-# A chain of stages, one with branches, a U, a transformer and a cascade.
-SAMPLE = ('deeplabv3/', 'fastscnn/', 'unet/', 'segformer/', 'ocrnet/')
+# A chain of stages, one with branches, a U and a transformer.
+SAMPLE = ('deeplabv3/', 'fastscnn/', 'unet/', 'segformer/')
 
 
 @pytest.mark.parametrize(

@@ -1,33 +1,10 @@
-"""Checkpoints: of version 0.1, of other criteria, of the plain class."""
+"""Checkpoints: of other criteria, of other exits, of the plain class."""
 
 import io
 
 import pytest
 import tiny
 import torch
-
-from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner
-
-OLD = ('centroids', 'counts', 'idle', 'num_seeded', 'num_updates')
-
-
-def old_state(step=5, num_centroids=6, dim=8, seed=0):
-    """What version 0.1 wrote for a pruner."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        'step': torch.tensor(step),
-        'estimator.centroids': torch.rand(num_centroids, dim, generator=generator),
-        'estimator.counts': torch.randint(1, 9, (num_centroids,), generator=generator),
-        'estimator.idle': torch.randint(0, 3, (num_centroids,), generator=generator),
-        'estimator.num_seeded': torch.tensor(num_centroids),
-        'estimator.num_updates': torch.tensor(4),
-    }
-
-
-def old_checkpoint(model, **options):
-    """The state of a model as version 0.1 would have written it."""
-    state = {k: v for k, v in model.state_dict().items() if not k.startswith('pfb.')}
-    return state | {f'pfb.pruner.{k}': v for k, v in old_state(**options).items()}
 
 
 def through_a_file(state):
@@ -37,67 +14,14 @@ def through_a_file(state):
     return torch.load(buffer, weights_only=True)
 
 
-@pytest.mark.parametrize('criterion', ['rare', 'common'])
-def test_a_pruner_of_version_0_1_goes_on(criterion):
-    pruner = BatchPruner(0.5, AdaptiveDensityEstimator(6, 8), criterion, exploration=0)
-    state = old_state()
-    pruner.load_state_dict(through_a_file(state))
-    assert pruner.step == 5 and pruner.ready
-    estimator = pruner.estimator
-    assert torch.equal(estimator.centroids, state['estimator.centroids'])
-    assert estimator.counts.tolist() == state['estimator.counts'].tolist()
-    # The density is the one of those centroids.
-    fresh = AdaptiveDensityEstimator(6, 8)
-    fresh.load_state_dict({name: state[f'estimator.{name}'] for name in OLD})
-    x = torch.rand(8, 8, generator=torch.Generator().manual_seed(1))
-    expected = fresh.log_density(x)
-    selection = pruner(x)
-    assert torch.equal(selection.log_density, expected)
-    order = expected.argsort(descending=criterion == 'common')
-    assert selection.indices.tolist() == sorted(order[:4].tolist())
-    assert pruner.step == 6
-
-
-def test_the_old_state_is_not_written_to():
-    state = old_state()
-    names = list(state)
-    BatchPruner(0.5, AdaptiveDensityEstimator(6, 8)).load_state_dict(state)
-    assert list(state) == names
-
-
-@pytest.mark.parametrize(
-    'criterion',
-    [
-        'rare',
-        'common',
-        'random',
-        'hard',
-        'loss_topk',
-        'divbs',
-        dict(type='rare', estimator=dict(num_centroids=6, dim=8)),
-    ],
-    ids=str,
-)
-def test_a_model_of_version_0_1_loads_strictly_whatever_the_criterion(criterion):
-    model = tiny.build(dict(criterion=criterion))
-    state = old_checkpoint(tiny.plain_twin(tiny.build()), step=5)
-    model.load_state_dict(through_a_file(state))
-    assert model.pfb.pruner.step == 5
-    model.loss(tiny.images(), tiny.samples())
-    assert model.pfb.selection.num_kept == 4
-    assert model.pfb.pruner.step == 6
-
-
 def test_an_exit_of_its_own_starts_afresh_from_a_checkpoint_that_has_none():
-    model = tiny.build(dict(criterion=dict(type='hard', exit='own', warmup=2)))
-    missing, unexpected = model.load_state_dict(old_checkpoint(model), strict=False)
-    assert missing and all(name.startswith('pfb.exit.layers.') for name in missing)
-    assert not unexpected
-    kept = []
-    for seed in range(3):
-        model.loss(tiny.images(seed=seed), tiny.samples(seed=seed))
-        kept.append(model.pfb.selection.num_kept)
-    assert kept == [8, 8, 4]
+    model = tiny.build(dict(criterion='hard', exit='own'))
+    first = [weight.clone() for weight in model.pfb.exit.layers.parameters()]
+    model.load_state_dict(through_a_file(tiny.build(dict(criterion='hard')).state_dict()))
+    for weight, before in zip(model.pfb.exit.layers.parameters(), first, strict=True):
+        assert torch.equal(weight, before)
+    model.loss(tiny.images(), tiny.samples())
+    assert model.pfb.selection.num_kept == 8
 
 
 @pytest.mark.parametrize('written_by', ['rare', 'random', 'hard'])
@@ -127,19 +51,23 @@ def test_a_checkpoint_of_the_plain_class_loads_strictly(criterion):
 
 @pytest.mark.parametrize(
     'criterion',
-    ['rare', 'common', 'random', 'hard', dict(type='hard', exit='own', warmup=3), 'divbs'],
-    ids=str,
+    ['rare', 'random', 'hard', 'own', 'divbs'],
 )
 @pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])
 def test_a_restored_model_takes_the_same_decisions(criterion, strategy):
-    if criterion == 'divbs' and strategy == 'single_pass':
-        strategy = 'two_pass'
-    options = dict(criterion=criterion, strategy=strategy, prune_ratio=0.3, exploration=0.5)
+    options = dict(criterion=criterion, strategy=strategy, prune_ratio=0.3)
+    if criterion == 'own':
+        options |= dict(criterion='hard', exit='own')
+    elif criterion == 'rare':
+        options['criterion'] = tiny.RARE | dict(exploration=0.5)
+    elif criterion == 'divbs':
+        options['strategy'] = 'two_pass'
     original, restored = (tiny.build(options, head=dict(dropout_ratio=0)) for _ in range(2))
-    for seed in range(2):
-        original.loss(tiny.images(seed=seed), tiny.samples(seed=seed))
+    num_before = 11 if criterion == 'own' else 2
+    for seed in range(num_before):
+        original.loss(tiny.images(size=32, seed=seed), tiny.samples(size=32, seed=seed))
     restored.load_state_dict(through_a_file(original.state_dict()))
-    for seed in range(2, 6):
+    for seed in range(num_before, num_before + 3):
         images, samples = tiny.images(seed=seed), tiny.samples(seed=seed)
         expected, found = (one.loss(images, samples) for one in (original, restored))
         torch.testing.assert_close(found, expected, rtol=0, atol=0)

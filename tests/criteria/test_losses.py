@@ -12,7 +12,7 @@ from mmseg.registry import MODELS
 
 from pfb_mmseg.core import BatchPruner, Candidates
 from pfb_mmseg.core.criteria.divbs import classifier_gradients, diverse_order
-from pfb_mmseg.models import HostCandidates
+from pfb_mmseg.models.mixin import BlockedStep
 from pfb_mmseg.models.segmentation.heads import image_losses
 
 NAN = float('nan')
@@ -52,8 +52,12 @@ def explicit_losses(model, images, samples):
 
 
 class TestImageLosses:
-    def test_are_the_losses_of_the_images_alone(self):
-        model = tiny.plain_twin(build('loss_topk')).eval()
+    @pytest.mark.parametrize('over_labelled', [False, True])
+    def test_are_the_losses_that_are_trained_of_the_images_alone(self, over_labelled):
+        """Over all pixels, or over the labelled ones."""
+        loss = dict(type='CrossEntropyLoss', avg_non_ignore=over_labelled)
+        head = dict(loss_decode=loss)
+        model = tiny.plain_twin(build('loss_topk', head), head).eval()
         images, samples = tiny.images(), tiny.samples()
         samples[2].gt_sem_seg.data[:, :20] = 255
         labels = torch.stack([sample.gt_sem_seg.data for sample in samples])
@@ -61,11 +65,6 @@ class TestImageLosses:
             logits = resize(model(images, mode='tensor'), labels.shape[2:], mode='bilinear')
             losses = image_losses(model.decode_head, logits, labels)
             torch.testing.assert_close(losses, explicit_losses(model, images, samples))
-
-    def test_a_loss_without_pixels_is_refused(self):
-        model = tiny.build(head=dict(loss_decode=dict(type='DiceLoss')))
-        with pytest.raises(ValueError, match='DiceLoss of ASPPHead gives no loss for each pixel'):
-            image_losses(model.decode_head, torch.randn(2, 5, 8, 8), torch.zeros(2, 1, 8, 8).long())
 
 
 class TestLossTopK:
@@ -93,7 +92,7 @@ class TestDivBS:
     def test_gradients_are_those_of_a_backward_pass_for_each_image(self):
         model = build('divbs')
         images, samples = tiny.images(4), tiny.samples(4)
-        found = HostCandidates(model, model.pfb, images, samples).classifier_gradients()
+        found = BlockedStep(model, images, samples, model.loss).classifier_gradients()
         twin = tiny.plain_twin(model)
         losses = explicit_losses(twin, images, samples)
         weight = twin.decode_head.conv_seg.weight
@@ -195,12 +194,12 @@ class TestBoth:
         before = copy.deepcopy(model.state_dict())
         modes = [module.training for module in model.modules()]
         state = torch.get_rng_state()
-        with model.pfb.decide(HostCandidates(model, model.pfb, tiny.images(), tiny.samples())):
+        with model.pfb.pruner.select(BlockedStep(model, tiny.images(), tiny.samples(), model.loss)):
             pass
         after = model.state_dict()
         assert [module.training for module in model.modules()] == modes
         assert torch.equal(torch.get_rng_state(), state)
-        for name in before.keys() - {'pfb.pruner._extra_state'}:
+        for name in before.keys() - {'pfb.pruner._extra_state', 'pfb._extra_state'}:
             assert torch.equal(before[name], after[name]), name
         assert all(parameter.grad is None for parameter in model.parameters())
 

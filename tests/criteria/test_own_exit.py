@@ -1,287 +1,185 @@
-"""An exit of its own: trained beside the model, on the images that stay, and in nobody's way."""
+"""An exit of PFB's own: taught by all images that are looked at, and in nobody's way."""
 
+import copy
 import json
 
-import numpy as np
 import pytest
 import tiny
 import torch
 from demo_runs import demo_config, train
 from mmengine.registry import init_default_scope
-from mmseg.models.segmentors import DepthEstimator
 from mmseg.registry import MODELS
 from torch import nn
 from torch.nn import functional as F
 
-from pfb_mmseg import PFBMixin
-
 STRATEGIES = ['two_pass', 'single_pass']
+OWN = dict(criterion='hard', exit='own', exit_loss_weight=0)
+WARM_UP = 10
 
 
-def own(**options):
-    return dict(type='hard', exit='own', **options)
-
-
-def build(warmup=0, head=None, pool=1, class_balance=0, **pfb):
-    criterion = own(warmup=warmup, pool=pool, class_balance=class_balance)
-    model = tiny.build(dict(criterion=criterion) | pfb, head=head)
+def build(head=None, ready=True, **pfb):
+    """Before its first step, or after those in which the exit only learns."""
+    model = tiny.build(OWN | pfb, head=head)
     nn.init.normal_(model.pfb.exit.layers[-1].weight, std=0.5)
+    if ready:
+        for seed in range(100, 100 + WARM_UP):
+            model.loss(tiny.images(4, 32, seed), tiny.samples(4, 32, seed))
     return model
 
 
-def watch_features(model):
-    """What the blocking point returns from now on, in float64."""
-    seen = []
-    model.backbone.layer3.register_forward_hook(
-        lambda module, args, output: seen.append(output.detach().double())
-    )
-    return seen
-
-
-def explicit_losses(exit, maps, samples):
-    """(N,) float64, with a graph to (the copies of) the exit's weights."""
-    conv, _, _, last = exit.layers
-    weights = [p.detach().double().requires_grad_() for p in exit.parameters()]
-    names = [name for name, _ in exit.named_parameters()]
-    weight = dict(zip(names, weights, strict=True))
-    hidden = F.conv2d(maps, weight['layers.0.weight'], padding=conv.padding)
+def explicit_losses(layers, maps, samples):
+    """(N,) float64, mean over the pixels of each image, with a graph to the weights."""
+    conv, norm, _, last = layers
+    hidden = F.conv2d(maps, conv.weight, padding=conv.padding)
     mean, var = hidden.mean((0, 2, 3)), hidden.var((0, 2, 3), correction=0)
     shape = (1, -1, 1, 1)
-    hidden = (hidden - mean.view(shape)) / (var.view(shape) + 1e-5).sqrt()
-    hidden = hidden * weight['layers.1.weight'].view(shape) + weight['layers.1.bias'].view(shape)
-    logits = F.conv2d(hidden.relu(), weight['layers.3.weight'], weight['layers.3.bias'])
+    hidden = (hidden - mean.view(shape)) / (var.view(shape) + norm.eps).sqrt()
+    hidden = hidden * norm.weight.view(shape) + norm.bias.view(shape)
+    logits = F.conv2d(hidden.relu(), last.weight, last.bias)
     losses = []
     for one, sample in zip(logits, samples, strict=True):
         labels = sample.gt_sem_seg.data[0]
         step = [labels.shape[i] // one.shape[1 + i] for i in range(2)]
         labels = labels[step[0] // 2 :: step[0], step[1] // 2 :: step[1]]
         chosen = one.log_softmax(0).gather(0, (labels % 255)[None])[0]
-        areas = torch.stack([(labels == label).sum() for label in labels.flatten()]).double()
-        weights = areas.view(labels.shape) ** -exit.class_balance
-        losses.append(-(chosen * (labels != 255) * weights).sum() / weights.sum())
-    assert last.out_channels == tiny.NUM_CLASSES
-    return torch.stack(losses), weight
+        losses.append(-(chosen * (labels != 255)).mean())
+    return torch.stack(losses)
 
 
 @pytest.mark.parametrize('strategy', STRATEGIES)
 class TestStep:
-    @pytest.mark.parametrize('balance', [0, 0.5])
-    def test_the_highest_of_its_losses_stay(self, strategy, balance):
-        model = build(strategy=strategy, class_balance=balance)
-        seen = watch_features(model)
-        samples = tiny.samples()
+    def test_the_highest_of_its_losses_stay_and_it_learns_from_all(self, strategy):
+        """By Adam with a rate of 0.001, from the mean over all images, whatever stays."""
+        model = build(strategy=strategy)
+        before = copy.deepcopy(model.pfb.exit.layers).double()
+        adam = torch.optim.Adam(before.parameters(), 1e-3)
+        adam.load_state_dict(model.pfb.exit.state_dict()['optimizer'])
+        seen, samples = [], tiny.samples()
+        model.backbone.layer3.register_forward_hook(
+            lambda module, args, output: seen.append(output.detach().double())
+        )
         samples[3].gt_sem_seg.data[:, :32] = 255
         model.loss(tiny.images(), samples)
-        expected, _ = explicit_losses(model.pfb.exit, seen[0], samples)
+        expected = explicit_losses(before, seen[0], samples)
         selection = model.pfb.selection
         torch.testing.assert_close(
             selection.score.double(), expected.detach(), rtol=1e-4, atol=1e-5
         )
         assert selection.indices.tolist() == sorted(expected.argsort()[4:].tolist())
-
-    @pytest.mark.parametrize('balance', [0, 0.5])
-    def test_it_learns_from_the_images_that_stay_and_from_no_other(self, strategy, balance):
-        model = build(strategy=strategy, class_balance=balance)
-        seen = watch_features(model)
-        samples = tiny.samples()
-        losses = model.loss(tiny.images(), samples)
-        found = losses['exit.loss_ce']
-        found.backward()
-        expected, weight = explicit_losses(model.pfb.exit, seen[0], samples)
-        kept = model.pfb.selection.indices
-        expected = expected[kept].mean()
-        expected.backward()
-        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
-        for name, parameter in model.pfb.exit.named_parameters():
-            torch.testing.assert_close(
-                parameter.grad.double(), weight[name].grad, rtol=1e-3, atol=1e-5
-            )
-        others = [p for n, p in model.named_parameters() if not n.startswith('pfb.exit.')]
-        assert all(p.grad is None for p in others)
+        expected.mean().backward()
+        adam.step()
+        for found, wanted in zip(
+            model.pfb.exit.layers.parameters(), before.parameters(), strict=True
+        ):
+            torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=2e-5)
 
     def test_the_rest_of_the_model_is_trained_as_without_it(self, strategy):
         """Bit by bit, dropout included: it draws no random number."""
         model = build(strategy=strategy)
         images, samples = tiny.images(), tiny.samples()
+        state = model.state_dict()
+        weights = {k: v.clone() for k, v in state.items() if not k.startswith('pfb.')}
         torch.manual_seed(7)
         losses = model.loss(images, samples)
         tiny.total(losses).backward()
-        found = tiny.gradients(model)
-        buffers = dict(model.backbone.named_buffers())
-        assert all(found[name].any() for name in found if name.startswith('pfb.exit.layers.3'))
-        # The same choice by a criterion that has no exit.
         kept = model.pfb.selection.indices
 
-        twin = build(strategy=strategy)
-        twin.pfb.exit, twin.pfb.pruner.criterion = None, Fixed(kept)
+        def the_same(candidates):
+            candidates.features()
+            return torch.zeros(candidates.num).index_fill(0, kept, 1.0)
+
+        twin = tiny.build(dict(criterion=the_same, strategy=strategy))
+        twin.load_state_dict(weights, strict=False)
         torch.manual_seed(7)
         expected = twin.loss(images, samples)
         tiny.total(expected).backward()
-        assert losses.keys() - expected.keys() == {'exit.loss_ce'}
-        for name, gradient in tiny.gradients(twin).items():
-            assert torch.equal(found[name], gradient), name
-        for name, value in twin.backbone.named_buffers():
-            assert torch.equal(buffers[name], value), name
+        torch.testing.assert_close(losses, expected, rtol=0, atol=0)
+        torch.testing.assert_close(tiny.gradients(model), tiny.gradients(twin), rtol=0, atol=0)
+        buffers, others = (dict(one.backbone.named_buffers()) for one in (model, twin))
+        torch.testing.assert_close(buffers, others, rtol=0, atol=0)
 
-    def test_it_learns_from_all_images_before_it_decides(self, strategy):
-        model = build(warmup=2, strategy=strategy)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        kept = []
-        for seed in range(4):
-            before = [p.detach().clone() for p in model.pfb.exit.parameters()]
-            optimizer.zero_grad()
-            tiny.total(model.loss(tiny.images(seed=seed), tiny.samples(seed=seed))).backward()
-            optimizer.step()
+    def test_it_learns_from_all_images_before_it_decides_and_teaches(self, strategy):
+        model = build(ready=False, strategy=strategy, exit_loss_weight=1)
+        kept, taught = [], []
+        for seed in range(WARM_UP + 2):
+            before = [p.clone() for p in model.pfb.exit.layers.parameters()]
+            losses = model.loss(tiny.images(size=32, seed=seed), tiny.samples(size=32, seed=seed))
             kept.append(model.pfb.selection.num_kept)
-            moved = [
-                not torch.equal(p, old)
-                for p, old in zip(model.pfb.exit.parameters(), before, strict=True)
-            ]
-            assert all(moved)
-        assert kept == [8, 8, 4, 4]
+            taught.append('exit.loss_ce' in losses)
+            after = model.pfb.exit.layers.parameters()
+            assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        assert kept == [8] * WARM_UP + [4] * 2
+        assert taught == [False] * WARM_UP + [True] * 2
 
-    def test_steps_that_are_not_blocked_do_not_warm_it_and_give_it_no_gradient(self, strategy):
-        model = build(warmup=2, strategy=strategy)
-        model.pfb.pruning = False
-        for _ in range(3):
-            losses = model.loss(tiny.images(), tiny.samples())
-        assert losses['exit.loss_ce'] == 0
-        tiny.total(losses).backward()
-        # Zeros and not None: DDP waits for the gradient of every weight.
-        assert all(p.grad is not None and not p.grad.any() for p in model.pfb.exit.parameters())
-        assert not model.pfb.pruner.ready
+    def test_steps_that_are_not_blocked_leave_it_alone(self, strategy):
+        for pfb, pruning in (({}, False), (dict(prune_ratio=0), True)):
+            model = build(ready=False, strategy=strategy, **pfb)
+            model.pfb.pruning = pruning
+            before = copy.deepcopy(model.pfb.exit.state_dict())
+            model.loss(tiny.images(), tiny.samples())
+            assert model.pfb.selection is None
+            torch.testing.assert_close(model.pfb.exit.state_dict(), before, rtol=0, atol=0)
 
-    def test_where_nothing_is_pruned_it_stays_as_it_is(self, strategy):
-        model = build(strategy=strategy, prune_ratio=0)
-        assert model.loss(tiny.images(), tiny.samples())['exit.loss_ce'] == 0
-        assert model.pfb.selection is None
-
-    def test_its_loss_falls(self, strategy):
-        model = build(strategy=strategy)
-        optimizer = torch.optim.SGD(model.pfb.exit.parameters(), lr=0.5)
-        losses = []
-        for _ in range(20):
-            optimizer.zero_grad()
-            losses.append(model.loss(tiny.images(), tiny.samples())['exit.loss_ce'])
-            losses[-1].backward()
-            optimizer.step()
-        assert losses[-1] < 0.9 * losses[0]
-
-    def test_an_image_that_is_not_finite_spoils_neither_its_weights_nor_the_choice(self, strategy):
-        model = tiny.build(dict(criterion=own(warmup=0), strategy=strategy), norm_eval=True)
-        images = tiny.images()
-        images[[2, 5], 0, 3, 3] = torch.tensor([float('nan'), float('inf')])
-        losses = model.loss(images, tiny.samples())
-        kept = model.pfb.selection.indices.tolist()
-        assert len(kept) == 4 and not {2, 5} & set(kept)
-        losses['exit.loss_ce'].backward()
-        assert losses['exit.loss_ce'] > 0
-        assert all(p.grad.isfinite().all() for p in model.pfb.exit.parameters())
-
-    def test_in_bfloat16_its_weights_get_gradients_in_their_own_type(self, strategy):
-        model = build(strategy=strategy)
+    def test_in_bfloat16_it_computes_in_float32(self, strategy):
+        model = build(strategy=strategy, exit_loss_weight=1)
         with torch.autocast('cpu', torch.bfloat16):
             losses = model.loss(tiny.images(), tiny.samples())
         tiny.total(losses).backward()
-        for parameter in model.parameters():
-            assert parameter.grad.dtype == torch.float32 and parameter.grad.isfinite().all()
+        weights = [*model.pfb.exit.layers.parameters(), model.pfb.selection.score]
+        assert all(weight.dtype == torch.float32 and weight.isfinite().all() for weight in weights)
+        assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-class Fixed(nn.Module):
-    """What a criterion is to a pruner: those that are named stay. Runs the shallow part."""
-
-    score_name, learns, exit_options, whole_network, ready = None, False, None, False, True
-
-    def __init__(self, indices):
-        super().__init__()
-        self.indices = indices
-
-    def observe(self, candidates):
-        candidates.features()
-        return torch.zeros(candidates.num).index_fill(0, self.indices, 1.0)
-
-    def score(self, observation, generator):
-        return observation
-
-    importance = score
-
-
-def test_of_a_binary_head_it_tells_two_classes_apart():
+@pytest.mark.parametrize('num_classes', [1, 2])
+@pytest.mark.parametrize('strategy', STRATEGIES)
+def test_of_a_binary_head_it_has_one_channel_that_tells_two_classes_apart(strategy, num_classes):
     head = dict(
-        num_classes=2,
+        num_classes=num_classes,
         out_channels=1,
         threshold=0.3,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True),
     )
-    model = build(head=head)
     samples = tiny.samples()
-    for sample in samples:
-        sample.gt_sem_seg.data.clamp_(max=1)
-    tiny.total(model.loss(tiny.images(), samples)).backward()
-    assert model.pfb.exit.layers[-1].out_channels == 2
-    assert model.pfb.selection.score.isfinite().all()
+    for i, sample in enumerate(samples):
+        sample.gt_sem_seg.data = (sample.gt_sem_seg.data > i % 4).long()
+        sample.gt_sem_seg.data[:, :8] = 255
+    model = tiny.build(OWN | dict(strategy=strategy, exit_loss_weight=1), head=head)
+    seen = []
+    model.pfb.exit.layers.register_forward_hook(lambda _, args, out: seen.append(out.detach()))
+    for _ in range(WARM_UP + 1):
+        tiny.total(model.loss(tiny.images(), samples)).backward()
+    chance = seen[-1].double().sigmoid()
+    assert chance.shape == (8, 1, 8, 8)
+    labels = torch.stack([sample.gt_sem_seg.data[:, 4::8, 4::8] for sample in samples])
+    pixels = -torch.where(labels == 1, chance.log(), (1 - chance).log())
+    expected = torch.where(labels == 255, 0, pixels).mean((1, 2, 3))
+    torch.testing.assert_close(model.pfb.selection.score.double(), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize('pool', [2, 3])
-def test_reads_pooled_features_where_it_is_told_to(pool):
-    model = build(pool=pool)
-    shapes = []
-    model.pfb.exit.layers.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
+def test_its_first_weights_depend_on_the_seed_of_pfb_alone():
+    first = [tiny.build(OWN | dict(seed=seed)).pfb.exit.layers[0].weight for seed in (0, 0, 1)]
+    assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
+
+
+def test_of_several_feature_maps_it_reads_all():
+    init_default_scope('mmseg')
+    model = MODELS.build(tiny.model_cfg(pfb=OWN | dict(strategy='two_pass'))).train()
+
+    def two_maps(module, args, output):
+        return (output, output[..., ::2, ::2]) if model.pfb.point.scoring else output
+
+    model.backbone.layer3.register_forward_hook(two_maps)
+    seen = []
+    model.pfb.prepare()
+    model.pfb.exit.layers.register_forward_hook(lambda _, args, out: seen.append(args[0].shape))
     model.loss(tiny.images(), tiny.samples())
-    assert shapes == [(8, 32, -(-8 // pool), -(-8 // pool))]
+    assert seen == [(8, 64, 8, 8)]
 
 
-def test_another_number_of_channels_than_the_user_said_is_refused_with_both():
-    with pytest.raises(ValueError, match='with 32 channels, the exit reads one with 12'):
-        tiny.build(dict(criterion=own(in_channels=12)))
-    assert tiny.build(dict(criterion=own(in_channels=32))).pfb.exit.layers[0].in_channels == 32
-
-
-def run(work_dir, max_iters=12, **options):
-    return demo_config(
-        work_dir,
-        max_iters,
-        **{
-            'model.pfb.criterion': own(warmup=5),
-            'custom_hooks': [dict(type='PFBHook', begin=0, end=1.0)],
-            'default_hooks.checkpoint.interval': 4,
-            **options,
-        },
-    )
-
-
-def kept(folder):
-    entries = []
-    for file in sorted(folder.glob('*/vis_data/scalars.json')):
-        entries += [json.loads(line) for line in file.read_text().splitlines()]
-    return [round(entry['pfb/kept']) for entry in entries if 'pfb/kept' in entry]
-
-
-@pytest.mark.parametrize('at', [4, 8], ids=['in the warm-up', 'after it'])
-def test_a_run_that_is_resumed_goes_on_bit_for_bit(tmp_path, at):
-    whole = train(run(tmp_path / 'whole'))
-    config = run(tmp_path / 'resumed')
-    config.load_from, config.resume = str(tmp_path / 'whole' / f'iter_{at}.pth'), True
-    resumed = train(config)
-    expected = whole.model.state_dict()
-    assert any(name.startswith('pfb.exit.layers.') for name in expected)
-    for name, value in resumed.model.state_dict().items():
-        assert torch.equal(value, expected[name]), name
-    for one, other in zip(
-        resumed.optim_wrapper.optimizer.state.values(),
-        whole.optim_wrapper.optimizer.state.values(),
-        strict=True,
-    ):
-        for key, value in one.items():
-            assert np.array_equal(value, other[key])
-    assert kept(tmp_path / 'whole') == [4] * 5 + [2] * 7
-    assert kept(tmp_path / 'resumed') == ([4] * 5 + [2] * 7)[at:]
-
-
-def test_is_absent_from_inference_and_its_checkpoint_loads_into_the_plain_class():
-    model = build()
-    tiny.total(model.loss(tiny.images(), tiny.samples())).backward()
-    plain = MODELS.build(tiny.model_cfg('EncoderDecoder'))
+def test_is_no_part_of_the_model_and_absent_from_inference():
+    model, plain = build(), MODELS.build(tiny.model_cfg('EncoderDecoder'))
+    names = [name for name, _ in model.named_parameters()]
+    assert names == [name for name, _ in plain.named_parameters()]
     loaded = plain.load_state_dict(model.state_dict(), strict=False)
     assert not loaded.missing_keys
     assert loaded.unexpected_keys and all(k.startswith('pfb.') for k in loaded.unexpected_keys)
@@ -293,21 +191,36 @@ def test_is_absent_from_inference_and_its_checkpoint_loads_into_the_plain_class(
     assert not calls
 
 
-def test_a_model_that_predicts_no_classes_is_refused_in_a_sentence():
-    init_default_scope('mmseg')
+def run(work_dir, max_iters=16):
+    return demo_config(
+        work_dir,
+        max_iters,
+        **{
+            'model.pfb.criterion': dict(_delete_=True, type='hard'),
+            'model.pfb.exit': 'own',
+            'custom_hooks': [dict(type='PFBHook', begin=0, end=1.0)],
+            'default_hooks.checkpoint.interval': 4,
+        },
+    )
 
-    class PFBDepth(PFBMixin, DepthEstimator):
-        pass
 
-    with pytest.raises(ValueError, match="VPDDepthHead predicts none; use .*'rare'"):
-        PFBDepth(
-            pfb=dict(prune_ratio=0.5, criterion='hard'),
-            backbone=dict(type='ResNet', depth=18, base_channels=16),
-            decode_head=dict(
-                type='VPDDepthHead',
-                in_channels=[16, 32, 64, 128],
-                embed_dim=16,
-                feature_dim=128,
-                num_deconv_filters=(16, 16, 16),
-            ),
-        )
+def kept(folder):
+    entries = []
+    for file in sorted(folder.glob('*/vis_data/scalars.json')):
+        entries += [json.loads(line) for line in file.read_text().splitlines()]
+    return [round(entry['pfb/kept']) for entry in entries if 'pfb/kept' in entry]
+
+
+@pytest.mark.parametrize('at', [4, 12], ids=['while it only learns', 'after that'])
+def test_a_run_that_is_resumed_goes_on_bit_for_bit(tmp_path, at):
+    whole = train(run(tmp_path / 'whole'))
+    config = run(tmp_path / 'resumed')
+    config.load_from, config.resume = str(tmp_path / 'whole' / f'iter_{at}.pth'), True
+    resumed = train(config)
+    exits = [one.model.pfb.exit.state_dict() for one in (resumed, whole)]
+    torch.testing.assert_close(*exits, rtol=0, atol=0)
+    expected = dict(whole.model.named_parameters()) | dict(whole.model.named_buffers())
+    found = dict(resumed.model.named_parameters()) | dict(resumed.model.named_buffers())
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert kept(tmp_path / 'whole') == [4] * WARM_UP + [2] * 6
+    assert kept(tmp_path / 'resumed') == ([4] * WARM_UP + [2] * 6)[at:]

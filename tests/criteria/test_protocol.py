@@ -1,21 +1,24 @@
 """A decision is taken, the images that stay go through their forward pass, then it is committed."""
 
+import copy
+
 import pytest
 import tiny
 import torch
 
 from pfb_mmseg.core import (
-    AdaptiveDensityEstimator,
+    CRITERIA,
     BatchPruner,
     Candidates,
     Criterion,
     FeatureCandidates,
 )
-from pfb_mmseg.models import HostCandidates
 
 
 def pruner(criterion='rare', prune_ratio=0.5):
-    chosen = BatchPruner(prune_ratio, AdaptiveDensityEstimator(6, 4), criterion)
+    if criterion == 'rare':
+        criterion = dict(type='rare', estimator=dict(num_centroids=6, dim=4))
+    chosen = BatchPruner(prune_ratio, criterion)
     while not chosen.ready:
         chosen(rows(seed=100))
     return chosen
@@ -115,13 +118,10 @@ def test_images_that_all_stay_are_not_looked_at():
         pruner().select(Refuses(8, torch.device('cpu')))
 
 
-def test_a_criterion_that_does_not_learn_is_told_nothing():
+def test_a_criterion_need_not_learn():
     class Quiet(Criterion):
         def observe(self, candidates):
             return candidates.features()[:, 0]
-
-        def learn(self, observation):
-            raise AssertionError
 
     chosen = BatchPruner(0.5, criterion=Quiet())
     features = rows()
@@ -149,24 +149,63 @@ def test_a_step_that_fails_in_the_model_is_forgotten_by_the_next(monkeypatch):
 
 
 @pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])
-def test_a_failed_step_by_an_exit_of_its_own_leaves_no_loss_behind(strategy, monkeypatch):
-    criterion = dict(type='hard', exit='own', warmup=0)
-    model = tiny.build(dict(strategy=strategy, criterion=criterion))
+def test_from_a_failed_step_an_exit_of_its_own_learns_nothing(strategy, monkeypatch):
+    model = tiny.build(dict(strategy=strategy, criterion='hard', exit='own'))
     images, samples = tiny.images(), tiny.samples()
+    before = copy.deepcopy(model.pfb.exit.state_dict())
     with monkeypatch.context() as patch:
         patch.setattr(model.decode_head, 'loss', lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             model.loss(images, samples)
     model.pfb.pruning = False
-    assert model.loss(images, samples)['exit.loss_ce'] == 0
+    assert 'exit.loss_ce' not in model.loss(images, samples)
+    torch.testing.assert_close(model.pfb.exit.state_dict(), before, rtol=0, atol=0)
 
 
-def test_the_decision_about_a_batch_may_be_taken_without_training_on_it():
-    model = tiny.build()
-    images, samples = tiny.images(), tiny.samples()
-    with model.pfb.decide(HostCandidates(model, model.pfb, images, samples)) as decision:
-        kept = decision.selection
-    assert kept is model.pfb.selection
-    assert kept.num_kept == 4 and kept.num_candidates == 8
-    assert kept.kept.nonzero().flatten().tolist() == kept.indices.tolist()
-    assert torch.equal(kept.log_density, kept.score)
+class TestOwnCriterion:
+    """A function, a class with an estimate of its own, and what they may ask of the images."""
+
+    @pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])
+    def test_a_function_of_the_candidates_will_do(self, strategy):
+        def brightest(candidates):
+            return candidates.images.mean(dim=(1, 2, 3))
+
+        model = tiny.build(dict(criterion=brightest, strategy=strategy))
+        images = tiny.images()
+        model.loss(images, tiny.samples())
+        expected = images.mean(dim=(1, 2, 3))
+        selection = model.pfb.selection
+        assert selection.indices.tolist() == sorted(expected.argsort()[4:].tolist())
+        assert selection.score_name == 'score'
+        torch.testing.assert_close(selection.score, expected)
+        assert 'those of highest brightest' in model.pfb.describe()
+
+    @pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])
+    def test_it_may_ask_for_features_and_may_teach(self, strategy):
+        def loudest(candidates):
+            return candidates.features().norm(dim=1)
+
+        model = tiny.build(dict(criterion=loudest, exit_loss_weight=0.5, strategy=strategy))
+        losses = model.loss(tiny.images(), tiny.samples())
+        score = model.pfb.selection.score
+        assert model.pfb.selection.indices.tolist() == sorted(score.argsort()[4:].tolist())
+        assert losses['exit.loss_ce'].requires_grad
+
+    def test_with_a_function_by_name(self):
+        name = 'test_protocol_first'
+        CRITERIA.register_module(name)(lambda candidates: -torch.arange(candidates.num).float())
+        try:
+            model = tiny.build(dict(criterion=name))
+            model.loss(tiny.images(), tiny.samples())
+            assert model.pfb.selection.indices.tolist() == [0, 1, 2, 3]
+            with pytest.raises(ValueError, match=f"criterion '{name}' has no option 'skip'"):
+                BatchPruner(criterion=dict(type=name, skip=0.1))
+        finally:
+            CRITERIA._known.pop(name)
+
+    def test_losses_that_nobody_knows_are_refused_by_name(self):
+        def unknown(candidates):
+            return candidates.exit_losses()
+
+        with pytest.raises(TypeError, match="no early exit: set .*scoring_pass to 'exit'"):
+            tiny.build(dict(criterion=unknown)).loss(tiny.images(), tiny.samples())

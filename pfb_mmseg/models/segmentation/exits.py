@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +12,9 @@ from mmseg.models.utils import resize
 from torch import Tensor, nn
 
 from ...blocking import BlockingPoint, find_module, output_stages, scoring_mode, stage_names
+from ...blocking.point import feature_tensors
 from ...core.ranks import Ranks
-from ..exits import Exit, ExitLosses, OwnExit
+from ..exits import Exit, ExitLosses, OwnExit, finite_rows
 from .heads import (
     Labels,
     batch_mean,
@@ -24,6 +26,7 @@ from .heads import (
     pixel_sums,
     proxy_losses,
     ranks_images,
+    weighs_classes,
 )
 
 _OWN = "use exit='own'"
@@ -75,52 +78,74 @@ class AuxiliaryExit(Exit):
         blank = self.point.blank_images(1, like)
         values = torch.rand(blank.shape, generator=torch.Generator().manual_seed(0))
         image = values.to(blank)
+        host = self.point.host
         try:
-            with scoring_mode(encoder, batch_statistics=False):
-                read = encoder(image)[self.head.in_index]
+            with scoring_mode(host, batch_statistics=False):
+                read = getattr(host, 'extract_feat', encoder)(image)[self.head.in_index]
+        except Exception as error:  # whatever it is that this model makes of a blank image
+            raise ValueError(
+                f'{type(host).__name__}.extract_feat cannot take a blank image ({error}), so that '
+                f'it is not known what auxiliary head {self.head_index} reads; {_OWN}'
+            ) from error
         finally:
             for handle in handles:
                 handle.remove()
+        if read.shape[1] != self.head.in_channels:
+            raise ValueError(
+                f'auxiliary head {self.head_index} reads {self.head.in_channels} channels where a '
+                f'blank image has {read.shape[1]}: {type(host).__name__}.extract_feat makes other '
+                f'maps of those of the backbone; {_OWN}'
+            )
         at_point = next(i for i, (module, _) in enumerate(seen) if module is point)
         stages = stage_names(encoder)
         later = stages[_last_stage(stages, self.point.name) + 1 :]
+        found: dict[str, tuple[int, bool]] = {}
         for position, (module, output) in enumerate(seen):
             if position > at_point and any(_is_in(names[module], stage) for stage in later):
                 break
             for dim in (1, -1):
                 if _is_map(output, dim, read, image.shape[-2:]):
-                    self._path = names[module].split('.')
-                    self._channel_dim = dim
-                    self.behind = position > at_point
-                    return
+                    found[names[module]] = dim, position > at_point
+        if found:
+            # Blocks whose last norm starts with zeros return what they are given, until they learn:
+            # what ends a stage comes first, then what runs last.
+            name = next((stage for stage in reversed(stages) if stage in found), [*found][-1])
+            self._path = name.split('.')
+            self._channel_dim, self.behind = found[name]
+            return
         raise ValueError(
-            f'auxiliary head {self.head_index} reads output {self.head.in_index} of the backbone, '
-            f'which is not there yet behind {self.point.path}; {_OWN}'
+            f'auxiliary head {self.head_index} reads map {self.head.in_index} of those that heads '
+            f'are given, which is not there yet behind {self.point.path}; {_OWN}'
         )
 
     def describe(self) -> str:
         return 'the auxiliary head'
 
     def logits(self, output: Any, size: tuple[int, int]) -> Tensor:
-        maps, index = as_maps(output, self._channel_dim, size), self.head.in_index
+        return self._logits(as_maps(output, self._channel_dim, size))
+
+    def _logits(self, maps: Tensor) -> Tensor:
+        index = self.head.in_index
         return self.head([maps] * max(index + 1, -index))
 
     def _losses(
         self, output: Any, samples: list | Tensor, size: tuple[int, int], weight: float
     ) -> ExitLosses:
         head, labels = self.head, label_maps(samples)
+        maps, finite = finite_rows(as_maps(output, self._channel_dim, size))
         if not weight:
             with scoring_mode(head):
-                return ExitLosses(self._of_images(self.logits(output, size), labels), {})
-        logits = self.logits(output, size)
+                return ExitLosses(self._of_images(self._logits(maps), labels, finite), {})
+        logits = self._logits(maps)
         scale = weight / _largest_weight(head)
-        if ranks_images(head):  # then one computation tells the images' losses and teaches
+        # Then one computation tells the images' losses and teaches.
+        if ranks_images(head) and not weighs_classes(head):
             full = resize(
                 logits, labels.shape[2:], mode='bilinear', align_corners=head.align_corners
             )
             pixels = pixel_losses(head, full, labels)
             loss = scale * batch_mean(head, pixels, labels)
-            losses = image_means(head, pixels.detach(), labels)
+            losses = image_means(head, pixels.detach(), labels).masked_fill(~finite, torch.nan)
             return ExitLosses(losses, {'exit.loss_ce': loss})
         if isinstance(samples, Tensor):
             samples = [SimpleNamespace(gt_sem_seg=SimpleNamespace(data=one)) for one in samples]
@@ -128,12 +153,13 @@ class AuxiliaryExit(Exit):
             f'exit.{name}': value * scale if 'loss' in name else value
             for name, value in head.loss_by_feat(logits, samples).items()
         }
-        return ExitLosses(self._of_images(logits.detach(), labels), training)
+        return ExitLosses(self._of_images(logits.detach(), labels, finite), training)
 
-    def _of_images(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(N,) losses at the size of the logits."""
+    def _of_images(self, logits: Tensor, labels: Tensor, finite: Tensor) -> Tensor:
+        """(N,) losses at the size of the logits; NaN where an image is not finite."""
         labels = nearest(labels, logits.shape[-2:])
-        return image_means(self.head, proxy_losses(self.head, logits, labels), labels)
+        losses = image_means(self.head, proxy_losses(self.head, logits, labels), labels)
+        return losses.masked_fill(~finite, torch.nan)
 
 
 class MapExit(OwnExit):
@@ -151,14 +177,6 @@ class MapExit(OwnExit):
         self._labels = labels
 
     def build(self) -> nn.Module:
-        """Raises:
-        ValueError: the blocking point returns several maps.
-        """
-        if len(self.point.channel_dims) > 1:
-            raise ValueError(
-                f'{self.point.path} returns {len(self.point.channel_dims)} feature maps, and an '
-                'early exit reads one; choose another block_after'
-            )
         return nn.Sequential(
             nn.Conv2d(self.point.num_channels, _CHANNELS, 3, padding=1, bias=False),
             nn.BatchNorm2d(_CHANNELS, track_running_stats=False),
@@ -167,7 +185,13 @@ class MapExit(OwnExit):
         )
 
     def features(self, output: Any, size: tuple[int, int]) -> Tensor:
-        return as_maps(output, self.point.channel_dims[0], size)
+        """(N, C, h, w); several maps, as HRNet's branches are, at the size of the largest."""
+        tensors = zip(feature_tensors(output), self.point.channel_dims, strict=True)
+        maps = [as_maps(tensor, dim, size) for tensor, dim in tensors]
+        if len(maps) == 1:
+            return maps[0]
+        largest = max((tuple(one.shape[-2:]) for one in maps), key=math.prod)
+        return torch.cat([resize(one, largest, mode='bilinear') for one in maps], dim=1)
 
     def sums(self, logits: Tensor, samples: list | Tensor) -> tuple[Tensor, Tensor]:
         labels = nearest(label_maps(samples), logits.shape[-2:])

@@ -116,6 +116,8 @@ def pixel_losses(head: BaseDecodeHead, logits: Tensor, labels: Tensor) -> Tensor
             if takes
             else None
         )
+        if pixels is not None and pixels.shape == logits.shape:
+            pixels = pixels.mean(dim=1)  # a sigmoid for each class: the trained loss is the mean
         if pixels is None or pixels.shape != labels.shape:
             raise ValueError(
                 f'{type(function).__name__} of {type(head).__name__} gives no loss for each pixel, '
@@ -134,8 +136,14 @@ def ranks_images(head: BaseDecodeHead) -> bool:
     )
 
 
+def weighs_classes(head: BaseDecodeHead) -> bool:
+    """Whether classes count differently; then MMSegmentation divides by the sum of their weights
+    over a batch, and not by the number of pixels."""
+    return any(getattr(f, 'class_weight', None) is not None for f in _functions(head))
+
+
 def batch_mean(head: BaseDecodeHead, pixels: Tensor, labels: Tensor) -> Tensor:
-    """(N, H, W) losses of pixels -> the head's loss over the batch."""
+    """(N, H, W) losses of pixels -> the loss over the batch of a head that weighs no classes."""
     if not _over_labelled(head):
         return pixels.mean()
     return pixels.sum() / (labels != head.ignore_index).sum().clamp(min=1)
