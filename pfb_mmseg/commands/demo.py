@@ -13,8 +13,8 @@ from .arguments import ToolParser, seed_number
 ABOUT = (
     'A small network learns to segment 2,000 scenes made by code, three times: from all images, '
     'with PFB for as many iterations, and with PFB for as much time. With PFB an early exit '
-    'teaches the first layers on all images, and only the half of each batch that it gets most wrong goes '
-    'on through the other layers. This takes about three minutes on an idle machine.'
+    'teaches the first layers on all images, and only the half of each batch that it gets most '
+    'wrong goes on through the other layers. This takes about three minutes on an idle machine.'
 )
 
 
