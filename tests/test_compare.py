@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 from rich.console import Console
+from rich.progress import Progress
 from test_tools import CONFIG, write_data
 
 import pfb_mmseg
@@ -185,7 +186,7 @@ class TestReuse:
     def train(self, tmp_path):
         """What was printed."""
         console = Console(width=500, file=io.StringIO())
-        with runs.progress_bar(console) as progress:
+        with Progress(console=console) as progress:
             runs.train(tmp_path / 'config.py', tmp_path / 'run', progress, 'one')
         assert runs.last_score(tmp_path / 'run') == ('mIoU', 50)
         return console.file.getvalue()

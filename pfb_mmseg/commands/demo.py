@@ -28,9 +28,9 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     if args.iters is not None and args.iters < 1:
         parser.error(f'--iters {args.iters}: expected an integer >= 1')
     from rich.console import Console
+    from rich.progress import Progress
 
     from ..compare.comparison import plot, summarise
-    from ..compare.runs import progress_bar
     from ..demo import demo
     from ..report.report import write_report
     from .progress import shown
@@ -38,7 +38,7 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     work_dir = Path(args.work_dir)
     console = Console()
     console.print(ABOUT, highlight=False)
-    with progress_bar(console) as progress:
+    with Progress(console=console) as progress:
         outcomes = demo.train_all(work_dir, args.seed, progress, args.iters)
     plot(summarise(outcomes, outcomes[0].row), work_dir / 'demo.png', 'cpu')
     with shown() as tell:
