@@ -29,7 +29,8 @@ val_evaluator = test_evaluator
 val_cfg = dict(type='ValLoop')
 param_scheduler = [dict(type='PolyLR', end=4, by_epoch=False)]
 default_hooks.update(logger=dict(type='LoggerHook', interval=3))
-model.update(pfb=dict(estimator=dict(num_centroids=4)), type='PFBEncoderDecoder')
+pfb = dict(criterion=dict(type='rare', estimator=dict(num_centroids=4)))
+model.update(pfb=pfb, type='PFBEncoderDecoder')
 custom_imports = dict(imports=['pfb_mmseg'])
 custom_hooks = [dict(type='PFBHook', begin=0, end=1.0)]
 """

@@ -136,7 +136,7 @@ def train(
     made_from = {'command': command, 'config': Path(config).read_text(), 'code': code['digest']}
     if stamp.is_file():
         found = json.loads(stamp.read_text())
-        by = found.pop('version')
+        by = found.pop('version', 'an older version')
         if found == made_from:
             _say(progress, f'{name}: reused, finished before by {by}')
             return
