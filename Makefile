@@ -31,11 +31,13 @@ help:
 demo: .venv/.runtime
 	@$(BIN)/python tools/demo.py
 
-test: .venv/.test
+test: .venv/.test .venv/.mmdet
 	@$(TEST_THREADS) $(BIN)/python $(PYTEST) -m 'not slow'
+	@$(TEST_THREADS) PYTHONPATH=.venv/mmdet $(BIN)/python $(PYTEST) -m 'not slow' tests/with_mmdet
 
-test-slow: .venv/.test
+test-slow: .venv/.test .venv/.mmdet
 	@$(BIN)/python -m pytest -m slow
+	@PYTHONPATH=.venv/mmdet $(BIN)/python -m pytest -m slow tests/with_mmdet
 
 test-openmmlab: .venv-openmmlab/.test
 	@$(TEST_THREADS) $(OPENMMLAB)/python $(PYTEST) -m 'not slow'
@@ -67,6 +69,11 @@ clean:
 .venv/.test: .venv/.runtime requirements/test.txt requirements/torchvision.txt
 	@$(INSTALL) -r requirements/test.txt
 	@$(INSTALL) --no-deps -r requirements/torchvision.txt
+	@touch $@
+
+.venv/.mmdet: .venv/.test requirements/mmdet.txt
+	@rm -rf .venv/mmdet
+	@$(INSTALL) --no-deps --no-build-isolation --target .venv/mmdet -r requirements/mmdet.txt
 	@touch $@
 
 .venv/.docs: .venv/.runtime requirements/docs.txt

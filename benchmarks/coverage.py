@@ -52,7 +52,7 @@ _IMAGE_SIZES = {'MobileNetV3': 512}
 # Classifiers are tried at the size that they were made for.
 _CLASSIFIER_SIZE = 224
 _CLASSIFIER_SIZES = {'InceptionV3': 299, 'LeNet5': 32, 'ResNet_CIFAR': 32}
-_PACKAGES = {'MaskFormerHead': 'mmdet', 'Mask2FormerHead': 'mmdet'}
+_OF_MMDETECTION = ('MaskFormerHead', 'Mask2FormerHead')
 
 
 @dataclass
@@ -113,10 +113,11 @@ def cover(combination: Combination, criterion: str = 'rare') -> Coverage:
         combination.head,
         f'{path.parent.name}/{path.name}',
     )
-    missing = _PACKAGES.get(combination.head)
-    if missing and find_spec(missing) is None:
-        result.reason = f'{combination.head} needs {missing}'
-        return result
+    if combination.head in _OF_MMDETECTION:
+        missing = [name for name in ('mmdet', 'mmcv._ext') if find_spec(name) is None]
+        if missing:
+            result.reason = f'{combination.head} needs {" and ".join(missing)}'
+            return result
     cfg = Config.fromfile(path)
     size = _shrink(cfg, combination.overrides, classifier)
     try:
@@ -134,7 +135,7 @@ def cover(combination: Combination, criterion: str = 'rare') -> Coverage:
         result.pfb = True
         point = model.pfb.point
         result.block_after, result.channels = point.path, point.num_channels
-        cost = step_cost(model, point, lambda image: model(image, mode='tensor'))
+        cost = step_cost(model, point, model.pfb.task.forward)
         result.behind = None if cost is None else cost.share_behind
         result.single_pass = _try_single_pass(model, images, samples, CRITERIA[criterion])
     except Exception as error:  # whatever it is: that it goes wrong is the finding

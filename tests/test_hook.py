@@ -92,7 +92,6 @@ def test_two_processes_leave_one_record_and_a_single_one_goes_on_with_it(tmp_pat
     assert 'the machine went down' in outputs[0]
     record = SelectionRecord.load(tmp_path / 'pfb_record.npz')
     assert len(list(tmp_path.glob('diary_*.jsonl'))) == 2
-    assert record.timeline.totals.sum(axis=0)[:2].sum() == 2 * 7 * 4
     check_against_diaries(record, tmp_path, until=7)
 
     for diary in tmp_path.glob('diary_*.jsonl'):  # what came behind the checkpoint is gone

@@ -300,7 +300,7 @@ class TestHook:
         seen = trainer.record_hook._fresh
         assert seen.candidates.tolist() == [4] * 8
         assert seen.kept.sum() == 4 * 4
-        assert seen.timeline.class_counts.sum() == 4 * 8 * 64 * 64
+        assert seen.class_counts.sum() == 4 * 8 * 64 * 64
 
 
 def test_the_bookkeeping_comes_after_mmengine_has_waited_for_the_losses():

@@ -72,7 +72,7 @@ class TestTwoGroupsOfTwo:
         assert record.paths == expected.paths and len(record)
         assert record.candidates.tolist() == expected.candidates.tolist()
         assert record.kept.tolist() == expected.kept.tolist()
-        assert record.timeline.totals.tolist() == expected.timeline.totals.tolist()
+        assert record.class_counts.tolist() == expected.class_counts.tolist()
 
     def test_the_log_and_the_checkpoint_count_the_processes_of_a_group(self, four):
         assert 'Each of 2 process(es) keeps 2 of its 4' in log_of(four[1])

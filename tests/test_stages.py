@@ -62,6 +62,17 @@ def test_stages_named_in_a_list_are_found():
     assert default_stage(chain, []) == 'b'
 
 
+def test_a_stage_of_a_pyramid_vision_transformer_ends_with_its_norm():
+    class PyramidVisionTransformer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(
+                nn.ModuleList([nn.Conv2d(3, 3, 1), blocks(2), nn.Identity()]) for _ in range(4)
+            )
+
+    assert default_stage(PyramidVisionTransformer(), []) == 'layers.2.2'
+
+
 def test_a_plain_sequential_is_a_chain():
     assert default_stage(nn.Sequential(*blocks(3)), []) == '1'
 

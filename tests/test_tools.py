@@ -73,7 +73,8 @@ vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends, name='visualizer')
 """
 # Four centroids are seeded by the first batch, so that the second is pruned.
-PFB = ['--prune-ratio', '0.5', '--cfg-options', 'model.pfb.estimator.num_centroids=4']
+PFB = ['--prune-ratio', '0.5', '--cfg-options', 'model.pfb.criterion.type=rare']
+PFB += ['model.pfb.criterion.estimator.num_centroids=4']
 
 
 @pytest.fixture(scope='module')
@@ -142,7 +143,8 @@ def test_prune_ratio_trains_a_plain_config_with_pfb_and_says_what_it_changed(tra
 def test_the_config_left_in_the_work_dir_is_one_with_pfb(trained):
     cfg = Config.fromfile(trained[0] / 'plain.py')
     assert cfg.model.type == 'PFBEncoderDecoder'
-    assert cfg.model.pfb == dict(prune_ratio=0.5, estimator=dict(num_centroids=4))
+    criterion = dict(type='rare', estimator=dict(num_centroids=4))
+    assert cfg.model.pfb == dict(prune_ratio=0.5, criterion=criterion)
 
 
 def test_a_checkpoint_trained_with_pfb_is_tested_with_the_plain_config_and_tta(trained, folder):
@@ -211,7 +213,7 @@ def test_a_mistake_in_the_arguments_is_told_in_a_sentence(
     (folder / 'empty.pth').touch()
     monkeypatch.chdir(folder)
     monkeypatch.setattr('sys.argv', [tool, *arguments])
-    monkeypatch.setattr('mmengine.device.get_device', lambda: 'cpu')
+    monkeypatch.setattr('pfb_mmseg.commands.launch.get_device', lambda: 'cpu')
     monkeypatch.setenv('LOCAL_RANK', '0')
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
@@ -246,7 +248,7 @@ def test_modules_that_the_command_line_names_are_imported_like_those_of_the_conf
         "CRITERIA.register_module('of_mine')(type('OfMine', (Criterion,), {}))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(CRITERIA, '_classes', dict(CRITERIA._classes))
+    monkeypatch.setattr(CRITERIA, '_known', dict(CRITERIA._known))
     read_config(str(tmp_path / 'plain.py'), {'custom_imports.imports': ['module_of_mine']})
     assert 'of_mine' in CRITERIA
 

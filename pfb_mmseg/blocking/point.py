@@ -26,7 +26,7 @@ class _Reached(Exception):
 
 
 class RunsTwice(ValueError):
-    """The blocking point is run more than once in a pass that is to be cut there."""
+    """The blocking point, or what lies behind it, runs several times in a pass that is cut."""
 
 
 class _NotReached(ValueError):
@@ -48,9 +48,9 @@ class BlockingPoint:
             of that name is its own encoder.
         name: dotted name of the module inside the encoder.
         input_shape: (channels, height, width) of the blank image, best twice as wide as high, so
-            that the channels of a square feature map are not mistaken. None: the channels of
-            the encoder's first convolution, and the first of ``blank_sizes`` that it takes, or its
-            ``img_size`` if it takes one size only.
+            that the channels of a square feature map are not mistaken. None: three channels, or
+            those of the encoder's first convolution if it takes no three, and the first of
+            ``blank_sizes`` that it takes, or its ``img_size`` if it takes one size only.
         encoder_name: of the host's attribute that is the encoder.
         blank_sizes: heights and widths of blank images to try where ``input_shape`` says nothing.
 
@@ -183,7 +183,7 @@ class BlockingPoint:
                 too, stages before this point included.
 
         Raises:
-            RunsTwice: within the block, if the module runs more than once.
+            RunsTwice: within the block, if the module or what lies behind it runs more than once.
         """
         self.prepare()
         if self._recutting is not None:
@@ -213,7 +213,14 @@ class BlockingPoint:
             return _narrow(output, indices, num_images)
 
         def at_end(module: nn.Module, args: Any, output: Any) -> Any:
-            return _narrow(output, indices, num_images)
+            output = _narrow(output, indices, num_images)
+            if indices is not None and _has_branches(output, len(indices)):
+                raise RunsTwice(
+                    f'{type(self.encoder).__name__} returns several rows for each image, as '
+                    "branches that share weights do, and strategy='single_pass' cannot tell which "
+                    "samples they are of; use strategy='two_pass'"
+                )
+            return output
 
         cutting = self.module.register_forward_hook(at_point)
         ending = self.encoder.register_forward_hook(at_end)
@@ -467,10 +474,13 @@ def _usual_shapes(
     encoder: nn.Module, blank_sizes: Sequence[tuple[int, int]]
 ) -> list[tuple[int, int, int]]:
     convolutions = (module for module in encoder.modules() if isinstance(module, _ConvNd))
-    channels = next((conv.in_channels for conv in convolutions), 3)
+    first = next((conv.in_channels for conv in convolutions), 3)
     size = getattr(encoder, 'img_size', None)  # of encoders with a table of positions
     own = [] if size is None else [tuple(size) if isinstance(size, Sequence) else (size, size)]
-    return [(channels, *size) for size in [*blank_sizes, *own]]
+    # Colour first: a convolution may get the image folded, four pixels in each place.
+    return [
+        (channels, *size) for channels in dict.fromkeys((3, first)) for size in [*blank_sizes, *own]
+    ]
 
 
 def _channel_dim(tensor: Tensor, ratio: int) -> int:
@@ -496,6 +506,12 @@ def feature_tensors(output: Any) -> list[Tensor]:
 
 def _itself(tensor: Tensor) -> Tensor:
     return tensor
+
+
+def _has_branches(output: Any, num_images: int) -> bool:
+    """Whether there are several rows for each image in a map that the encoder returns."""
+    rows = [len(tensor) for tensor in feature_tensors(output) if tensor.ndim == 4]
+    return any(num > num_images and num % num_images == 0 for num in rows)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

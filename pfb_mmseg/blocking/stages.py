@@ -79,6 +79,7 @@ FAMILIES: dict[str, Family] = {
             else _lasts('layers')(e)
         )
     ),
+    'PyramidVisionTransformer': Family(_lasts('layers')),
     'T2T_ViT': Family(_entries('encoder')),
     'XCiT': Family(_entries('xca_layers', 'ca_layers')),
     'VAN': Family(lambda e: [_entries(f'blocks{i + 1}')(e)[-1] for i in range(e.num_stages)]),

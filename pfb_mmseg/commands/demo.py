@@ -33,7 +33,6 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     from ..compare.comparison import plot, summarise
     from ..demo import demo
     from ..report.report import write_report
-    from .progress import shown
 
     work_dir = Path(args.work_dir)
     console = Console()
@@ -41,8 +40,7 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     with Progress(console=console) as progress:
         outcomes = demo.train_all(work_dir, args.seed, progress, args.iters)
     plot(summarise(outcomes, outcomes[0].row), work_dir / 'demo.png', 'cpu')
-    with shown() as tell:
-        report = write_report(demo.folder_of(work_dir, outcomes[1]), work_dir / 'report', tell=tell)
+    report = write_report(demo.folder_of(work_dir, outcomes[1]), work_dir / 'report')
     console.print(demo.kind_table(work_dir, outcomes))
     console.print(demo.comparison(outcomes))
     console.print(demo.conclusion(outcomes), highlight=False)

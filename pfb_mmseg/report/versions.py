@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
+from importlib import metadata
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 
 import pfb_mmseg
 
-from ..compat import find_conflict, find_distributions
+from ..compat import find_distributions
 from ..version import __version__
 
 
@@ -44,22 +46,33 @@ def this_code() -> dict[str, str]:
 
 def for_a_bug_report() -> str:
     """A line for each thing that matters: the code, what it runs on, and what it runs with."""
-    found = installed_versions()
-    lines = {
-        'pfb_mmseg': this_code()['version'].removeprefix('pfb_mmseg '),
-        'Python': f'{found.pop("Python")} ({platform.python_implementation()})',
-        'platform': platform.platform(),
-        'torch': found.pop('torch'),
-        'CUDA': torch.version.cuda or 'not in this torch',
-        'device': found.pop('device'),
-    }
-    lines |= {name: version for name, version in found.items() if name != 'pfb_mmseg'}
+    lines = {'platform': platform.platform(), 'CUDA': torch.version.cuda or 'not in this torch'}
+    lines |= installed_versions()
+    lines['pfb_mmseg'] = this_code()['version'].removeprefix('pfb_mmseg ')
     for module, distributions in find_distributions().items():
         if not distributions:
             lines[module] = 'version unknown' if find_spec(module) else 'not installed'
-    if conflict := find_conflict(find_distributions()):
-        lines['conflict'] = conflict
+    lines['mmdet'] = _mmdet()
+    lines['compiled operations of mmcv'] = _operations()
     return '\n'.join(f'{name}: {value}' for name, value in lines.items())
+
+
+def _mmdet() -> str:
+    """Which MMDetection there is, whose heads Mask2Former and MaskFormer have."""
+    for name in ('onedl-mmdetection', 'mmdet'):
+        try:
+            return f'{name} {metadata.version(name)}'
+        except metadata.PackageNotFoundError:
+            continue
+    return 'version unknown' if find_spec('mmdet') else 'not installed'
+
+
+def _operations() -> str:
+    """Whether mmcv has its compiled part, without which MMDetection cannot be imported."""
+    mmcv = find_spec('mmcv')
+    if mmcv is not None and PathFinder.find_spec('mmcv._ext', mmcv.submodule_search_locations):
+        return 'there'
+    return 'not there, so that mmdet is of no use' if find_spec('mmdet') else 'not there'
 
 
 def _git(folder: Path, *arguments: str) -> str:

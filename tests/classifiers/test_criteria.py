@@ -108,7 +108,7 @@ class TestHard:
         self, head, samples, strategy, weight
     ):
         options = dict(criterion='hard', strategy=strategy, exit_loss_weight=weight)
-        model = tiny_classifier.warm(tiny_classifier.build(options, head))
+        model = tiny_classifier.warm(tiny_classifier.build(options, head), samples())
         layers = copy.deepcopy(model.pfb.exit.layers)
         seen = self.watch(model)
         targets = torch.zeros(8, 5).double()

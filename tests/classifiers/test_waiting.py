@@ -31,6 +31,6 @@ def test_never_waits(monkeypatch, head, samples, pfb):
     monkeypatch.setattr(samples_module, '_pick', samples_module._gather)
     model = tiny_classifier.build(pfb, head)
     if pfb.get('criterion') == 'hard':
-        tiny_classifier.warm(model)
+        tiny_classifier.warm(model, samples())
     assert syncs(model.loss, tiny_classifier.images(), samples()) == []
     assert len(model.pfb.selection.indices) == 4
