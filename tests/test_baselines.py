@@ -95,7 +95,7 @@ class TestRuns:
         elif method in (*CRITERIA, 'pfb', 'two_stage') and method not in ('loss_topk', 'divbs'):
             loaded = 4 * blocked
             if method == 'two_stage':  # after an epoch, of each batch 4 / sqrt(2) are loaded
-                loaded = 3 * 4 + 36
+                loaded = 3 * 4 + 37
             if method in ('pfb', 'rare', 'rare_taught'):  # the first step seeds
                 kept += 2
             once = runner.model.pfb.strategy == 'single_pass'

@@ -66,11 +66,12 @@ def conclusion(outcomes: Sequence[Outcome]) -> str:
     saved = 1 - pfb.cpu_seconds / full.cpu_seconds
     if saved <= 0 or abs(long.cpu_seconds / full.cpu_seconds - 1) > _TOLERANCE:
         return 'The machine was busy: the measured times cannot be compared, run it again.'
-    gained = long.score - full.score
+    gained = pfb.score - full.score
+    won = long.score - full.score
     return (
-        f'In as many iterations PFB saves {saved:.0%} of the time and comes to '
-        f'{pfb.score - full.score:+.1f} mIoU.\nIn the same time '
-        f'{"PFB wins" if gained > 0 else "all images win"} by {abs(gained):.1f} mIoU.'
+        f'Same iterations: PFB takes {saved:.0%} less time and ends {abs(gained):.1f} mIoU '
+        f'{"ahead" if gained > 0 else "behind"}.\n'
+        f'Same time: {"PFB wins" if won > 0 else "all images win"} by {abs(won):.1f} mIoU.'
     )
 
 
