@@ -64,7 +64,6 @@ PFB_VALUES = [
     (dict(block_after=3), 'block_after=3: .*a module inside the backbone'),
     (dict(min_keep=0), 'min_keep=0: expected an integer >= 1'),
     (dict(score_scale=0), r'score_scale=0: expected a number in \(0, 1\]'),
-    (dict(score_dtype='half'), "score_dtype='half': expected one of 'float16', 'bfloat16'"),
     (dict(input_shape=(3, 64)), r'input_shape=\(3, 64\): expected 3 integers >= 1'),
     (dict(seed=-1), 'seed=-1: expected an integer >= 0'),
     (dict(process_group=2), 'process_group=2: expected '),

@@ -243,7 +243,7 @@ def test_overflowing_gradients_skip_the_step_and_the_next_ones_are_blocked_as_ev
 
 
 def test_features_that_overflow_are_dropped_first_and_change_no_centroid():
-    model = tiny.build(pfb=dict(score_dtype='bfloat16'))
+    model = tiny.build()
     images = tiny.images()
     images[2] = torch.finfo(torch.float32).max
     model.loss(images, tiny.samples())

@@ -72,7 +72,6 @@ PFB = st.fixed_dictionaries(
         'exit': mostly(st.sampled_from([None, 'auxiliary', 'own'])),
         'min_keep': mostly(st.integers(1, 9)),
         'score_scale': mostly(st.floats(0.1, 1)),
-        'score_dtype': mostly(st.sampled_from([None, 'bfloat16'])),
         'input_shape': mostly(st.tuples(st.just(3), st.integers(1, 99), st.integers(1, 99))),
         'seed': mostly(st.integers(0, 2**70)),
     },
