@@ -244,7 +244,6 @@ TOOLS = [
     ('compare.py good.py --variants a:x=1 a:x=2', '--variants a:x=2: expected a name of its own'),
     ('compare.py good.py --variants ../a', '--variants ../a: expected a name of its own'),
     ('compare.py good.py --variants a --seeds -1', "'-1': expected an integer in"),
-    ('benchmark.py good.py --strategies both', "invalid choice: 'both'"),
     ('demo.py --iters 0', '--iters 0: expected an integer >= 1'),
 ]
 
