@@ -28,17 +28,15 @@ from pfb_mmseg.commands.arguments import (
     ToolParser,
     add_config,
     add_config_options,
-    add_reuse_option,
     check_counts,
     seed_number,
 )
 from pfb_mmseg.commands.launch import named_config
-from pfb_mmseg.compare.by_iteration import count_iterations
-from pfb_mmseg.compare.compare import made_by, run_all
-from pfb_mmseg.compare.comparison import Outcome, spread, summarise
-from pfb_mmseg.compare.methods import apply_method, full_iters, set_iters
+from pfb_mmseg.compare.comparison import Outcome, made_by, summarise
+from pfb_mmseg.compare.lengths import count_iterations, full_iters, set_iters
+from pfb_mmseg.compare.methods import apply_method
 from pfb_mmseg.compare.rows import Row
-from pfb_mmseg.compare.runs import progress_bar
+from pfb_mmseg.compare.runs import progress_bar, run_all
 from pfb_mmseg.convert.apply import add_import
 from pfb_mmseg.core import AdaptiveDensityEstimator
 from pfb_mmseg.core.criteria import Rare
@@ -266,12 +264,11 @@ def tables(plan: Plan, outcomes: Sequence[Outcome]) -> str:
             if line.row == line.beside:
                 (found,) = summarise(of[line.row], line.row)
                 own = '' if name == 'batch_size' else f' ({OWN})'
-                difference = '-'
             else:
                 _, found = summarise([*of[line.beside], *of[line.row]], line.beside)
-                own, difference = '', spread(found.difference, found.difference_std, '+')
-            score = spread(found.score, found.score_std)
-            text += f'| {line.setting}{own} | {score} | {difference} |\n'
+                own = ''
+            cells = found.cell('score'), found.cell('difference')
+            text += f'| {line.setting}{own} | {" | ".join(cells)} |\n'
         text += '\n'
     return text
 
@@ -291,12 +288,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--vary', nargs='+', choices=ABLATIONS, default=list(ABLATIONS))
     parser.add_argument('--ratio', type=float, default=0.5, metavar='P', help='share left out')
     parser.add_argument('--seeds', nargs='+', type=seed_number, default=[0, 1, 2])
-    parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
-    add_reuse_option(parser)
     add_config_options(parser)
     parser.add_argument('--work-dir', default='work_dirs/ablation')
     args = parser.parse_args(argv)
-    check_counts(parser, args, 'jobs')
+    check_counts(parser, args)
     if not 0 < args.ratio < 1:
         parser.error(f'--ratio {args.ratio:g}: expected a number in (0, 1)')
     config = named_config(parser, args)
@@ -306,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     with progress_bar(Console()) as progress:
-        outcomes = run_all(planned.rows, args.seeds, root, progress, args.jobs, reuse=args.reuse)
+        outcomes = run_all(planned.rows, args.seeds, root, progress)
     print(write(planned, outcomes, root, made_by()))
     print(f'ablation.md and ablation.json: {root}/')
 

@@ -32,16 +32,19 @@ CAMVID = 'benchmarks/configs/camvid/deeplabv3_r50-d8_pfb-p50_1xb8-2k_camvid-360x
 PFB = ['-m', 'pfb_mmseg.commands']
 
 
-def steps(smoke: bool, config: str | Path, criterion: str, *options: str) -> list[str]:
+def steps(
+    smoke: bool, config: str | Path, criterion: str, *options: str, compiled: bool = False
+) -> list[str]:
     """Arguments that time full and blocked steps of a model."""
     command = [*PFB, 'benchmark', DEMO if smoke else str(config), *options]
     if smoke:
-        command += ['--device', 'cpu', '--batch-size', '2', '--crop', '64', '64', '--no-memory']
-        command += ['--steps', '1', '--warmup', '0', '--ratios', '0.5']
+        command += ['--device', 'cpu', '--batch-size', '2', '--crop', '64', '64']
+        command += ['--steps', '1', '--ratios', '0.5']
     else:
-        command += ['--batch-size', '8', '--crop', '512', '1024', '--warmup', '5']
-        command += ['--steps', '20', '--seconds', '10']
-    return [*command, '--out', '{out}', '--cfg-options', f'model.pfb.criterion={criterion}']
+        command += ['--batch-size', '8', '--crop', '512', '1024', '--steps', '10']
+    command += ['--out', '{out}', '--cfg-options', f'model.pfb.criterion={criterion}']
+    backend = 'eager' if smoke else 'inductor'
+    return [*command, *([f'compile.backend={backend}'] if compiled else [])]
 
 
 def training(smoke: bool) -> list[str]:
@@ -69,13 +72,12 @@ def camvid(data: Path) -> list[str]:
 def jobs(smoke: bool, data: Path | None) -> dict[str, list[str]]:
     """What Python is called with, by name; ``{out}`` and ``{folder}`` are filled in."""
     pace = ['--seconds', '0.01' if smoke else '1']
-    amp = [] if smoke else ['--amp', '--channels-last']
-    compiled = ['--compile', 'eager'] if smoke else ['--compile']
+    amp = [] if smoke else ['--amp']
     found = {
         'decision': ['-m', 'benchmarks.decision', '--no-growth', *pace, '--out', '{out}'],
         'deeplab-rare': steps(smoke, DEEPLAB, 'rare', *amp),
         'deeplab-hard': steps(smoke, DEEPLAB, 'hard', *amp),
-        'deeplab-compiled': steps(smoke, DEEPLAB, 'hard', *amp, *compiled),
+        'deeplab-compiled': steps(smoke, DEEPLAB, 'hard', *amp, compiled=True),
         'upernet-hard': steps(smoke, UPERNET, 'hard', *amp),
         'segformer-hard': steps(smoke, SEGFORMER, 'hard', *amp),
         'training': training(smoke),

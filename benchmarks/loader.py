@@ -22,13 +22,15 @@ from mmseg.datasets import CityscapesDataset
 from rich.console import Console
 from rich.progress import Progress
 
-from pfb_mmseg.commands.arguments import ToolParser, add_reuse_option, seed_number
+from pfb_mmseg.commands.arguments import ToolParser, seed_number
 from pfb_mmseg.compare import rows
-from pfb_mmseg.compare.compare import made_by, run_all, run_folder
-from pfb_mmseg.compare.methods import PRUNING_METHODS, WHOLE_METHODS, full_iters
-from pfb_mmseg.compare.runs import Run, progress_bar
+from pfb_mmseg.compare.comparison import made_by
+from pfb_mmseg.compare.lengths import full_iters
+from pfb_mmseg.compare.methods import PRUNING_METHODS, WHOLE_METHODS
+from pfb_mmseg.compare.runs import progress_bar, run_all, run_folder
 from pfb_mmseg.demo.scenes import CLASSES, IGNORE, draw_scene
-from pfb_mmseg.report.files import write_atomically
+from pfb_mmseg.report import read_scalars
+from pfb_mmseg.report.record import write_atomically
 from pfb_mmseg.shipped import find_config
 
 # The network, and the pipeline that its images come through.
@@ -222,7 +224,7 @@ def config_of(request: Request, folder: Path, height: int) -> Config:
 
 
 def measure(
-    bench: Sequence[rows.Row], request: Request, root: Path, progress: Progress, reuse: str = 'same'
+    bench: Sequence[rows.Row], request: Request, root: Path, progress: Progress
 ) -> list[Line]:
     """Train what is not finished yet, and read what the runs logged.
 
@@ -231,17 +233,17 @@ def measure(
         request: what they were planned from.
         root: folder of the runs and their configs.
         progress: shows the runs and their iterations.
-        reuse: see :func:`pfb_mmseg.compare.runs.train`.
     """
-    outcomes = run_all(bench, request.seeds, root, progress, reuse=reuse)
+    outcomes = run_all(bench, request.seeds, root, progress)
     lines: list[Line] = []
     full: list[float] = []
     for row in bench:
         own = [outcome for outcome in outcomes if outcome.row == row.name]
-        runs = [Run(run_folder(root, row.name, outcome.seed)) for outcome in own]
-        waits = [float(run.wait_time[request.uncounted :].mean()) for run in runs]
-        steps = [float(run.step_time[request.uncounted :].mean()) for run in runs]
-        paces = [wait + step for wait, step in zip(waits, steps, strict=True)]
+        logs = [read_scalars(run_folder(root, row.name, outcome.seed))[0] for outcome in own]
+        # PFBHook writes an entry of its own where the run ends between two of the logger's.
+        logs = [[entry for entry in log if 'time' in entry][request.uncounted :] for log in logs]
+        waits = [statistics.fmean(entry['data_time'] for entry in log) for log in logs]
+        paces = [statistics.fmean(entry['time'] for entry in log) for log in logs]
         seconds = [pace * one.iterations for pace, one in zip(paces, own, strict=True)]
         full = full or seconds
         saved = [1 - mine / whole for mine, whole in zip(seconds, full, strict=True)]
@@ -331,7 +333,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         ('workers', 1, 'processes of the loader; 0: the training process loads'),
     ):
         parser.add_argument(f'--{name}', type=int, default=default, help=about)
-    add_reuse_option(parser)
     parser.add_argument('--work-dir', type=Path, default='work_dirs/loader')
     args = parser.parse_args(argv)
     root = args.work_dir
@@ -345,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     with progress_bar(console) as progress:
         lines = {
-            height: measure(bench, request, root / f'height{height}', progress, args.reuse)
+            height: measure(bench, request, root / f'height{height}', progress)
             for height, bench in benches.items()
         }
     print(write(lines, request, root, made_by()))

@@ -8,6 +8,7 @@ Importing this package registers its models, hooks and samplers where MMSegmenta
 from typing import Any
 
 from .compat import check_openmmlab
+from .quiet import known_lines_held_back
 from .version import __version__
 
 __all__ = [
@@ -19,14 +20,14 @@ __all__ = [
     'apply_pfb',
 ]
 
-_MISSING = check_openmmlab()
-
-if _MISSING is None:
-    from . import compare, data, demo  # noqa: F401  registers what they hold
-    from .convert.apply import apply_pfb
-    from .hooks import PFBHook
-    from .models.mixin import PFBMixin
-    from .models.segmentation import PFBCascadeEncoderDecoder, PFBEncoderDecoder
+with known_lines_held_back():
+    _MISSING = check_openmmlab()
+    if _MISSING is None:
+        from . import compare, data, demo  # noqa: F401  registers what they hold
+        from .convert.apply import apply_pfb
+        from .hooks import PFBHook
+        from .models.mixin import PFBMixin
+        from .models.segmentation import PFBCascadeEncoderDecoder, PFBEncoderDecoder
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,7 @@ DISTRIBUTIONS = {
 }
 MINIMUM = {'mmengine': '0.10', 'mmcv': '2.0', 'mmseg': '1.2'}
 
-# module -> {distribution that brings it: its version}
+# module -> {distribution that brings it: its version}; a source checkout has none
 Found = Mapping[str, Mapping[str, str]]
 
 
@@ -27,12 +27,7 @@ class OpenMMLabMissingWarning(UserWarning):
 
 
 def find_distributions() -> dict[str, dict[str, str]]:
-    """Reads the installed packages' metadata, without importing them.
-
-    Returns:
-        For each of mmengine, mmcv and mmseg, the distributions that bring it with their versions.
-        A module run from a source checkout has none.
-    """
+    """The distributions of mmengine, mmcv and mmseg with their versions, read without importing."""
     found: dict[str, dict[str, str]] = {}
     for module, names in DISTRIBUTIONS.items():
         found[module] = {}
@@ -45,14 +40,7 @@ def find_distributions() -> dict[str, dict[str, str]]:
 
 
 def find_conflict(found: Found) -> str | None:
-    """Says why the installed versions cannot work, as far as their metadata tell.
-
-    Args:
-        found: As returned by :func:`find_distributions`.
-
-    Returns:
-        The reason, or None.
-    """
+    """Why the installed versions cannot work, as far as their metadata tell; None if they can."""
     for module, distributions in found.items():
         if len(distributions) > 1:
             return f'{" and ".join(distributions)} are installed over each other as {module}'
@@ -63,12 +51,7 @@ def find_conflict(found: Found) -> str | None:
 
 
 def describe(reason: str, found: Found) -> str:
-    """Puts a reason, what was found, what is needed and the command that gets it in one message.
-
-    Args:
-        reason: Why the stack does not work.
-        found: As returned by :func:`find_distributions`.
-    """
+    """One message: why it does not work, what was found, what is needed, and how to get it."""
     present = [f'{name} {version}' for pairs in found.values() for name, version in pairs.items()]
     needed = ', '.join(f'{module} >= {version}' for module, version in MINIMUM.items())
     uninstall = _uninstall(found)
@@ -83,14 +66,14 @@ def describe(reason: str, found: Found) -> str:
 
 
 def check_openmmlab() -> str | None:
-    """Makes sure that MMSegmentation can be used, or says what is in the way.
+    """Make sure that MMSegmentation can be used.
 
     Returns:
         None if it can. If mmengine, mmcv or mmseg is not installed: the message that was given as
         an :class:`OpenMMLabMissingWarning`.
 
     Raises:
-        ImportError: If all are installed but cannot work, alone or together.
+        ImportError: all are installed but cannot work, alone or together.
     """
     found = find_distributions()
     missing = [module for module in DISTRIBUTIONS if find_spec(module) is None]
@@ -110,18 +93,11 @@ def check_openmmlab() -> str | None:
 
 
 def why_no_resume(found: Found, torch_version: str) -> str | None:
-    """Says why MMEngine cannot read back the checkpoints that it writes, if so.
+    """Why MMEngine cannot read back the checkpoints that it writes, and the ways out; None if it
+    can.
 
     From torch 2.6 on, ``torch.load`` refuses everything but plain data unless it is told otherwise.
-    OpenMMLab's MMEngine, up to 0.10.7, does not tell it, and keeps objects of its own in a
-    checkpoint.
-
-    Args:
-        found: As returned by :func:`find_distributions`.
-        torch_version: Of the installed torch.
-
-    Returns:
-        The reason with the ways out, or None if it can.
+    OpenMMLab's MMEngine, up to 0.10.7, does not tell it, and keeps objects in a checkpoint.
     """
     engines = {n: v for n, v in found['mmengine'].items() if not n.startswith('onedl-')}
     old = [f'{n} {v}' for n, v in engines.items() if _release(v, 3) <= (0, 10, 7)]

@@ -1,12 +1,19 @@
-"""How long work tells how far it has got."""
+"""A bar for work that takes a while, where someone looks on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
-# What is being done, how much of it is done, and of how much; None if nobody knows.
-Tell = Callable[[str, int, int | None], None]
+from rich import progress
+from rich.console import Console
+
+T = TypeVar('T')
 
 
-def tell_nobody(what: str, done: int, total: int | None) -> None:
-    """For work that nobody waits for."""
+def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Gives the items one by one, and shows on a terminal how many are done."""
+    console = Console(stderr=True)
+    yield from progress.track(
+        items, what, total, console=console, transient=True, disable=not console.is_terminal
+    )

@@ -1,7 +1,7 @@
-"""Lines of other packages that a user of a command would read as ours, held back one by one.
+"""Lines of other packages that a user would read as ours, held back one by one.
 
-The commands ask for it, whose process is theirs. Importing pfb_mmseg holds nothing back, and what
-is not listed here is shown: a warning of the user's code, and whatever a new version has to say.
+What is not listed here is shown: a warning of the user's code, and whatever a new version has to
+say.
 """
 
 from __future__ import annotations
@@ -27,24 +27,25 @@ WARNED = (
 
 
 def ignore_known_warnings() -> None:
-    """Until the process ends."""
+    """For a command, whose process is its own: until the process ends."""
     for message, module in WARNED:
         warnings.filterwarnings('ignore', message, UserWarning, module.replace('.', r'\.') + '$')
 
 
 @contextmanager
 def known_lines_held_back() -> Iterator[None]:
-    """What is printed in here appears, but for the lines that are known."""
+    """What is printed and warned of in here appears, except for the known lines."""
     screen = _Screen(sys.stdout)
     try:
-        with redirect_stdout(screen):
+        with redirect_stdout(screen), warnings.catch_warnings():
+            ignore_known_warnings()
             yield
     finally:
-        screen.close()
+        screen.flush()
 
 
 class _Screen(io.TextIOBase):
-    """Writes on what is printed, line by line."""
+    """Passes on what is printed, line by line, also to a logger that has kept it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -57,7 +58,7 @@ class _Screen(io.TextIOBase):
                 self._stream.write(f'{line}\n')
         return len(text)
 
-    def close(self) -> None:
+    def flush(self) -> None:
         self._stream.write(self._line)
         self._line = ''
-        super().close()
+        self._stream.flush()

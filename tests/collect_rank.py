@@ -1,9 +1,5 @@
-"""One process that hands in a record: collect_rank.py FOLDER; no model is trained.
+"""What one process of a group does that hands in a record; no model is trained."""
 
-100 iterations of 16 images and 150 classes; what it sent and received goes to FOLDER/<rank>.pt.
-"""
-
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +67,8 @@ def batch(rng):
     return samples
 
 
-def main(folder):
-    dist.init_process_group('gloo')
+def run(folder: str) -> None:
+    """100 iterations of 16 images and 150 classes; what it sent and received goes to FOLDER."""
     rng = np.random.default_rng(dist.get_rank())
     model = tiny.build()
     trainer, hook = Trainer(model), PFBRecordHook()
@@ -91,9 +87,4 @@ def main(folder):
     seen = {name: getattr(watch, name) for name in ('calls', 'sent', 'received')}
     record = hook.record
     seen |= dict(candidates=int(record.candidates.sum()), kept=int(record.kept.sum()))
-    torch.save(seen, folder / f'{dist.get_rank()}.pt')
-    dist.destroy_process_group()
-
-
-if __name__ == '__main__':
-    main(Path(sys.argv[1]))
+    torch.save(seen, Path(folder) / f'{dist.get_rank()}.pt')

@@ -1,6 +1,7 @@
 """What one process of test_ranks.py does. What it saw goes to FOLDER/<rank>.pt."""
 
 import itertools
+import pickle
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import distributed as dist
 from torch import nn
 
 from pfb_mmseg.blocking import least_trainable
-from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner
+from pfb_mmseg.core import BatchPruner
 from pfb_mmseg.core.candidates import FeatureCandidates
 from pfb_mmseg.core.ranks import Ranks
 
@@ -55,10 +56,13 @@ class PairSampler:
         return self.size
 
 
-def follow(scope, stream, process_group=None):
+def rare(num_centroids=6):
+    return dict(type='rare', estimator=dict(num_centroids=num_centroids, dim=DIM))
+
+
+def follow(stream, process_group=None):
     """A stream of batches: which images were kept and gone on with, and the state at the end."""
-    estimator = AdaptiveDensityEstimator(num_centroids=6, dim=DIM)
-    pruner = BatchPruner(0.5, estimator, selection_scope=scope, process_group=process_group)
+    pruner = BatchPruner(0.5, rare(), process_group=process_group)
     # Of the first of the processes that hold one model, so that all of them see the same.
     rank, steps = dist.get_rank() * 2 // dist.get_world_size(), []
     for iteration in range(ITERATIONS):
@@ -79,7 +83,6 @@ def run(work_dir, **options):
             'model.backbone.norm_cfg': norm,
             'model.decode_head.norm_cfg': norm,
             'model.auxiliary_head.norm_cfg': norm,
-            'model.pfb.selection_scope': 'global',
             'train_dataloader.sampler': dict(_delete_=True, type='PairSampler'),
             'custom_hooks': [dict(type='DiaryHook'), dict(type='PFBHook', begin=2, end=1.0)],
             'default_hooks.checkpoint.interval': 20,
@@ -99,23 +102,31 @@ def refusal(process_group):
         return str(error)
 
 
+def unpicklable(process_group):
+    """What is said of a group, which is no data."""
+    try:
+        pickle.dumps(Ranks(process_group))
+    except TypeError as error:
+        return str(error)
+
+
 def two(folder):
     """A process for each data-parallel rank: what the groups must come to, each by itself."""
     folder = Path(folder)
-    seen = {scope: [follow(scope, stream) for stream in range(2)] for scope in ('rank', 'global')}
+    seen = dict(streams=[follow(stream) for stream in range(2)])
     torch.save(seen | dict(network=run(folder / 'run')), folder / f'{dist.get_rank()}.pt')
 
 
 def four(folder):
     folder, stream = Path(folder), dist.get_rank() % 2
-    seen = dict(rank=follow('rank', stream, GROUP))
+    seen = dict(stream=follow(stream, GROUP))
     seen['calls'] = len(_made)
-    seen['global'] = follow('global', stream, data_parallel_group())
     seen['network'] = run(folder / 'run', **{'model.pfb.process_group': GROUP})
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.SyncBatchNorm(8))
     ranks = (Ranks(), Ranks(data_parallel_group), Ranks(alone))
     seen['least'] = [least_trainable(head, one) for one in ranks]
     seen['refused'] = refusal(of_others)
+    seen['unpicklable'] = unpicklable(data_parallel_group())
     torch.save(seen, folder / f'{dist.get_rank()}.pt')
 
 
@@ -125,7 +136,7 @@ def short(folder):
     options = {
         'train_dataloader.dataset.length': 20,
         'train_dataloader.sampler': dict(_delete_=True, type='DefaultSampler'),
-        'model.pfb.estimator.num_centroids': 4,
+        'model.pfb.criterion.estimator.num_centroids': 4,
         'custom_hooks': [dict(type='DiaryHook'), dict(type='PFBHook', begin=2, end=1.0)],
         'default_hooks.checkpoint.interval': 8,
     }
@@ -133,7 +144,7 @@ def short(folder):
     # A loop of one's own, without the hook, goes on from that checkpoint with a short batch.
     checkpoint = torch.load(folder / 'run' / 'iter_8.pth', weights_only=False)
     state = checkpoint['state_dict']['pfb.pruner._extra_state']
-    pruner = BatchPruner(0.5, AdaptiveDensityEstimator(num_centroids=4, dim=DIM))
+    pruner = BatchPruner(0.5, rare(num_centroids=4))
     pruner.set_extra_state(state)
     kept = [pruner(torch.rand(num, DIM)).num_kept for num in itertools.chain([2], [NUM] * 3)]
     torch.save(dict(state=state.tolist(), kept=kept), folder / f'{dist.get_rank()}.pt')

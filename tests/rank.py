@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import tiny
 import torch
 from demo_runs import demo_config, distributed, float64, train
 from mmcv.transforms import BaseTransform
@@ -15,18 +16,19 @@ from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmseg.registry import TRANSFORMS
 from test_no_sync import syncs
 from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
-from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, FeatureCandidates
-from pfb_mmseg.core.ranks import Exchange, Ranks
-from pfb_mmseg.models import PartialForwardBlocking
+from pfb_mmseg.core import CRITERIA, BatchPruner, FeatureCandidates
 
 NUM, DIM = 4, 8  # images per rank, channels
 SHORT = 12  # the iteration in which rank 1 has fewer images
 POISONED = 15  # the iteration in which an image of rank 1 is not finite
 ITERATIONS = 40
-# Positions in the whole batch, on purpose not spread evenly.
-KEPT = {2: [0, 1, 2, 6], 4: [0, 1, 2, 3, 9, 12, 13, 15]}
-DTYPES = (torch.float32, torch.float16, torch.int64, torch.uint8, torch.bool)
+PRUNE_RATIO = 0.35
+# Of the steps in which the exit's loss over all images teaches: which, and the ranks' batches.
+TAUGHT = [(strategy, exit) for strategy in ('two_pass', 'single_pass') for exit in ('own', None)]
+SIZES = [(4, 4), (4, 3), (4, 1)]
+UNNORMALISED = dict(norm_cfg=dict(type='GN', num_groups=2), dropout_ratio=0)
 
 
 @DATA_SAMPLERS.register_module()
@@ -78,13 +80,15 @@ class Leave(Hook):
             time.sleep(120)
 
 
-# Globally a half, so that one process keeps as many of all images as several together.
-PRUNE_RATIO = {'rank': 0.35, 'global': 0.5}
+@CRITERIA.register_module()
+def hardest_of_four(candidates):
+    """(N,) importance by the place among the four images that would be on one rank."""
+    return candidates.exit_losses().view(-1, 4).argsort(dim=1).argsort(dim=1).flatten().float()
 
 
-def pruner(scope='rank'):
-    estimator = AdaptiveDensityEstimator(num_centroids=6, dim=DIM)
-    return BatchPruner(PRUNE_RATIO[scope], estimator, selection_scope=scope)
+def pruner():
+    rare = dict(type='rare', estimator=dict(num_centroids=6, dim=DIM))
+    return BatchPruner(PRUNE_RATIO, rare)
 
 
 def whole_batch(iteration, world_size):
@@ -104,10 +108,10 @@ def part(whole, rank, iteration):
     return mine
 
 
-def follow(scope):
+def follow():
     """A stream of batches, with a short one and a poisoned one: what was kept, and the state."""
     rank, world_size = get_dist_info()
-    chosen = pruner(scope)
+    chosen = pruner()
     steps = []
     for iteration in range(ITERATIONS):
         mine = part(whole_batch(iteration, world_size), rank, iteration)
@@ -117,10 +121,10 @@ def follow(scope):
     return dict(steps=steps, step=chosen.step, state=chosen.state_dict())
 
 
-def waits(scope):
+def waits():
     """What makes the host wait in any step but the first, when the ranks agree on the size."""
     rank, world_size = get_dist_info()
-    chosen = pruner(scope)
+    chosen = pruner()
 
     def step():
         mine = part(whole_batch(0, world_size), rank, 0)
@@ -133,44 +137,11 @@ def waits(scope):
     return found
 
 
-def labels(position, dtype):
-    """(num, 3, 2) labels of the images at these positions of the whole batch."""
-    return (1.5 * position).to(dtype)[:, None, None].expand(-1, 3, 2).contiguous()
-
-
-def exchange():
-    """Labels of every type through an exchange, by name; beside them what was asked for."""
-    rank, world_size = get_dist_info()
-    position = torch.arange(rank * NUM, (rank + 1) * NUM)
-    moving = Exchange(Ranks(), torch.tensor(KEPT[world_size]), NUM)
-    moved = {dtype: moving.take(labels(position, dtype)) for dtype in DTYPES}
-    image = labels(position, torch.float32)[..., None].to(memory_format=torch.channels_last)
-    return dict(
-        share=moving.share, own=moving.own(NUM), moved=moved, image=moving.take(image)[..., 0]
-    )
-
-
-def complaints():
-    """What is refused, in every rank or in the one that is wrong."""
-    rank, _ = get_dist_info()
-    grown = pruner()
-    grown(torch.rand(NUM, DIM))
-    odd = PartialForwardBlocking.__new__(PartialForwardBlocking)
-    torch.nn.Module.__init__(odd)
-    odd.pruner, odd._layout = pruner('global'), None
-    images, labels = torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4, 4, dtype=torch.int64)
-
-    def check(height=4, dtype=torch.int64):
-        odd._check_layout(images.repeat(1, 1, height // 4, 1), labels.to(dtype))
-
-    shapes = refusal(lambda: check(height=4 * (1 + rank)))
-    check()
-    return dict(
-        grown=refusal(lambda: grown(torch.rand(NUM + 1, DIM))),
-        shapes=shapes,
-        later=refusal(lambda: check(dtype=torch.uint8)),
-        called=refusal(lambda: pruner('global')(torch.rand(NUM, DIM))),
-    )
+def grown():
+    """What is said of a batch that is larger than the first one."""
+    chosen = pruner()
+    chosen(torch.rand(NUM, DIM))
+    return refusal(lambda: chosen(torch.rand(NUM + 1, DIM)))
 
 
 def refusal(call):
@@ -190,8 +161,8 @@ def run_config(work_dir, images, max_iters=50, **options):
             'model.backbone.norm_cfg': norm,
             'model.decode_head.norm_cfg': norm,
             'model.auxiliary_head.norm_cfg': norm,
-            'model.pfb.exploration': 0,
-            'model.pfb.selection_scope': 'global',
+            'model.pfb.criterion': dict(_delete_=True, type='hardest_of_four'),
+            'model.pfb.exit_loss_weight': 1.0,
             'train_dataloader.batch_size': images,
             'train_dataloader.sampler': dict(_delete_=True, type='BlockSampler', whole=8),
             'custom_hooks': [dict(type='DiaryHook'), dict(type='PFBHook', begin=0.1, end=1.0)],
@@ -202,14 +173,13 @@ def run_config(work_dir, images, max_iters=50, **options):
 
 
 def result(model):
-    """Weights and buffers of the network, and the estimate."""
-    estimator, state = model.pfb.pruner.estimator, model.state_dict()
+    """Weights and buffers of the network, and the estimate, where there is one."""
+    pruner, state = model.pfb.pruner, model.state_dict()
+    names = () if pruner.estimator is None else ('centroids', 'counts', 'idle')
     return dict(
         network={name: value for name, value in state.items() if not name.startswith('pfb.')},
-        estimate={
-            name: getattr(estimator, name).clone() for name in ('centroids', 'counts', 'idle')
-        },
-        step=int(model.pfb.pruner.step),
+        estimate={name: getattr(pruner.estimator, name).clone() for name in names},
+        step=pruner.step,
     )
 
 
@@ -218,9 +188,7 @@ def run(config):
 
 
 def core():
-    seen = {scope: follow(scope) for scope in ('rank', 'global')}
-    seen['waits'] = {scope: waits(scope) for scope in ('rank', 'global')}
-    return seen | dict(exchange=exchange(), complaints=complaints())
+    return dict(core=follow(), waits=waits(), grown=grown())
 
 
 def save(seen, folder):
@@ -247,6 +215,45 @@ def four(folder):
     config = demo_config(folder / 'run', 50, **options)
     config.train_dataloader.dataset.pipeline.insert(2, dict(type='EmptyLabels'))
     save(core() | dict(run=run(config)), folder)
+
+
+def taught_step(model, images, samples):
+    """What one step leaves behind, as a step of DDP."""
+    before = {name: p.detach().clone() for name, p in model.module.named_parameters()}
+    exit_before = model.module.pfb.get_extra_state().clone()
+    model.zero_grad()
+    tiny.total(model(images, samples, mode='loss')).backward()
+    selection = model.module.pfb.selection
+    return dict(
+        before=before,
+        exit_before=exit_before,
+        exit=model.module.pfb.get_extra_state(),
+        kept=selection.indices,
+        score=selection.score,
+        gradients=tiny.gradients(model.module),
+    )
+
+
+def taught(folder):
+    """Steps in which the early exit's loss teaches the shallow part; the last ones are short."""
+    rank, _ = get_dist_info()
+    seen = {}
+    for strategy, exit in TAUGHT:
+        pfb = dict(criterion='hard', strategy=strategy, exit=exit)
+        model = tiny.warm(tiny.build(pfb, UNNORMALISED, norm_eval=True).double(), 4)
+        wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+        optimizer = torch.optim.SGD(wrapped.parameters(), 0.05)
+        seen[strategy, exit] = []
+        for step, sizes in enumerate(SIZES):
+            seen[strategy, exit].append(taught_step(wrapped, *taught_batch(step, rank, sizes)))
+            optimizer.step()
+    save(seen, Path(folder))
+
+
+def taught_batch(step, rank, sizes):
+    """Images and samples of one rank."""
+    images = tiny.images(seed=step, dtype=torch.float64)[4 * rank :][: sizes[rank]]
+    return images, tiny.samples(seed=step)[4 * rank :][: sizes[rank]]
 
 
 def left_alone(how, folder):

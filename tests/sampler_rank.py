@@ -10,15 +10,9 @@ from mmengine.dataset import BaseDataset, Compose
 from mmengine.dist import all_gather, get_rank
 from torch.utils.data import DataLoader
 
-from pfb_mmseg.compare import (
-    FixedPartSampler,
-    InfoBatchSampler,
-    OrderDPSampler,
-    RareClassSampler,
-    SeTaSampler,
-)
+from pfb_mmseg.compare import RareClassSampler
 
-SIZE, NUM_EPOCHS, NUM_STEPS = 33, 6, 40
+SIZE, NUM_STEPS = 33, 40
 
 
 class LoadNumbers(BaseTransform):
@@ -33,7 +27,6 @@ class Labelled(BaseDataset):
         self.num_images, self.first = num_images, first
         self.pipeline = Compose([])
         self.pipeline.transforms = [LoadNumbers()]
-        self.num_loaded = 0
         self._metainfo = {}
 
     def labels(self, index):
@@ -41,7 +34,6 @@ class Labelled(BaseDataset):
         return np.repeat(kinds, 16).reshape(6, 8).astype(np.uint8)
 
     def get_data_info(self, index):
-        self.num_loaded += 1
         return dict(labels=self.labels(index))
 
     def full_init(self):
@@ -51,46 +43,23 @@ class Labelled(BaseDataset):
         return self.num_images
 
 
-def follow(sampler):
+def follow(sampler, loss_of):
     """Batches of four through workers, with losses that only the process that trained on an image
-    knows, and the lengths of the epochs in batches."""
-    from test_samplers import loss_of
-
+    knows."""
     loader = DataLoader(range(SIZE), 4, sampler=sampler, num_workers=2, persistent_workers=True)
-    steps, lengths = [], []
-
-    def step(batch):
-        taken = sampler.take(len(batch)).indices
-        losses = torch.stack(all_gather(loss_of(batch, len(steps))), dim=1)
+    steps = []
+    for number, batch in enumerate(itertools.islice(loader, NUM_STEPS)):
+        taken, _ = sampler.take(len(batch))
+        losses = torch.stack(all_gather(loss_of(batch, number)), dim=1)
         sampler.update(taken.flatten(), losses.flatten())
         steps.append(dict(loaded=batch, taken=taken))
-
-    if not sampler.by_epoch:
-        for batch in itertools.islice(loader, NUM_STEPS):
-            step(batch)
-    for epoch in range(NUM_EPOCHS if sampler.by_epoch else 0):
-        sampler.set_epoch(epoch)
-        before = len(steps)
-        for batch in loader:
-            step(batch)
-        lengths.append(len(steps) - before)
-        assert lengths[-1] == len(loader)
-    state = sampler.state_dict()
-    return dict(steps=steps, lengths=lengths, scores=sampler.scores, state=state)
+    return dict(steps=steps, state=sampler.state_dict())
 
 
 def run(folder):
-    data = range(SIZE)
-    seen = {}
-    for by_epoch in (False, True):
-        options = dict(seed=7, by_epoch=by_epoch)
-        seen['infobatch', by_epoch] = follow(InfoBatchSampler(data, 0.5, **options))
-        seen['random_once', by_epoch] = follow(FixedPartSampler(data, 0.5, **options))
-        seen['orderdp', by_epoch] = follow(OrderDPSampler(data, pool=0.8, share=0.82, **options))
-        seen['seta', by_epoch] = follow(SeTaSampler(data, 0.1, **options))
-    labelled = Labelled(6)
-    rare = RareClassSampler(labelled, seed=3)
-    seen['counted'] = labelled.num_loaded > 0
-    seen['probabilities'] = rare.probabilities
+    from test_samplers import SAMPLERS, loss_of
+
+    seen = {name: follow(make(range(SIZE)), loss_of) for name, make in SAMPLERS.items()}
+    rare = RareClassSampler(Labelled(6), seed=3)
     seen['rare'] = torch.tensor(list(itertools.islice(rare, 20)))
     torch.save(seen, Path(folder) / f'{get_rank()}.pt')

@@ -1,10 +1,15 @@
 """Segmentors without a PFB class of their own: it is made on the spot, anew from each config."""
 
 import copy
+import os
+import pickle
+import subprocess
+import sys
 
 import pytest
 import tiny
 import torch
+from demo_runs import ROOT, demo_config
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
@@ -84,6 +89,83 @@ def test_a_depth_estimator_trains_on_the_kept_images_and_resumes():
     assert type(again) is type(model)
     again.load_state_dict(model.state_dict())
     copy.deepcopy(model)  # as EMA does
+
+
+@pytest.mark.parametrize('exit', ['own', 'auxiliary'])
+@pytest.mark.parametrize('copied', [lambda m: pickle.loads(pickle.dumps(m)), copy.deepcopy])
+def test_a_model_of_a_class_made_on_the_spot_is_copied_and_pickled(copied, exit):
+    init_default_scope('mmseg')
+    pfb = dict(criterion='hard', exit=exit)
+    cfg = tiny.model_cfg('PFBModel', pfb, dict(dropout_ratio=0)) | dict(host='EncoderDecoder')
+    model = tiny.warm(MODELS.build(cfg).train())
+    again = copied(model)
+    assert type(again) is type(model) is not EncoderDecoder
+    assert again.pfb.point.host is again and again.pfb.exit.point.host is again
+    for one in (model, again):
+        tiny.total(one.loss(tiny.images(), tiny.samples())).backward()
+    torch.testing.assert_close(tiny.gradients(again), tiny.gradients(model), rtol=0, atol=0)
+    torch.testing.assert_close(dict(again.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
+
+
+MY_SEGMENTOR = """
+from mmseg.models import EncoderDecoder
+from mmseg.registry import MODELS
+
+@MODELS.register_module()
+class MySegmentor(EncoderDecoder):
+    pass
+"""
+RUN = """
+import sys
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+runner = Runner.from_cfg(Config.fromfile(sys.argv[1]))
+runner.train()
+print('trained', type(runner.model).__name__, runner.model.pfb.quota.prune_ratio)
+"""
+
+
+def test_what_the_command_wrote_down_trains_in_an_interpreter_that_knows_nothing_of_it(tmp_path):
+    config = demo_config(tmp_path / 'plain', 4)
+    config.model.type = 'MySegmentor'
+    config.model.pop('pfb')
+    config.custom_hooks = []
+    config.custom_imports = dict(imports=['my_segmentor', 'pfb_mmseg'])
+    config.dump(tmp_path / 'plain.py')
+    (tmp_path / 'my_segmentor.py').write_text(MY_SEGMENTOR)
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), str(tmp_path)])}
+
+    def call(*command):
+        command = [sys.executable, *command]
+        run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert run.returncode == 0, run.stdout + run.stderr
+        return run.stdout + run.stderr
+
+    told = call(
+        '-m', 'pfb_mmseg.commands', 'train', 'plain.py', '--work-dir', 'ours',
+        '--prune-ratio', '0.5', '--cfg-options', 'model.pfb.seed=1',
+    )  # fmt: skip
+    for change in (
+        'model.type: MySegmentor -> PFBModel, host kept in model.host',
+        'model.pfb.prune_ratio: not set -> 0.5',
+        'model.pfb.criterion: not set -> hard',
+    ):
+        assert change in told
+    written = Config.fromfile(tmp_path / 'ours' / 'plain.py', import_custom_modules=False).model
+    assert written.pfb == dict(prune_ratio=0.5, criterion='hard', seed=1)
+    told = call('-c', RUN, 'ours/plain.py')
+    assert 'trained PFBMySegmentor 0.5' in told
+
+
+@pytest.mark.parametrize('criterion', ['rare', dict(type='hard', skip=0.1)], ids=str)
+def test_the_recommended_criterion_stands_in_for_none_only(criterion):
+    cfg = Config(dict(model=tiny.model_cfg('EncoderDecoder')))
+    assert 'model.pfb.criterion: not set -> hard' in apply_pfb(cfg, 0.3)
+    assert cfg.model.pfb.criterion == 'hard'
+    cfg = Config(dict(model=tiny.model_cfg(pfb=dict(criterion=criterion))))
+    apply_pfb(cfg, 0.3)
+    assert cfg.model.pfb.criterion == criterion
 
 
 def test_an_encoder_of_another_name_gets_its_images_as_the_model_hands_them_over(

@@ -70,7 +70,7 @@ def file_config(folder, max_iters=6, **options):
 
 def check_record(folder, num_images):
     record = SelectionRecord.load(folder / 'run' / 'pfb_record.npz')
-    assert record.timeline.totals[:, :2].sum() == num_images  # without and with a choice
+    assert 0 < record.candidates.sum() <= num_images  # centroids are seeded without a choice
     assert (record.kept <= record.candidates).all()
 
 
@@ -203,18 +203,14 @@ def test_a_record_with_code_in_it_is_refused_and_not_run(tmp_path):
 
 
 def test_no_checkpoint_or_array_is_unpickled_by_code_of_this_package():
-    """What users load by MMEngine, they name themselves; nothing else may run a file's code.
-
-    What the processes of one run hand each other is no file: torch's own collectives pickle, too.
-    """
-    between_ranks = ROOT / 'pfb_mmseg/hooks/pfb_record_hook.py'
+    """What users load by MMEngine, they name themselves; nothing else may run a file's code."""
     safe = {'load': {'torch': ('weights_only', True), 'np': ('allow_pickle', False)}}
     for path in [*(ROOT / 'pfb_mmseg').rglob('*.py'), *(ROOT / 'tools').glob('*.py')]:
         for call in ast.walk(ast.parse(path.read_text())):
             if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
                 continue
             module = getattr(call.func.value, 'id', None)
-            assert module != 'pickle' or path == between_ranks, f'{path}:{call.lineno}'
+            assert module != 'pickle', f'{path}:{call.lineno}'
             if option := safe.get(call.func.attr, {}).get(module):
                 given = [(k.arg, getattr(k.value, 'value', None)) for k in call.keywords]
                 assert option in given, f'{path}:{call.lineno}'

@@ -12,8 +12,7 @@ from mmengine.config import Config
 from mmengine.optim import MultiStepLR, OneCycleLR
 from PIL import Image
 
-from pfb_mmseg.compare.by_iteration import count_iterations
-from pfb_mmseg.compare.methods import set_iters
+from pfb_mmseg.compare.lengths import count_iterations, set_iters
 
 CONFIGS = Path(__file__).parents[1] / 'benchmarks/configs'
 EPOCHS, LENGTH = 8, 3  # 20 images in batches of 8

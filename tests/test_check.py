@@ -236,9 +236,8 @@ class TestLabels:
     def test_of_one_class_in_the_first_samples_are_followed_by_the_others(self, root):
         for name in 'ac':
             labels(root / f'labels/{name}.png', (0,))
-        told = []
-        good, bad, _ = check_config(config_of(leaf(root)), 2, told.append)
-        assert bad == [] and '3 loaded, all in order' in good[0] and told == [1, 2, 3]
+        good, bad, _ = check_config(config_of(leaf(root)), 2)
+        assert bad == [] and '3 loaded, all in order' in good[0]
 
     def test_that_nobody_loads_are_missed_where_they_are_needed(self, root):
         unlabelled = leaf(root, [LOAD[0], PACK])
@@ -282,7 +281,7 @@ class TestFiles:
         (root / 'labels/b.png').unlink()
         _, [fault], _ = check_config(config_of(leaf(root)), num_read=1)
         assert '1 of 3 samples lack the file of their seg_map_path' in fault
-        assert 'labels/b.png' in fault and "2 in '.png' end" in fault
+        assert 'labels/b.png' in fault and 'is there and holds a.png, c.png.' in fault
 
     def test_that_a_list_names_and_nobody_has(self, root):
         (root / 'list.txt').write_text('a\nz\n')
@@ -299,7 +298,9 @@ class TestFiles:
 
     def test_of_another_suffix_are_told(self, root):
         faults = problems(leaf(root, img_suffix='.jpg'))
-        assert "ends in '.jpg'" in faults[1] and "3 in '.png' end; img_suffix" in faults[1]
+        assert (
+            "ends in img_suffix='.jpg'" in faults[1] and 'holds a.png, b.png, c.png.' in faults[1]
+        )
 
     def test_of_cityscapes_without_train_ids_come_with_the_command_that_makes_them(self, tmp_path):
         picture(tmp_path / 'leftImg8bit/train/ulm/ulm_0_0_leftImg8bit.png')
@@ -308,7 +309,7 @@ class TestFiles:
         dataset = dict(type='CityscapesDataset', data_root=str(tmp_path), data_prefix=prefix)
         dataset['pipeline'] = [*LOAD, PACK]
         _, [fault], [remedy] = check_config(config_of(dataset))
-        assert "1 in '_gtFine_labelIds.png' end" in fault
+        assert 'is there and holds ulm_0_0_gtFine_labelIds.png.' in fault
         assert f'cityscapes.py {tmp_path} --nproc 8' in remedy
 
     def test_of_voc_without_the_augmented_labels_come_with_the_command(self, tmp_path):

@@ -20,9 +20,7 @@ def test_a_newcomer_sees_the_same_time_on_both_sides_and_who_wins():
     console = Console(width=80, record=True)
     console.print(demo.comparison(three()))
     lines = [
-        line
-        for line in console.export_text().splitlines()
-        if line.strip().startswith(('all', 'PFB'))
+        line for line in console.export_text().splitlines() if line.strip().startswith(demo.ROWS)
     ]
     assert [line.split()[-2:] for line in lines] == [
         ['40.0', '54.4'],
@@ -50,4 +48,4 @@ def test_the_demo_runs(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert 'In the same time' in told or 'The machine was busy' in told
     assert (tmp_path / 'out/demo.png').read_bytes().startswith(b'\x89PNG')
-    assert (tmp_path / 'out/report/index.html').is_file() or 'report' in told
+    assert (tmp_path / 'out/report/index.html').is_file()

@@ -11,7 +11,7 @@ import rank as ranks
 import tiny
 import torch
 from demo_runs import demo_config, float64, read_diaries, train
-from rank import KEPT, NUM, POISONED, SHORT, part, pruner, run_config, whole_batch
+from rank import NUM, POISONED, SHORT, pruner, run_config
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -60,121 +60,57 @@ def counts(record):
 
 
 class TestPruner:
-    @pytest.mark.parametrize('scope', ['rank', 'global'])
-    def test_every_rank_holds_the_same_state_bit_for_bit(self, seen, scope):
-        assert_same_everywhere([one[scope]['state'] for one in seen])
+    def test_every_rank_holds_the_same_state_bit_for_bit(self, seen):
+        assert_same_everywhere([one['core']['state'] for one in seen])
 
-    def test_globally_the_choice_and_the_state_are_those_of_one_process(self, seen):
-        alone, num_ranks = pruner('global'), len(seen)
-        for iteration in range(ranks.ITERATIONS):
-            whole = whole_batch(iteration, num_ranks)
-            parts = [part(whole, rank, iteration) for rank in range(num_ranks)]
-            # A short batch counts as one with images that are not finite.
-            filled = [F.pad(p, (0, 0, 0, NUM - len(p)), value=torch.nan) for p in parts]
-            expected = alone(torch.cat(filled)).kept.split(NUM)
-            for one, mine, kept in zip(seen, parts, expected, strict=True):
-                step = one['global']['steps'][iteration]
-                assert torch.equal(step['kept'], kept[: len(mine)]), iteration
-        state = seen[0]['global']['state']
-        assert seen[0]['global']['step'] == alone.step
-        assert_close(
-            read_estimate(state, 'criterion.estimator.'),
-            read_estimate(alone.estimator.state_dict()),
-        )
-
-    def test_globally_the_kept_images_are_dealt_out_each_once(self, seen):
-        num_ranks = len(seen)
-        for iteration in range(ranks.ITERATIONS):
-            whole = whole_batch(iteration, num_ranks)
-            parts = [part(whole, rank, iteration) for rank in range(num_ranks)]
-            steps = [one['global']['steps'][iteration] for one in seen]
-            kept = [p[step['kept']] for p, step in zip(parts, steps, strict=True)]
-            got = torch.cat([step['rows'] for step in steps])
-            assert sorted(got.tolist()) == sorted(torch.cat(kept).tolist())
-
-    def test_by_rank_the_state_is_what_one_process_learns_from_all_that_was_kept(self, seen):
+    def test_the_state_is_what_one_process_learns_from_all_that_was_kept(self, seen):
         alone = pruner().estimator
         for iteration in range(ranks.ITERATIONS):
-            alone.update(torch.cat([one['rank']['steps'][iteration]['rows'] for one in seen]))
-        state = seen[0]['rank']['state']
+            alone.update(torch.cat([one['core']['steps'][iteration]['rows'] for one in seen]))
+        state = seen[0]['core']['state']
         assert_close(
             read_estimate(state, 'criterion.estimator.'), read_estimate(alone.state_dict())
         )
 
-    @pytest.mark.parametrize('scope', ['rank', 'global'])
-    def test_all_ranks_keep_the_same_number_and_the_quota_is_exact_in_the_long_run(
-        self, seen, scope
-    ):
-        numbers = [[len(step['rows']) for step in one[scope]['steps']] for one in seen]
+    def test_all_ranks_keep_the_same_number_and_the_quota_is_exact_in_the_long_run(self, seen):
+        numbers = [[len(step['rows']) for step in one['core']['steps']] for one in seen]
         first = next(i for i, n in enumerate(numbers[0]) if n < NUM)
-        quota = pruner(scope).quota
+        quota = pruner().quota
         assert numbers[0][first:] == [quota.keep(t, NUM) for t in range(first, ranks.ITERATIONS)]
-        assert set(numbers[0][first:]) == ({2, 3} if scope == 'rank' else {2})
+        assert set(numbers[0][first:]) == {2, 3}
         for one in numbers[1:]:
             unequal = [t for t, (a, b) in enumerate(zip(one, numbers[0], strict=True)) if a != b]
             assert unequal in ([], [SHORT])
 
     def test_of_a_short_batch_as_many_are_kept_as_there_are(self, seen):
-        step = seen[1]['rank']['steps'][SHORT]
+        step = seen[1]['core']['steps'][SHORT]
         assert step['kept'].tolist() == [True] and len(step['rows']) == 1
 
-    @pytest.mark.parametrize('scope', ['rank', 'global'])
-    def test_an_image_that_is_not_finite_is_dropped_and_disturbs_no_rank(self, seen, scope):
-        steps = [one[scope]['steps'][POISONED] for one in seen]
+    def test_an_image_that_is_not_finite_is_dropped_and_disturbs_no_rank(self, seen):
+        steps = [one['core']['steps'][POISONED] for one in seen]
         assert steps[1]['log_density'].isnan().tolist() == [False, False, True, False]
         assert not steps[1]['kept'][2]
         assert all(step['rows'].isfinite().all() for step in steps)
-        assert all(value.isfinite().all() for value in seen[0][scope]['state'].values())
+        assert all(value.isfinite().all() for value in seen[0]['core']['state'].values())
 
-    @pytest.mark.parametrize('scope', ['rank', 'global'])
-    def test_no_host_waits_for_its_device_after_the_first_iteration(self, seen, scope):
-        assert [one['waits'][scope] for one in seen] == [[[]] * 4] * len(seen)
+    def test_no_host_waits_for_its_device_after_the_first_iteration(self, seen):
+        assert [one['waits'] for one in seen] == [[[]] * 4] * len(seen)
 
     def test_a_batch_larger_than_the_agreed_one_is_refused_before_any_rank_waits(self, seen):
         for one in seen:
-            assert 'a batch of 5 images' in one['complaints']['grown']
-
-    def test_images_of_different_shapes_are_refused_on_all_ranks(self, seen):
-        for rank, one in enumerate(seen):
-            sentence = one['complaints']['shapes']
-            assert f'on rank {rank}: images (3, {4 * (1 + rank)}, 4) torch.float32' in sentence
-            assert "choose 'rank'" in sentence
-
-    def test_labels_that_change_their_type_are_refused(self, seen):
-        for one in seen:
-            sentence = one['complaints']['later']
-            assert 'labels (1, 4, 4) torch.uint8 on rank' in sentence
-            assert 'labels (1, 4, 4) torch.int64.' in sentence and "choose 'rank'" in sentence
-
-    def test_a_selection_that_would_have_to_fetch_images_is_asked_for_in_two_halves(self, seen):
-        for one in seen:
-            assert 'decision.take(...) and decision.commit()' in one['complaints']['called']
-
-
-class TestExchange:
-    def test_each_rank_gets_its_turns_whatever_the_type_and_layout(self, seen):
-        for rank, one in enumerate(seen):
-            got = one['exchange']
-            share = KEPT[len(seen)][rank :: len(seen)]
-            assert got['share'].tolist() == share
-            for dtype, rows in got['moved'].items():
-                assert torch.equal(rows, ranks.labels(torch.tensor(share), dtype)), dtype
-            assert torch.equal(got['image'], ranks.labels(torch.tensor(share), torch.float32))
-
-    def test_each_rank_knows_which_of_its_images_are_kept_anywhere(self, seen):
-        own = torch.cat([one['exchange']['own'] for one in seen])
-        assert own.nonzero().flatten().tolist() == KEPT[len(seen)]
+            assert 'a batch of 5 images' in one['grown']
 
 
 class TestRun:
-    def test_estimate_is_the_same_on_all_ranks_after_50_iterations(self, seen):
-        runs = [one['run'] for one in seen]
+    def test_estimate_is_the_same_on_all_ranks_after_50_iterations(self, four):
+        runs = [one['run'] for one in four[0]]
         assert runs[0]['step'] > 40 and runs[0]['estimate']['idle'].any()
         assert_same_everywhere([run['estimate'] for run in runs])
         assert {run['step'] for run in runs} == {runs[0]['step']}
 
     def test_two_ranks_of_four_images_train_as_one_process_of_eight(self, two, tmp_path):
-        """Normalised by GroupNorm, since BatchNorm's statistics are each rank's own."""
+        """The hardest two of each four go on, all eight teach the shallow part. Normalised by
+        GroupNorm, since BatchNorm's statistics are each rank's own."""
         with float64():
             alone = ranks.result(train(run_config(tmp_path, 8)).model)
         (one, other), folder = two
@@ -188,8 +124,6 @@ class TestRun:
             )
             assert choice == expected, iteration
         assert_close(one['run']['network'], alone['network'], rtol=1e-9, atol=1e-9)
-        # Representations are float32.
-        assert_close(one['run']['estimate'], alone['estimate'])
         merged, expected = (
             SelectionRecord.load(f / 'pfb_record.npz') for f in (folder / 'run', tmp_path)
         )
@@ -206,8 +140,6 @@ class TestRun:
         pfb = resumed.model.pfb
         before = two[0][0]['run']
         assert pfb.pruner.step == before['step'] + 3
-        counted = pfb.pruner.estimator.counts.sum() - before['estimate']['counts'].sum()
-        assert counted == 3 * 4
         assert [round(e['pfb/kept']) for e in read_scalars(tmp_path)[0]] == [4, 4, 4]
 
     def test_a_rank_without_a_single_label_trains_with_the_others(self, four):
@@ -235,6 +167,68 @@ class TestRun:
         assert not list(tmp_path.glob('*.pt'))
 
 
+@pytest.fixture(scope='module')
+def taught(tmp_path_factory):
+    return launch(ranks.taught, 2, tmp_path_factory.mktemp('taught'))
+
+
+def exit_losses(model, state, features, samples):
+    """(N, H, W) cross entropy of an early exit in float64, all its weights apart from the model's.
+
+    Args:
+        state: of the exit of its own; None: the auxiliary head is the exit.
+    """
+    labels = torch.cat([sample.gt_sem_seg.data for sample in samples])
+    if state is None:
+        logits = F.interpolate(model.auxiliary_head([features] * 3), (64, 64), mode='bilinear')
+        return F.cross_entropy(logits, labels, reduction='none')
+    weights = state[1:].view(torch.float32).double()[: (len(state) - 1) // 3]
+    conv, scale, shift, last, bias = weights.split([64 * 32 * 9, 64, 64, 64 * 5, 5])
+    hidden = F.conv2d(features, conv.view(64, 32, 3, 3), padding=1)
+    hidden = F.batch_norm(hidden, None, None, scale, shift, training=True).relu()
+    logits = F.conv2d(hidden, last.view(5, 64, 1, 1), bias)
+    return F.cross_entropy(logits, labels[:, 4::8, 4::8], reduction='none')
+
+
+@pytest.mark.parametrize(('strategy', 'exit'), ranks.TAUGHT)
+class TestTeaching:
+    def test_all_ranks_hold_the_same_exit_bit_for_bit(self, taught, strategy, exit):
+        one, other = ([step['exit'] for step in seen[strategy, exit]] for seen in taught)
+        assert all(map(torch.equal, one, other))
+        learnt = [int(state[0]) for state in one]
+        assert learnt == ([11, 12, 13] if exit == 'own' else [0] * 3)
+
+    @pytest.mark.parametrize('step', range(len(ranks.SIZES)), ids=str)
+    def test_the_gradient_is_the_mean_of_what_each_rank_has_to_teach(
+        self, taught, strategy, exit, step
+    ):
+        """In plain torch and float64, all ranks in one process: the exit's loss over all images,
+        the model's over those that stay."""
+        seen = [one[strategy, exit][step] for one in taught]
+        norm = ranks.UNNORMALISED
+        twin = tiny.plain_twin(tiny.build(None, norm, norm_eval=True), norm, norm_eval=True)
+        twin.double().load_state_dict(seen[0]['before'], strict=False)
+        own = exit == 'own'
+        for rank, one in enumerate(seen):
+            images, samples = ranks.taught_batch(step, rank, ranks.SIZES[step])
+            features = twin.backbone(images)
+            state = one['exit_before'] if own else None
+            losses = exit_losses(twin, state, features[2], samples)
+            means = losses.mean((1, 2)).detach()
+            num_kept = min(2, len(images))
+            assert one['kept'].tolist() == sorted(means.argsort()[-num_kept:].tolist())
+            kept = [samples[i] for i in one['kept']]
+            narrowed = [x[one['kept']] for x in features]
+            total = losses.mean() + tiny.total(twin.decode_head.loss(narrowed, kept, {}))
+            if own:
+                total = total + tiny.total(twin.auxiliary_head.loss(narrowed, kept, {}))
+            (total / len(seen)).backward()
+        expected = tiny.gradients(twin)
+        tolerance = dict(rtol=1e-4, atol=1e-7) if own else dict(rtol=1e-9, atol=1e-12)
+        for one in seen:
+            assert_close(one['gradients'], expected, **tolerance)
+
+
 class TestDescription:
     def test_a_fractional_quota_is_told(self):
         sentence = describe_quota(KeepQuota(0.3), 2, 4)
@@ -245,23 +239,6 @@ class TestDescription:
         sentence = describe_quota(KeepQuota(0.7, min_keep=2), 4, 1)
         assert 'keeps 2 of its 4; at least 2 image(s)' in sentence
         assert 'which makes it 50% that are blocked' in sentence
-
-
-class TestScope:
-    def test_single_pass_refuses_to_move_images(self):
-        with pytest.raises(ValueError, match="selection_scope='global'.*strategy='two_pass'"):
-            tiny.build(dict(strategy='single_pass', selection_scope='global'))
-
-    def test_a_misspelt_scope_is_refused(self):
-        with pytest.raises(ValueError, match="selection_scope='globl'.*did you mean 'global'"):
-            tiny.build(dict(selection_scope='globl'))
-
-    def test_in_one_process_both_scopes_do_the_same(self):
-        losses = []
-        for scope in ('rank', 'global'):
-            model = tiny.build(dict(selection_scope=scope), head=dict(dropout_ratio=0))
-            losses.append(tiny.total(model.loss(tiny.images(), tiny.samples())))
-        assert torch.equal(*losses)
 
 
 @pytest.mark.cuda

@@ -15,6 +15,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
 from pfb_mmseg.core import CRITERIA, AdaptiveDensityEstimator, BatchPruner
+from pfb_mmseg.core.criteria import Common, Random, Rare
 
 TIMES = int(os.environ.get('PFB_FUZZ', 0))
 NAN = float('nan')
@@ -47,22 +48,19 @@ ESTIMATOR = st.fixed_dictionaries(
         'bandwidth': mostly(st.sampled_from(['silverman', 'scott', 'identity'])),
         'weighted': mostly(st.booleans()),
         'momentum': mostly(st.floats(0, 0.999)),
-        'update_rule': mostly(st.sampled_from(['normalized', 'literal', 'mean'])),
         'revive_after': mostly(st.none() | st.integers(1, 5)),
     },
 )
-HARD = st.fixed_dictionaries(
-    {'type': st.just('hard')},
-    optional={
-        'skip': mostly(st.floats(0, 0.999)),
-        'exit': mostly(st.sampled_from([None, 'auxiliary', 'own'])),
-        'channels': mostly(st.integers(1, 9)),
-        'pool': mostly(st.none() | st.integers(1, 9)),
-        'class_balance': mostly(st.none() | st.floats(0, 1)),
-        'warmup': mostly(st.integers(0, 2)),
-    },
+CRITERION = (
+    st.sampled_from([*CRITERIA])
+    | st.fixed_dictionaries(
+        {'type': mostly(st.sampled_from(['rare', 'common']))},
+        optional={'exploration': mostly(st.floats(0, 1e6)), 'estimator': mostly(ESTIMATOR)},
+    )
+    | st.fixed_dictionaries(
+        {'type': st.just('hard')}, optional={'skip': mostly(st.floats(0, 0.999))}
+    )
 )
-CRITERION = st.sampled_from([*CRITERIA]) | HARD
 PFB = st.fixed_dictionaries(
     {},
     optional={
@@ -70,12 +68,10 @@ PFB = st.fixed_dictionaries(
         'strategy': mostly(st.sampled_from(['two_pass', 'single_pass'])),
         'block_after': mostly(st.sampled_from(['backbone.layer1', 'backbone.layer3.0.conv1'])),
         'criterion': mostly(CRITERION),
-        'exploration': mostly(st.floats(0, 1e6)),
-        'exploration_space': mostly(st.sampled_from(['density', 'log_density'])),
-        'estimator': mostly(ESTIMATOR),
+        'exit_loss_weight': mostly(st.none() | st.floats(0, 9)),
+        'exit': mostly(st.sampled_from([None, 'auxiliary', 'own'])),
         'min_keep': mostly(st.integers(1, 9)),
         'score_scale': mostly(st.floats(0.1, 1)),
-        'score_statistics': mostly(st.sampled_from(['batch', 'running'])),
         'score_dtype': mostly(st.sampled_from([None, 'bfloat16'])),
         'input_shape': mostly(st.tuples(st.just(3), st.integers(1, 99), st.integers(1, 99))),
         'seed': mostly(st.integers(0, 2**70)),
@@ -154,45 +150,39 @@ def streams(draw):
 @example(
     stream=[torch.tensor(rows)[:, None] for rows in ([NAN], [NAN], [NAN, -0.3, -2.2, 0.6, -1.1])],
     ratio=0.25,
-    criterion='rare',
+    criterion=Rare,
     exploration=1e9,
-    space='log_density',
     bandwidth='silverman',
-    rule='normalized',
     num_centroids=1,
     revive=None,
 )
 @given(
     stream=streams(),
     ratio=st.floats(0, 0.999),
-    criterion=st.sampled_from(['rare', 'common', 'random']),
+    criterion=st.sampled_from([Rare, Common, Random]),
     exploration=st.sampled_from([0, 0.01, 1e9]),
-    space=st.sampled_from(['density', 'log_density']),
     bandwidth=st.sampled_from(['silverman', 'scott', 'identity']),
-    rule=st.sampled_from(['normalized', 'literal', 'mean']),
     num_centroids=st.integers(1, 5),
     revive=st.sampled_from([None, 1, 3]),
 )
 def test_any_stream_of_features_keeps_finite_images_first_and_the_estimate_finite(
-    stream, ratio, criterion, exploration, space, bandwidth, rule, num_centroids, revive
+    stream, ratio, criterion, exploration, bandwidth, num_centroids, revive
 ):
     dim = stream[0].shape[1]
-    estimator = AdaptiveDensityEstimator(
-        num_centroids, dim, bandwidth, update_rule=rule, revive_after=revive
-    )
-    options = dict(exploration=exploration, exploration_space=space)
-    pruner = BatchPruner(ratio, estimator, criterion, **options)
+    estimator = AdaptiveDensityEstimator(num_centroids, dim, bandwidth, revive_after=revive)
+    scored = criterion is not Random
+    pruner = BatchPruner(ratio, criterion(estimator, exploration) if scored else Random())
     for x in stream:
         promised = pruner.num_keep(len(x))
         selection = pruner(x)
         kept = selection.indices
         assert len(kept) == promised == len(set(kept.tolist())) and (kept.diff() > 0).all()
         assert estimator.centroids.isfinite().all()
-        if selection.log_density is None:
+        if selection.score is None:
             continue
         means = x.float().flatten(2).mean(2) if x.ndim > 2 else x.float()
         finite = means.isfinite().all(dim=1)
-        assert torch.equal(selection.log_density.isfinite(), finite)
+        assert torch.equal(selection.score.isfinite(), finite)
         # A dropped finite image means that none was kept that is not.
         if finite[~selection.kept].any():
             assert finite[kept].all()

@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 from mmseg.registry import DATASETS, HOOKS
 
 from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner
-from pfb_mmseg.core.estimator import pack, unpack
+from pfb_mmseg.core.criteria import Rare
 from pfb_mmseg.demo.scenes import PFBDemoDataset
 from pfb_mmseg.hooks.health import Health
 from pfb_mmseg.hooks.step_clock import StepClock
@@ -173,12 +173,13 @@ class TestHealth:
         assert said == []
 
     def test_one_centroid_is_told_of_only_with_enough_images(self, said):
-        pruner = BatchPruner(0.5, AdaptiveDensityEstimator(num_centroids=4, dim=2))
+        pruner = BatchPruner(0.5, Rare(AdaptiveDensityEstimator(num_centroids=4, dim=2)))
         health, estimator = Health(), pruner.estimator
 
         def count(*counts):
-            state = unpack(estimator.get_extra_state())
-            estimator.set_extra_state(pack(**{**state, 'counts': torch.tensor(counts)}))
+            state = estimator.get_extra_state()
+            state[1:, 0] = torch.tensor(counts)
+            estimator.set_extra_state(state)
 
         count(20, 0, 0, 0)
         health.check(pruner.quota, pruner.estimator, 8, StepClock())

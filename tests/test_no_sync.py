@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, Candidates
+from pfb_mmseg.core import BatchPruner, Candidates
 from pfb_mmseg.hooks import PFBHook, PFBLogHook, PFBRecordHook
 from pfb_mmseg.models import samples as samples_module
 from pfb_mmseg.models.samples import select_samples
@@ -152,14 +152,16 @@ class TestTheWatch:
 
 
 def pruner(**options):
-    estimator = {'num_centroids': 6, 'dim': 8} | options.pop('estimator', {})
-    return BatchPruner(0.5, AdaptiveDensityEstimator(**estimator), **options)
+    criterion = dict(type='rare') | options
+    if criterion['type'] in ('rare', 'common'):
+        criterion['estimator'] = tiny.RARE['estimator'] | criterion.get('estimator', {})
+    return BatchPruner(0.5, criterion)
 
 
 @pytest.fixture(autouse=True)
 def as_on_a_device(monkeypatch):
     """On the CPU the labels of kept images are looked up, since that waits for nothing there."""
-    monkeypatch.setattr(samples_module, '_on_host', lambda tensor: False)
+    monkeypatch.setattr(samples_module, '_pick', samples_module._gather)
 
 
 class TestPruner:
@@ -168,10 +170,8 @@ class TestPruner:
         [
             {},
             {'exploration': 0},
-            {'exploration_space': 'log_density'},
-            {'criterion': 'common'},
-            {'criterion': 'random'},
-            *({'estimator': {'update_rule': rule}} for rule in ('literal', 'mean')),
+            {'type': 'common'},
+            {'type': 'random'},
             *({'estimator': {'bandwidth': rule}} for rule in ('scott', 'identity')),
             {'estimator': {'weighted': False}},
             {'estimator': {'revive_after': None}},
@@ -189,7 +189,7 @@ class TestPruner:
 
 class TestSelectSamples:
     def test_never_waits(self):
-        chosen = pruner(criterion='random')
+        chosen = pruner(type='random')
         decision = chosen.select(Candidates(8, torch.device('cpu')))
         assert syncs(select_samples, tiny.samples(8), decision) == []
 
@@ -212,40 +212,48 @@ def no_accuracy(monkeypatch):
 STEPS = {
     'two_pass': {},
     'two_pass, half the size': {'score_scale': 0.5},
-    'two_pass, running statistics': {'score_statistics': 'running'},
-    'two_pass, bfloat16': {'score_dtype': 'bfloat16'},
     'two_pass, random': {'criterion': 'random'},
-    'two_pass, hard': {'criterion': 'hard'},
-    'two_pass, hard, pooled': {'criterion': dict(type='hard', pool=2, skip=0.2, class_balance=0.5)},
-    'two_pass, own exit': {'criterion': dict(type='hard', exit='own', warmup=0)},
+    'two_pass, skip': {'criterion': dict(type='hard', skip=0.2)},
     'two_pass, loss_topk': {'criterion': 'loss_topk'},
     'two_pass, divbs': {'criterion': 'divbs'},
     'single_pass': {'strategy': 'single_pass'},
-    'single_pass, hard': {'strategy': 'single_pass', 'criterion': 'hard'},
-    'single_pass, own exit': {
-        'strategy': 'single_pass',
-        'criterion': dict(type='hard', exit='own', warmup=0),
+    **{
+        f'{strategy}, {exit} exit{taught}': {
+            'strategy': strategy,
+            'criterion': 'hard',
+            'exit': exit,
+            'exit_loss_weight': weight,
+        }
+        for strategy in ('two_pass', 'single_pass')
+        for exit in ('auxiliary', 'own')
+        for weight, taught in ((1.0, ' teaches'), (0.0, ''))
     },
 }
+
+
+def build(pfb):
+    """The next step is blocked."""
+    model = tiny.build(pfb)
+    return tiny.warm(model) if pfb.get('exit') == 'own' else model
 
 
 @pytest.mark.parametrize('pfb', STEPS.values(), ids=STEPS)
 class TestLoss:
     def test_never_waits(self, pfb, no_accuracy):
-        model = tiny.build(pfb)
+        model = build(pfb)
         images, samples = tiny.images(), tiny.samples()
         for _ in range(2):
             assert syncs(model.loss, images, samples) == []
             assert len(model.pfb.selection.indices) == 4
 
     def test_waits_no_more_than_the_plain_model_where_that_one_does(self, pfb):
-        model = tiny.build(pfb)
+        model = build(pfb)
         plain = syncs(tiny.plain_twin(model).loss, tiny.images(4), tiny.samples(4))
         assert plain
         assert syncs(model.loss, tiny.images(), tiny.samples()) == plain
 
     def test_is_caught_where_the_pruner_waits(self, pfb, no_accuracy):
-        model = tiny.build(pfb)
+        model = build(pfb)
         model.pfb.pruner.__class__ = WaitingPruner
         assert 'torch.Tensor.tolist' in syncs(model.loss, tiny.images(), tiny.samples())
 
@@ -292,7 +300,7 @@ class TestHook:
         seen = trainer.record_hook._fresh
         assert seen.candidates.tolist() == [4] * 8
         assert seen.kept.sum() == 4 * 4
-        assert seen.timeline.class_counts.sum() == 4 * 8 * 64 * 64
+        assert seen.class_counts.sum() == 4 * 8 * 64 * 64
 
 
 def test_the_bookkeeping_comes_after_mmengine_has_waited_for_the_losses():
@@ -316,7 +324,7 @@ class TestOnCuda:
 
     @pytest.mark.parametrize('pfb', STEPS.values(), ids=STEPS)
     def test_whole_step_never_waits(self, pfb, no_accuracy):
-        model = tiny.build(pfb).cuda()
+        model = build(pfb).cuda()
         trainer = Trainer(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, foreach=True)
         images = tiny.images().cuda()

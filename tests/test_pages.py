@@ -118,13 +118,14 @@ def parse(monkeypatch):
             parser.error(f'unrecognized arguments: {" ".join(unknown)}')
         raise Parsed(arguments)
 
-    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', parse_args)
-
     def parse(tool, arguments):
+        command = re.search(r"call\('(\w+)'\)", Path(tool).read_text()) if tool != 'pfb' else None
+        if tool == 'pfb' or command:
+            read([*([command[1]] if command else []), *arguments])
+            return
         monkeypatch.setattr(sys, 'argv', [str(tool), *arguments])
+        monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', parse_args)
         with pytest.raises(Parsed):
-            if tool == 'pfb':
-                return read()
             runpy.run_path(str(tool), run_name='__main__')
 
     return parse

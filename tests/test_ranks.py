@@ -41,16 +41,15 @@ def log_of(work_dir):
 
 
 class TestTwoGroupsOfTwo:
-    @pytest.mark.parametrize('scope', ['rank', 'global'])
-    def test_each_group_chooses_and_learns_as_if_it_were_alone(self, two, four, scope):
+    def test_each_group_chooses_and_learns_as_if_it_were_alone(self, two, four):
         for rank, seen in enumerate(four[0]):
-            alone = two[0][rank // 2][scope][rank % 2]
-            for step, expected in zip(seen[scope]['steps'], alone['steps'], strict=True):
+            alone = two[0][rank // 2]['streams'][rank % 2]
+            for step, expected in zip(seen['stream']['steps'], alone['steps'], strict=True):
                 assert all(map(torch.equal, step, expected))
-            assert seen[scope]['state'].keys() == alone['state'].keys()
-            for name, value in seen[scope]['state'].items():
+            assert seen['stream']['state'].keys() == alone['state'].keys()
+            for name, value in seen['stream']['state'].items():
                 assert torch.equal(value, alone['state'][name]), name
-        one, other = (seen[scope]['steps'] for seen in four[0][:2])
+        one, other = (seen['stream']['steps'] for seen in four[0][:2])
         assert any(not torch.equal(a, b) for (a, _), (b, _) in zip(one, other, strict=True))
 
     def test_the_function_that_a_path_names_is_called_once(self, four):
@@ -73,7 +72,7 @@ class TestTwoGroupsOfTwo:
         assert record.paths == expected.paths and len(record)
         assert record.candidates.tolist() == expected.candidates.tolist()
         assert record.kept.tolist() == expected.kept.tolist()
-        assert record.timeline.totals.tolist() == expected.timeline.totals.tolist()
+        assert record.class_counts.tolist() == expected.class_counts.tolist()
 
     def test_the_log_and_the_checkpoint_count_the_processes_of_a_group(self, four):
         assert 'Each of 2 process(es) keeps 2 of its 4' in log_of(four[1])
@@ -90,6 +89,10 @@ class TestTwoGroupsOfTwo:
         for seen in outside:
             assert 'process_group=<function of_others' in seen['refused']
             assert 'that this process is in' in seen['refused']
+
+    def test_a_group_is_not_pickled_and_never_becomes_all_processes(self, four):
+        for seen in four[0]:
+            assert 'cannot be pickled; give the dotted path of a function' in seen['unpicklable']
 
 
 class TestOption:
@@ -122,6 +125,7 @@ class TestOption:
     def test_a_copy_talks_to_the_same_processes_and_a_pickle_remembers_the_path(self):
         pruner = BatchPruner(process_group=group_rank.data_parallel_group)
         assert copy.deepcopy(pruner).ranks is pruner.ranks
+        assert pickle.loads(pickle.dumps(Ranks())).group is None
         ranks = pickle.loads(pickle.dumps(Ranks('group_rank.no_such_function')))
         with pytest.raises(ValueError, match='no_such_function'):
             _ = ranks.group

@@ -1,31 +1,28 @@
 """The record of what was kept, against counts made by hand; on disk and merged."""
 
 import os
-import pickle
-import subprocess
-import sys
-from pathlib import Path
 
+import collect_rank
 import numpy as np
+import processes
 import pytest
 import torch
 from mmengine.structures import BaseDataElement, PixelData
 from mmseg.structures import SegDataSample
 
-from pfb_mmseg.report import SelectionRecord, class_counts, class_pixels, image_name, read_scalars
+from pfb_mmseg.report import SelectionRecord, class_counts, image_name, read_scalars
 
 CLASSES = ['road', 'sky']
 
 
 def add_first(record):
-    record.add_full(0, 4)
-    record.add(1, ['a', 'b', 'c'], np.array([1, 0, 1], bool), np.array([1.5, 2.0, np.nan]),
+    record.add(['a', 'b', 'c'], np.array([1, 0, 1], bool), np.array([1.5, 2.0, np.nan]),
                np.array([[5, 0], [1, 7], [0, 2]]))  # fmt: skip
 
 
 def add_rest(record):
-    record.add(2, ['b', 'd'], np.array([1, 0], bool))
-    record.add(3, ['a', 'b'], np.array([0, 1], bool), np.array([3.5, 5e9]),
+    record.add(['b', 'd'], np.array([1, 0], bool))
+    record.add(['a', 'b'], np.array([0, 1], bool), np.array([3.5, 5e9]),
                np.array([[10, 0], [0, 100]]))  # fmt: skip
 
 
@@ -43,31 +40,8 @@ def check(record):
     assert record.kept_share == 4 / 7
     assert record.score_name == 'log_density'
     np.testing.assert_allclose(record.mean_score, [2.5, (2 + 5e9) / 2, np.nan, np.nan])
-    timeline = record.timeline
-    assert timeline.first.tolist() == [0, 1, 2, 3]
-    assert timeline.full.tolist() == [4, 0, 0, 0]
-    assert timeline.candidates.tolist() == [0, 3, 2, 2]
-    assert timeline.kept.tolist() == [0, 2, 1, 1]
-    assert timeline.nonfinite.tolist() == [0, 1, 0, 0]
     assert (record.classes, record.class_unit) == (CLASSES, 'pixels')
-    # dropped, kept
-    assert timeline.class_counts.tolist() == [
-        [[0, 0], [0, 0]],
-        [[1, 7], [5, 2]],
-        [[0, 0], [0, 0]],
-        [[10, 0], [0, 100]],
-    ]
-    found = {
-        (int(t), ('dropped', 'kept')[k], int(timeline.edges[b])): int(timeline.scores[t, k, b])
-        for t, k, b in zip(*timeline.scores.nonzero(), strict=True)
-    }
-    last = timeline.edges[-2]  # whatever is more common than the histogram reaches
-    assert found == {
-        (1, 'kept', 1): 1,
-        (1, 'dropped', 2): 1,
-        (3, 'dropped', 3): 1,
-        (3, 'kept', last): 1,
-    }
+    assert record.class_counts.tolist() == [[11, 7], [5, 102]]  # dropped, kept
 
 
 def test_counts_match_a_hand_counted_run():
@@ -91,16 +65,16 @@ def test_a_file_of_another_schema_is_refused_in_words(tmp_path):
             SelectionRecord.load(tmp_path / 'other.npz')
 
 
-def test_samples_of_one_file_are_rows_of_their_own_and_others_are_in_the_totals_alone(tmp_path):
+def test_samples_of_one_file_are_rows_of_their_own_and_others_have_none(tmp_path):
     """Slices 0 and 1 of one file, a sample without a file, and an image of no data set."""
     record = SelectionRecord()
     paths = ['volume', 'volume', 'image 2', 'volume']
     kept = np.array([1, 0, 1, 0], bool)
     for _ in range(2):
         scores = np.array([1.0, 2.0, 3.0, 9.0])
-        record.add(0, paths, kept, scores, places=np.array([0, 1, 2, -1]))
+        record.add(paths, kept, scores, places=np.array([0, 1, 2, -1]))
     other = SelectionRecord()
-    other.add(1, ['volume'], np.array([True]), np.array([4.0]), places=np.array([1]))
+    other.add(['volume'], np.array([True]), np.array([4.0]), places=np.array([1]))
     record.merge(other)
     record.save(tmp_path / 'record.npz')
     record = SelectionRecord.load(tmp_path / 'record.npz')
@@ -108,62 +82,19 @@ def test_samples_of_one_file_are_rows_of_their_own_and_others_are_in_the_totals_
     assert record.candidates.tolist() == [2, 3, 2]
     assert record.kept.tolist() == [2, 1, 2]
     assert record.mean_score.tolist() == [1.0, 8 / 3, 3.0]
-    assert record.timeline.candidates.sum() == 9
-
-
-def test_another_process_reads_what_was_pickled():
-    check(pickle.loads(pickle.dumps(hand_counted())))
-
-
-def test_a_loss_has_bins_fine_enough_to_tell_losses_apart_on_either_side_of_zero(tmp_path):
-    losses = np.array([0.0, 0.01, 0.1, 0.5, 0.55, 1.0, 2.3, 2.5, 40.0, 1e9, -0.1, -2.3, np.inf])
-    record = SelectionRecord()
-    kept = losses > 0.2
-    record.add(0, [str(i) for i in range(13)], kept, losses, score_name='exit_loss')
-    record.save(tmp_path / 'record.npz')
-    record = SelectionRecord.load(tmp_path / 'record.npz')
-    assert record.score_name == 'exit_loss'
-    np.testing.assert_allclose(record.mean_score, np.where(losses < np.inf, losses, np.nan))
-    timeline = record.timeline
-    assert timeline.nonfinite.tolist() == [1]
-    low, high = timeline.edges[:-1], timeline.edges[1:]
-    for k, part in enumerate((losses[~kept], losses[kept & np.isfinite(losses)])):
-        bins = timeline.scores[0, k].nonzero()[0]
-        assert timeline.scores[0, k][bins].tolist() == [1] * len(part)
-        for value, a, b in zip(sorted(part), low[bins], high[bins], strict=True):
-            assert a <= value < b or value == 1e9
-            assert b - a <= 0.05 * max(abs(a), abs(b)) or value == 0
 
 
 def test_scores_by_another_name_take_the_place_of_the_former_ones_and_counts_go_on():
     record, later = hand_counted(), SelectionRecord(CLASSES)
-    later.add(
-        4, ['a', 'd'], np.array([1, 0], bool), np.array([0.5, np.nan]), score_name='exit_loss'
-    )
+    later.add(['a', 'd'], np.array([1, 0], bool), np.array([0.5, np.nan]), score_name='exit_loss')
     record.merge(later)
     assert record.score_name == 'exit_loss'
     assert record.candidates.tolist() == [3, 3, 1, 2]
     np.testing.assert_array_equal(record.mean_score, [0.5, np.nan, np.nan, np.nan])
-    assert record.timeline.scores.sum() == 1
     plain = SelectionRecord(CLASSES)
-    plain.add(5, ['a'], np.array([True]))  # a step in which nothing was scored changes nothing
+    plain.add(['a'], np.array([True]))  # a step in which nothing was scored changes nothing
     record.merge(plain)
-    assert (record.score_name, record.timeline.scores.sum()) == ('exit_loss', 1)
-
-
-def test_a_record_of_a_long_run_begins_with_the_stretches_that_it_ends_with():
-    for num_iters, width in ((1, 1), (256, 1), (257, 2), (80_000, 512)):
-        record = SelectionRecord(num_iters=num_iters)
-        record.add_full(0, 1)
-        record.add_full(num_iters - 1, 1)
-        assert record.width == width
-        assert len(record.timeline.first) <= 256
-
-
-def test_there_is_no_share_kept_before_the_first_blocked_step():
-    record = SelectionRecord()
-    record.add_full(0, 4)
-    assert record.kept_share is None
+    assert (record.score_name, record.mean_score[0]) == ('exit_loss', 0.5)
 
 
 def test_counting_goes_on_behind_a_file(tmp_path):
@@ -179,13 +110,13 @@ def test_an_empty_record_survives_its_file(tmp_path):
     SelectionRecord().save(tmp_path / 'record.npz')
     record = SelectionRecord.load(tmp_path / 'record.npz')
     assert record.paths == record.classes == []
-    assert len(record.timeline.first) == 0
+    assert record.kept_share is None
 
 
 def test_paths_of_any_characters_survive_a_file(tmp_path):
     paths = ['ä/b c\n.png', os.fsdecode(b'not utf-8: \xff'), '<b>&', '']
     record = SelectionRecord()
-    record.add(0, paths, np.array([1, 0, 1, 0], bool))
+    record.add(paths, np.array([1, 0, 1, 0], bool))
     record.save(tmp_path / 'record.npz')
     assert SelectionRecord.load(tmp_path / 'record.npz').paths == paths
 
@@ -204,47 +135,30 @@ def test_merging_into_an_empty_record_takes_everything():
     check(record)
 
 
-def test_merging_goes_by_the_names_of_the_classes():
+def test_other_classes_take_the_place_of_the_former_ones():
     record = hand_counted()
     other = SelectionRecord(['car', 'sky'])
-    other.add(1, ['a'], np.array([True]), class_counts=np.array([[3, 4]]))
+    other.add(['a'], np.array([True]), class_counts=np.array([[3, 4]]))
     record.merge(other)
-    assert record.classes == ['road', 'sky', 'car']
-    assert record.timeline.class_counts[1].tolist() == [[1, 7, 0], [5, 6, 3]]
+    assert record.classes == ['car', 'sky']
+    assert record.class_counts.tolist() == [[0, 0], [3, 4]]
 
 
 def test_what_is_counted_of_the_classes_survives_a_file_and_merging(tmp_path):
     record, whole = SelectionRecord(CLASSES), SelectionRecord(CLASSES)
     assert record.class_unit is None
-    record.add(0, ['a'], np.array([True]), class_counts=np.array([[0, 1]]), class_unit='images')
+    record.add(['a'], np.array([True]), class_counts=np.array([[0, 1]]), class_unit='images')
     record.save(tmp_path / 'record.npz')
     whole.merge(SelectionRecord.load(tmp_path / 'record.npz'))
     whole.merge(SelectionRecord(CLASSES))  # of a process that has counted nothing yet
     assert whole.class_unit == 'images'
-    assert whole.timeline.class_counts.tolist() == [[[0, 0], [0, 1]]]
+    assert whole.class_counts.tolist() == [[0, 0], [0, 1]]
 
 
 def test_an_image_twice_in_a_batch_counts_twice():
     record = SelectionRecord()
-    record.add(0, ['a', 'a'], np.array([1, 1], bool), np.array([1.0, 3.0]))
+    record.add(['a', 'a'], np.array([1, 1], bool), np.array([1.0, 3.0]))
     assert (record.candidates[0], record.kept[0], record.mean_score[0]) == (2, 2, 2.0)
-
-
-def test_a_long_run_takes_no_more_stretches_and_loses_no_count():
-    record, other = SelectionRecord(), SelectionRecord()
-    for iteration in range(1000):
-        record.add(iteration, ['a', 'b'], np.array([True, iteration % 2 == 0]), np.zeros(2))
-    other.add(999, ['c'], np.array([True]))
-    other.add_full(0, 7)
-    other.merge(record)
-    for merged in (record, other):
-        timeline = merged.timeline
-        assert len(timeline.first) <= 256
-        assert (np.diff(timeline.first) == merged.width).all()
-        assert timeline.scores.sum() == 2000
-    assert record.timeline.kept.sum() == 1500
-    assert other.timeline.kept.sum() == 1501
-    assert other.timeline.full.tolist() == [7] + [0] * (len(other.timeline.first) - 1)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -265,7 +179,7 @@ def test_many_images_stay_small_on_disk(tmp_path):
     numbers = rng.integers(0, [1000, 60000], (20000, 2))
     paths = [f'data/ILSVRC/train/n{1440000 + a}/n{1440000 + a}_{b}.JPEG' for a, b in numbers]
     record = SelectionRecord()
-    record.add(0, paths, rng.random(20000) < 0.7, rng.normal(size=20000))
+    record.add(paths, rng.random(20000) < 0.7, rng.normal(size=20000))
     record.save(tmp_path / 'record.npz')
     # 1.3 million images in tens of MB
     assert (tmp_path / 'record.npz').stat().st_size < 20000 * 30
@@ -273,15 +187,7 @@ def test_many_images_stay_small_on_disk(tmp_path):
 
 def test_processes_hand_in_little_and_only_the_first_one_gets_it(tmp_path):
     """100 iterations of 16 new images each, 150 classes, nothing logged: two collections."""
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
-    tests = Path(__file__).parent
-    run = subprocess.run(
-        [*torchrun, str(tests / 'collect_rank.py'), str(tmp_path)],
-        env={**os.environ, 'PYTHONPATH': str(tests.parent), 'OMP_NUM_THREADS': '1'},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
+    processes.run(collect_rank.run, tmp_path, num_ranks=2)
     first, other = (torch.load(tmp_path / f'{rank}.pt') for rank in range(2))
     assert (first['candidates'], first['kept']) == (2 * 100 * 16, 2 * 100 * 8)
     assert other['candidates'] == 0
@@ -299,39 +205,28 @@ def sample(labels):
 class TestClassPixels:
     def test_counts_each_image_and_leaves_out_what_is_no_class(self):
         one, other = [[0, 1, 1], [2, 255, 1]], [[3, -1], [0, 0]]
-        assert class_pixels([sample(one), sample(other)], 3).tolist() == [[1, 3, 1], [2, 0, 0]]
+        found = class_counts([sample(one), sample(other)], 3)
+        assert (found.unit, found.counts.tolist()) == ('pixels', [[1, 3, 1], [2, 0, 0]])
 
     def test_estimates_the_pixels_of_a_large_map(self):
         labels = torch.zeros(512, 1024, dtype=torch.long)
         labels[:, 256:] = 1
-        (counts,) = class_pixels([sample(labels)], 2).tolist()
+        (counts,) = class_counts([sample(labels)], 2).counts.tolist()
         assert counts[0] / 512 / 256 == pytest.approx(1, rel=0.03)
         assert counts[1] / 512 / 768 == pytest.approx(1, rel=0.03)
-
-    def test_counts_images_of_different_sizes_each_by_itself(self):
-        small, large = torch.zeros(2, 3, dtype=torch.long), torch.ones(256, 64, dtype=torch.long)
-        counts = class_pixels([sample(small), sample(large)], 2)
-        assert counts.tolist() == [[6, 0], [0, 256 * 64]]
 
     def test_counts_the_label_maps_of_panoptic_samples(self):
         labels = torch.tensor([[[0, 1, 1, 255]]])
         panoptic = SegDataSample(gt_sem_seg=PixelData(sem_seg=labels))
-        assert class_pixels([panoptic], 3).tolist() == [[1, 2, 0]]
-        assert class_pixels([SegDataSample(gt_sem_seg=PixelData(other=labels))], 3) is None
-
-    def test_there_are_none_without_labels_or_classes(self):
-        assert class_pixels([SegDataSample()], 3) is None
-        assert class_pixels([sample([[0]])], 0) is None
+        assert class_counts([panoptic], 3).counts.tolist() == [[1, 2, 0]]
+        assert class_counts([SegDataSample(gt_sem_seg=PixelData(other=labels))], 3) is None
 
 
 def labelled(**fields):
     return BaseDataElement(**{name: torch.tensor(value) for name, value in fields.items()})
 
 
-class TestClassCounts:
-    def test_of_label_maps_are_pixels(self):
-        assert class_counts([sample([[0, 1, 1]])], 2).unit == 'pixels'
-
+class TestClassImages:
     def test_of_classes_are_images_which_may_be_of_several_or_none(self):
         labels = ([1], [2, 0, 2], [], [-1], [3])
         found = class_counts([labelled(gt_label=label) for label in labels], 3)
@@ -341,11 +236,6 @@ class TestClassCounts:
     def test_the_class_that_an_image_was_loaded_with_counts_and_not_what_was_mixed_into_it(self):
         mixed = labelled(gt_label=[1], gt_score=[0.7, 0.3])
         assert class_counts([mixed], 2).counts.tolist() == [[0, 1]]
-
-    def test_of_shares_the_largest_count(self):
-        shares = [[0.2, 0.7, 0.1], [1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, -1.0, 0.0]]
-        found = class_counts([labelled(gt_score=share) for share in shares], 3).counts
-        assert found.tolist() == [[0, 1, 0], [1, 0, 1], [0, 0, 0], [1, 0, 0]]
 
     def test_there_are_none_without_labels_or_classes(self):
         assert class_counts([labelled()], 3) is None

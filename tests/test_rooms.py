@@ -60,7 +60,7 @@ def watch(name, globals=None, *rest, **options):
 
 builtins.__import__ = watch
 import pfb_mmseg, pfb_mmseg.report.versions
-pages = ('pfb_mmseg.report', 'pfb_mmseg.measure', 'pfb_mmseg.commands')
+pages = ('pfb_mmseg.report', 'pfb_mmseg.commands')
 found |= {module for module in sys.modules if module.startswith(pages)}
 print('found', found)
 """

@@ -62,12 +62,6 @@ def test_an_end_at_iteration_1_is_taken_for_the_slip_that_it_is(begin):
     PFBHook(begin=begin, end=1, by_epoch=True)
 
 
-@pytest.mark.parametrize('by_epoch', [None, 1, 'epoch'])
-def test_by_epoch_is_a_bool(by_epoch):
-    with pytest.raises(TypeError, match='by_epoch=.*expected True or False'):
-        PFBHook(by_epoch=by_epoch)
-
-
 @pytest.mark.parametrize('named', ['PFBHook', 'mmseg.PFBHook', PFBHook], ids=str)
 def test_a_rival_keeps_the_schedule_however_the_hook_is_named(tmp_path, named):
     config = demo_config(tmp_path)

@@ -208,7 +208,6 @@ def test_the_random_control_never_runs_a_scoring_pass():
         (dict(score_scale=0), r'score_scale=0.*\(0, 1\]'),
         (dict(strategy='single_pass', score_scale=0.5), "use strategy='two_pass'"),
         (dict(strategy='single_pass', criterion='divbs'), "DivBS needs.*use strategy='two_pass'"),
-        (dict(score_dtype='half'), "score_dtype='half'"),
         (dict(input_shape=(3, 64)), r'input_shape=\(3, 64\)'),
     ],
 )

@@ -2,10 +2,18 @@
 
 import pytest
 import torch
+from mmengine.registry import MODELS, init_default_scope
 from tiny import host
 from torch import nn
 
-from pfb_mmseg.blocking import FAMILIES, BlockingPoint, Family, default_stage, step_cost
+from pfb_mmseg.blocking import (
+    FAMILIES,
+    BlockingPoint,
+    Family,
+    default_stage,
+    early_stage,
+    step_cost,
+)
 
 
 def encoder(**children):
@@ -70,8 +78,26 @@ def test_a_plain_sequential_is_a_chain():
 
 
 def test_an_encoder_that_no_rule_knows_is_refused_with_the_option_to_set():
-    with pytest.raises(ValueError, match=r"block_after='backbone\.tail'.* stem, tail"):
+    with pytest.raises(ValueError, match=r"block_after='backbone\.stem'.* stem, tail"):
         default_stage(encoder(stem=nn.Identity(), tail=nn.Identity()), [])
+
+
+def test_lora_hides_no_stages():
+    init_default_scope('mmpretrain')
+    vit = dict(type='VisionTransformer', arch='deit-tiny', out_type='featmap', out_indices=(2, 5))
+    targets = [dict(type='qkv')]
+    wrapped = MODELS.build(dict(type='LoRAModel', module=vit, alpha=16, rank=4, targets=targets))
+    plain = MODELS.build(vit)
+    assert default_stage(wrapped, [0]) == f'module.{default_stage(plain, [0])}'
+    assert early_stage(wrapped) == f'module.{early_stage(plain)}'
+    point = prepared(wrapped, default_stage(wrapped, []), (3, 224, 224))
+    assert step_cost(wrapped, point, wrapped).share_behind > 0.2
+
+
+def test_of_a_wrapper_around_what_no_rule_knows_something_lies_behind_the_suggestion():
+    unknown = encoder(stem=nn.Identity(), body=nn.Identity(), tail=nn.Identity())
+    with pytest.raises(ValueError, match=r"block_after='backbone\.inside\.body'"):
+        default_stage(encoder(inside=unknown), [])
 
 
 def test_a_rule_for_a_class_holds_for_its_subclasses(monkeypatch):

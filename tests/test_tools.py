@@ -73,7 +73,8 @@ vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends, name='visualizer')
 """
 # Four centroids are seeded by the first batch, so that the second is pruned.
-PFB = ['--prune-ratio', '0.5', '--cfg-options', 'model.pfb.estimator.num_centroids=4']
+PFB = ['--prune-ratio', '0.5', '--cfg-options', 'model.pfb.criterion.type=rare']
+PFB += ['model.pfb.criterion.estimator.num_centroids=4']
 
 
 @pytest.fixture(scope='module')
@@ -142,7 +143,8 @@ def test_prune_ratio_trains_a_plain_config_with_pfb_and_says_what_it_changed(tra
 def test_the_config_left_in_the_work_dir_is_one_with_pfb(trained):
     cfg = Config.fromfile(trained[0] / 'plain.py')
     assert cfg.model.type == 'PFBEncoderDecoder'
-    assert cfg.model.pfb == dict(prune_ratio=0.5, estimator=dict(num_centroids=4))
+    criterion = dict(type='rare', estimator=dict(num_centroids=4))
+    assert cfg.model.pfb == dict(prune_ratio=0.5, criterion=criterion)
 
 
 def test_a_checkpoint_trained_with_pfb_is_tested_with_the_plain_config_and_tta(trained, folder):
@@ -211,7 +213,7 @@ def test_a_mistake_in_the_arguments_is_told_in_a_sentence(
     (folder / 'empty.pth').touch()
     monkeypatch.chdir(folder)
     monkeypatch.setattr('sys.argv', [tool, *arguments])
-    monkeypatch.setattr('mmengine.device.get_device', lambda: 'cpu')
+    monkeypatch.setattr('pfb_mmseg.commands.launch.get_device', lambda: 'cpu')
     monkeypatch.setenv('LOCAL_RANK', '0')
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
@@ -246,7 +248,7 @@ def test_modules_that_the_command_line_names_are_imported_like_those_of_the_conf
         "CRITERIA.register_module('of_mine')(type('OfMine', (Criterion,), {}))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(CRITERIA, '_classes', dict(CRITERIA._classes))
+    monkeypatch.setattr(CRITERIA, '_known', dict(CRITERIA._known))
     read_config(str(tmp_path / 'plain.py'), {'custom_imports.imports': ['module_of_mine']})
     assert 'of_mine' in CRITERIA
 
@@ -263,26 +265,26 @@ class TestApplyPFB:
         changes = apply_pfb(cfg, 0.3)
         assert cfg.to_dict() == dict(
             model=dict(
-                type='mmseg.PFBCascadeEncoderDecoder', num_stages=2, pfb=dict(prune_ratio=0.3)
+                type='mmseg.PFBCascadeEncoderDecoder',
+                num_stages=2,
+                pfb=dict(prune_ratio=0.3, criterion='hard'),
             ),
             custom_imports=dict(imports=['mine', 'pfb_mmseg'], allow_failed_imports=True),
             custom_hooks=[dict(type='EMAHook'), dict(type='PFBHook')],
         )
-        assert len(changes) == 4
+        assert len(changes) == 5
         assert apply_pfb(cfg, 0.3) == []
 
     def test_overrides_the_ratio_of_a_config_with_pfb_and_keeps_its_other_options(self):
         cfg = Config(
             dict(
-                model=dict(
-                    type='PFBEncoderDecoder', pfb=dict(prune_ratio=0.7, strategy='single_pass')
-                ),
+                model=dict(type='PFBEncoderDecoder', pfb=dict(prune_ratio=0.7, criterion='rare')),
                 custom_imports=dict(imports=['pfb_mmseg']),
                 custom_hooks=[dict(type='PFBHook', begin=0.1)],
             )
         )
         assert apply_pfb(cfg, 0.3) == ['model.pfb.prune_ratio: 0.7 -> 0.3']
-        assert cfg.model.pfb == dict(prune_ratio=0.3, strategy='single_pass')
+        assert cfg.model.pfb == dict(prune_ratio=0.3, criterion='rare')
         assert cfg.custom_hooks == [dict(type='PFBHook', begin=0.1)]
 
     def test_accepts_classes_as_configs_in_import_syntax_give_them(self):

@@ -1,8 +1,10 @@
 """Blocked steps together with what MMEngine and torch offer for training."""
 
+import copy
 import os
 import shutil
 from contextlib import nullcontext
+from unittest.mock import patch
 
 import pytest
 import tiny
@@ -22,7 +24,27 @@ from pfb_mmseg.blocking import scoring_mode
 from pfb_mmseg.core.estimator import read_estimate
 from pfb_mmseg.report import read_scalars
 
-STRATEGIES = pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])
+RARE = tiny.RARE | dict(exploration=0)
+# Options of PFB: the paper's step, and those in which an early exit teaches.
+PAPER = {
+    strategy: dict(strategy=strategy, criterion=RARE) for strategy in ('two_pass', 'single_pass')
+}
+TAUGHT = {
+    f'{strategy}, taught by {by}': dict(strategy=strategy, criterion='hard', exit=exit)
+    for strategy in ('two_pass', 'single_pass')
+    for by, exit in (('the auxiliary head', 'auxiliary'), ('an exit of its own', 'own'))
+}
+# The same by chance, so that rounding decides nothing.
+BY_CHANCE = {
+    name: pfb | dict(criterion='random', exit_loss_weight=1.0) for name, pfb in TAUGHT.items()
+}
+
+
+def ways(*kinds):
+    options = {name: pfb for kind in kinds for name, pfb in kind.items()}
+    return pytest.mark.parametrize('pfb', options.values(), ids=options)
+
+
 PIPELINE = [dict(type='LoadDemoScene'), dict(type='LoadDemoLabels'), dict(type='PackSegInputs')]
 
 
@@ -34,14 +56,19 @@ def loader(batch_size, sampler, **dataset):
     return dict(batch_size=batch_size, num_workers=0, sampler=sampler, dataset=dataset)
 
 
-def train(tmp_path, strategy='two_pass', hooks=(), backbone=None, **settings):
+def built(pfb, **backbone):
+    """The small model, whose next step is blocked, without chance."""
+    model = tiny.build(pfb, {'dropout_ratio': 0}, **backbone)
+    return tiny.warm(model) if pfb.get('exit') == 'own' else model
+
+
+def train(tmp_path, pfb=PAPER['two_pass'], hooks=(), backbone=None, **settings):
     """Six iterations on demo scenes, the last four blocked at a half, without chance.
 
     Returns the runner, with what its iterations left behind as ``follow``.
     """
-    pfb, head = {'strategy': strategy, 'exploration': 0}, {'dropout_ratio': 0}
     cfg = dict(
-        model=tiny.model_cfg(pfb=pfb, head=head, **(backbone or {})),
+        model=tiny.model_cfg(pfb=pfb, head={'dropout_ratio': 0}, **(backbone or {})),
         work_dir=str(tmp_path),
         experiment_name=tmp_path.name,
         default_scope='mmseg',
@@ -57,8 +84,8 @@ def train(tmp_path, strategy='two_pass', hooks=(), backbone=None, **settings):
         randomness=dict(seed=3),
     )
     runner = Runner.from_cfg(Config(cfg | settings))
-    # Seeded beforehand: the pruner has nothing to learn before the first blocked step.
-    runner.model.pfb.pruner.load_state_dict(tiny.build().pfb.pruner.state_dict())
+    # Seeded and warm: nothing is to be learnt before the first blocked step.
+    runner.model.pfb.load_state_dict(built(pfb).pfb.state_dict())
     runner.follow = Follow()
     runner.register_hook(runner.follow)
     runner.before = network(runner.model)
@@ -82,7 +109,7 @@ def check(runner, expected, rtol=1e-6, atol=1e-9):
 def check_roughly(runner, expected):
     """As :func:`check`, for bfloat16 beside float32, up to the second blocked step."""
     for selection in expected.follow.selections[2:4]:
-        assert gap(selection) > 2
+        assert selection.score is None or gap(selection) > 2
     assert runner.follow.kept[:4] == expected.follow.kept[:4]
     assert_close(runner.follow.losses[:4], expected.follow.losses[:4], rtol=0.01, atol=0)
     ways = [
@@ -109,14 +136,14 @@ def same_direction(tensors, others):
 
 @pytest.fixture(scope='module')
 def plain(tmp_path_factory):
-    """``plain(strategy)``: the run without any of it, made once; in float32 where asked."""
+    """``plain(pfb)``: the run without any of it, made once; in float32 where asked."""
     runs = {}
 
-    def run(strategy, dtype=torch.float64, **settings):
-        key = strategy, dtype, str(settings)
+    def run(pfb, dtype=torch.float64, **settings):
+        key = str(pfb), dtype, str(settings)
         if key not in runs:
             with float64() if dtype is torch.float64 else nullcontext():
-                runs[key] = train(tmp_path_factory.mktemp('plain'), strategy, **settings)
+                runs[key] = train(tmp_path_factory.mktemp('plain'), pfb, **settings)
         return runs[key]
 
     return run
@@ -157,12 +184,9 @@ class TestMixedPrecision:
             encoder(tiny.images()).sum().backward()
         assert encoder.weight.grad is not None
 
-    @STRATEGIES
-    def test_keeps_the_images_that_float32_keeps_and_goes_the_same_way(self, strategy):
-        models = [
-            tiny.build({'strategy': strategy, 'exploration': 0}, {'dropout_ratio': 0})
-            for _ in range(2)
-        ]
+    @ways(PAPER)
+    def test_keeps_the_images_that_float32_keeps_and_goes_the_same_way(self, pfb):
+        models = [built(pfb) for _ in range(2)]
         images = tiny.images(seed=4)
         gradients, losses, kept = blocked_gradients(models[0], images)
         with torch.autocast('cpu', torch.bfloat16):
@@ -172,34 +196,48 @@ class TestMixedPrecision:
         assert_close(tiny.total(rough_losses), tiny.total(losses), rtol=5e-3, atol=0)
         assert same_direction(gradients.values(), rough_gradients.values()) > 0.7
 
-    @STRATEGIES
+    @ways(BY_CHANCE)
+    def test_the_exit_teaches_the_same_as_in_float32(self, pfb):
+        models = [built(pfb) for _ in range(2)]
+        gradients, losses, kept = blocked_gradients(models[0])
+        with torch.autocast('cpu', torch.bfloat16):
+            rough_gradients, rough_losses, rough_kept = blocked_gradients(models[1])
+        assert rough_kept == kept
+        assert_close(rough_losses['exit.loss_ce'], losses['exit.loss_ce'], rtol=5e-3, atol=0)
+        shallow = [name for name in gradients if name.startswith(('backbone.layer1', 'backbone.s'))]
+        same = ([one[name] for name in shallow] for one in (gradients, rough_gradients))
+        assert same_direction(*same) > 0.7
+        state = models[1].state_dict()['pfb._extra_state']
+        assert state[1:].view(torch.float32).isfinite().all()
+
+    @ways(PAPER, BY_CHANCE)
     @pytest.mark.filterwarnings('ignore:.*CUDA is not available:UserWarning')
-    def test_amp_optim_wrapper_drives_a_run(self, tmp_path, monkeypatch, plain, strategy):
+    def test_amp_optim_wrapper_drives_a_run(self, tmp_path, monkeypatch, plain, pfb):
         # It refuses to be built without a GPU, but its bfloat16 works on a CPU.
         monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
         optimizer = dict(type='SGD', lr=0.05, momentum=0.9)
         wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16', optimizer=optimizer)
-        runner = train(tmp_path, strategy, optim_wrapper=wrapper)
+        runner = train(tmp_path, pfb, optim_wrapper=wrapper)
         assert isinstance(runner.optim_wrapper, AmpOptimWrapper)
-        check_roughly(runner, plain(strategy, torch.float32))
+        check_roughly(runner, plain(pfb, torch.float32))
 
     @pytest.mark.cuda
-    @STRATEGIES
-    def test_loss_scaling_drives_a_run(self, tmp_path, plain, strategy):
+    @ways(PAPER, BY_CHANCE)
+    def test_loss_scaling_drives_a_run(self, tmp_path, plain, pfb):
         optimizer = dict(type='SGD', lr=0.05, momentum=0.9)
         scale = dict(init_scale=512.0)
         wrapper = dict(type='AmpOptimWrapper', loss_scale=scale, optimizer=optimizer)
-        runner = train(tmp_path, strategy, optim_wrapper=wrapper)
-        check_roughly(runner, plain(strategy, torch.float32))
+        runner = train(tmp_path, pfb, optim_wrapper=wrapper)
+        check_roughly(runner, plain(pfb, torch.float32))
         assert runner.optim_wrapper.loss_scaler.get_scale() == 512
 
 
-@STRATEGIES
 class TestGradientAccumulation:
-    def test_two_blocked_steps_make_the_update_of_one_plain_step_on_what_both_kept(self, strategy):
+    @ways(PAPER)
+    def test_two_blocked_steps_make_the_update_of_one_plain_step_on_what_both_kept(self, pfb):
         """Without statistics of the batch, which a large one has of its own."""
         norm = dict(norm_cfg=dict(type='GN', num_groups=2), dropout_ratio=0)
-        model = tiny.build({'strategy': strategy}, norm, norm_eval=True).double()
+        model = tiny.build(pfb, norm, norm_eval=True).double()
         twin = tiny.plain_twin(model, norm, norm_eval=True)
         wrapper, plain_wrapper = (
             OptimWrapper(torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9), **options)
@@ -225,14 +263,44 @@ class TestGradientAccumulation:
             assert not torch.equal(before['backbone.stem.0.weight'], twin.backbone.stem[0].weight)
         assert_close(network(model), network(twin), rtol=1e-9, atol=1e-12)
 
+    @ways(TAUGHT)
+    def test_what_the_exit_teaches_adds_up_too(self, pfb):
+        model, twin = (built(pfb).double() for _ in range(2))
+        wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1), accumulative_counts=2)
+        wrapper.initialize_count_status(model, 0, 2)
+        for seed in range(2):
+            images, samples = tiny.images(seed=seed, dtype=torch.float64), tiny.samples(seed=seed)
+            wrapper.update_params(tiny.total(model.loss(images, samples)))
+            (tiny.total(twin.loss(images, samples)) / 2).backward()
+        torch.optim.SGD(twin.parameters(), lr=0.1).step()
+        assert_close(network(model), network(twin), rtol=1e-9, atol=1e-12)
+        states = (one.state_dict()['pfb._extra_state'] for one in (model, twin))
+        assert torch.equal(*states)
 
-@STRATEGIES
+
+@ways(TAUGHT)
+def test_an_exit_takes_nothing_of_the_gradient_norm_that_is_clipped(pfb):
+    model = built(pfb)
+    assert not any(name.startswith('pfb.') for name, _ in model.named_parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    wrapper = OptimWrapper(optimizer, clip_grad=dict(max_norm=0.01))
+    twin = copy.deepcopy(model)
+    tiny.total(twin.loss(tiny.images(), tiny.samples())).backward()
+    expected = torch.cat([g.flatten() for g in tiny.gradients(twin).values()]).norm()
+    losses = model.loss(tiny.images(), tiny.samples())
+    with patch.object(optimizer, 'zero_grad'):
+        wrapper.update_params(tiny.total(losses))
+    clipped = torch.cat([g.flatten() for g in tiny.gradients(model).values()]).norm()
+    assert expected > 0.01
+    assert_close(clipped, torch.tensor(0.01), rtol=1e-3, atol=0)
+    told = wrapper.message_hub.get_scalar('train/grad_norm').current()
+    assert told == pytest.approx(float(expected), rel=1e-4)
+
+
 class TestActivationCheckpointing:
-    def test_changes_neither_selection_nor_gradients(self, strategy):
-        stored, recomputed = (
-            tiny.build({'strategy': strategy}, with_cp=with_cp).double()
-            for with_cp in (False, True)
-        )
+    @ways(PAPER, TAUGHT)
+    def test_changes_neither_selection_nor_gradients(self, pfb):
+        stored, recomputed = (built(pfb, with_cp=with_cp).double() for with_cp in (False, True))
         gradients, losses, kept = blocked_gradients(stored)
         same_gradients, same_losses, same_kept = blocked_gradients(recomputed)
         assert same_kept == kept
@@ -240,13 +308,10 @@ class TestActivationCheckpointing:
         assert_close(same_gradients, gradients)
 
 
-@STRATEGIES
 class TestChannelsLast:
-    def test_changes_neither_selection_nor_gradients(self, strategy):
-        model, channels_last = (
-            tiny.build({'strategy': strategy}).double(),
-            tiny.build({'strategy': strategy}).double(),
-        )
+    @ways(PAPER)
+    def test_changes_neither_selection_nor_gradients(self, pfb):
+        model, channels_last = (tiny.build(pfb).double() for _ in range(2))
         channels_last.to(memory_format=torch.channels_last)
         images = tiny.images(dtype=torch.float64)
         images = images.contiguous(memory_format=torch.channels_last)
@@ -264,12 +329,12 @@ class TestChannelsLast:
 
 
 class TestExponentialMovingAverage:
-    def train(self, tmp_path, strategy='two_pass', load_from=None, **options):
+    def train(self, tmp_path, pfb=PAPER['two_pass'], load_from=None, **options):
         ema = dict(type='EMAHook', momentum=0.1, **options)
         with float64():
             runner = train(
                 tmp_path,
-                strategy,
+                pfb,
                 [ema],
                 train_cfg=dict(type='IterBasedTrainLoop', max_iters=6, val_interval=3),
                 val_cfg=dict(),
@@ -280,13 +345,11 @@ class TestExponentialMovingAverage:
         [hook] = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
         return runner, hook.ema_model.module
 
-    @STRATEGIES
+    @ways(PAPER, TAUGHT)
     @pytest.mark.parametrize('update_buffers', [False, True], ids=['parameters', 'buffers too'])
-    def test_averages_a_blocked_run_and_leaves_it_alone(
-        self, tmp_path, plain, strategy, update_buffers
-    ):
-        runner, average = self.train(tmp_path, strategy, update_buffers=update_buffers)
-        check(runner, plain(strategy))
+    def test_averages_a_blocked_run_and_leaves_it_alone(self, tmp_path, plain, pfb, update_buffers):
+        runner, average = self.train(tmp_path, pfb, update_buffers=update_buffers)
+        check(runner, plain(pfb))
         assert 0 <= runner.message_hub.get_scalar('val/mIoU').current() <= 100
         names = network(average) if update_buffers else dict(average.named_parameters())
         expected = exponential_average(runner.follow.states, 0.1, names)
@@ -323,6 +386,16 @@ class TestExponentialMovingAverage:
         before, after = (r.model.pfb.pruner.estimator.counts.sum() for r in (first, runner))
         assert after > before > 0
 
+    @pytest.mark.parametrize('update_buffers', [False, True], ids=['parameters', 'buffers too'])
+    def test_checkpoint_holds_the_live_exit(self, tmp_path, update_buffers):
+        pfb = TAUGHT['two_pass, taught by an exit of its own']
+        runner, _ = self.train(tmp_path, pfb, update_buffers=update_buffers)
+        live = runner.model.state_dict()['pfb._extra_state']
+        assert int(live[0]) == 10 + 4
+        checkpoint = torch.load(tmp_path / 'iter_6.pth', map_location='cpu', weights_only=False)
+        assert torch.equal(checkpoint['state_dict']['pfb._extra_state'], live.cpu())
+        assert torch.equal(checkpoint['ema_state_dict']['module.pfb._extra_state'], live.cpu())
+
     def test_average_is_a_model_of_its_own(self, tmp_path):
         runner, average = self.train(tmp_path)
         assert average.pfb.point.encoder is average.backbone
@@ -347,30 +420,34 @@ class TestCompile:
         torch.compiler.reset()
 
     @pytest.mark.slow
-    @STRATEGIES
-    def test_run_is_the_one_that_is_not_compiled(self, tmp_path, plain, strategy):
+    @ways(PAPER, TAUGHT)
+    def test_run_is_the_one_that_is_not_compiled(self, tmp_path, plain, pfb):
         with float64():
-            compiled = train(tmp_path, strategy, compile=dict(backend='eager'))
-        check(compiled, plain(strategy))
+            compiled = train(tmp_path, pfb, compile=dict(backend='eager'))
+        check(compiled, plain(pfb))
 
     @pytest.mark.slow
-    @STRATEGIES
+    @ways(PAPER)
     @pytest.mark.parametrize('backend', ['aot_eager', 'inductor'])
-    def test_a_backend_that_optimises_changes_nothing_either(
-        self, tmp_path, plain, strategy, backend
-    ):
+    def test_a_backend_that_optimises_changes_nothing_either(self, tmp_path, plain, pfb, backend):
         if backend == 'inductor' and get_device() == 'cpu' and not find_cpp_compiler():
             pytest.skip('inductor makes C++ on a CPU, and no compiler for it was found')
         with float64():
-            compiled = train(tmp_path, strategy, compile=dict(backend=backend))
-        check(compiled, plain(strategy))
+            compiled = train(tmp_path, pfb, compile=dict(backend=backend))
+        check(compiled, plain(pfb))
 
     @pytest.mark.parametrize(
-        'strategy', ['two_pass', pytest.param('single_pass', marks=pytest.mark.slow)]
+        'pfb',
+        [
+            PAPER['two_pass'],
+            TAUGHT['two_pass, taught by an exit of its own'],
+            TAUGHT['single_pass, taught by the auxiliary head'],
+            pytest.param(PAPER['single_pass'], marks=pytest.mark.slow),
+        ],
+        ids=str,
     )
-    def test_changes_neither_selection_nor_gradients(self, strategy):
-        head = {'dropout_ratio': 0}
-        model, compiled = (tiny.build({'strategy': strategy}, head).double() for _ in range(2))
+    def test_changes_neither_selection_nor_gradients(self, pfb):
+        model, compiled = (built(pfb).double() for _ in range(2))
         gradients, losses, kept = blocked_gradients(model)
         compiled.loss = torch.compile(compiled.loss, backend='eager')
         same_gradients, same_losses, same_kept = blocked_gradients(compiled)
@@ -391,4 +468,4 @@ def test_all_at_once(tmp_path, monkeypatch, plain):
         backbone=dict(with_cp=True),
         optim_wrapper=wrapper,
     )
-    check_roughly(runner, plain('two_pass', torch.float32, optim_wrapper=accumulated))
+    check_roughly(runner, plain(PAPER['two_pass'], torch.float32, optim_wrapper=accumulated))

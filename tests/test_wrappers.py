@@ -13,7 +13,7 @@ from mmengine._strategy import SingleDeviceStrategy
 from mmengine.registry import STRATEGIES as REGISTRY
 from mmengine.runner._flexible_runner import FlexibleRunner
 from torch.testing import assert_close
-from wrapped_rank import FLEXIBLE, SAVED, STRATEGIES, WRAPPERS
+from wrapped_rank import FLEXIBLE, SAVED, WAYS, WRAPPERS
 
 from pfb_mmseg.report import SelectionRecord
 
@@ -37,25 +37,34 @@ def runs(tmp_path_factory):
     return launch(wrapped_rank.strategies, folder), folder
 
 
+def check_state(got, expected, rounding=1e-8):
+    """Of the density the numbers, of the exit the bits as the numbers that they are of."""
+    got, expected = (
+        {**one, 'exit': one['exit'][1:].view(torch.float32)} for one in (got, expected)
+    )
+    assert_close(got, expected, rtol=rounding, atol=rounding)
+
+
 class TestWrappers:
-    @pytest.mark.parametrize('strategy', STRATEGIES)
-    def test_the_run_without_any_wrapper_of_its_own_prunes(self, seen, strategy):
-        kept = [one[strategy, 'DDP']['kept'] for one in seen]
+    @pytest.mark.parametrize('way', WAYS)
+    def test_the_run_without_any_wrapper_of_its_own_prunes(self, seen, way):
+        kept = [one[way, 'DDP']['kept'] for one in seen]
         assert all(len(images) == wrapped_rank.BATCH // 2 for one in kept for images in one)
         assert kept[0] != kept[1]
 
-    @pytest.mark.parametrize('strategy', STRATEGIES)
+    @pytest.mark.parametrize('way', WAYS)
     @pytest.mark.parametrize('name', WRAPPERS)
-    def test_every_wrapper_keeps_the_images_and_learns_the_weights_of_ddp(
-        self, seen, strategy, name
-    ):
+    def test_every_wrapper_keeps_the_images_and_learns_the_weights_of_ddp(self, seen, way, name):
         for one in seen:
-            got, expected = one[strategy, name], one[strategy, 'DDP']
+            got, expected = one[way, name], one[way, 'DDP']
             assert got['kept'] == expected['kept']
-            for what in ('losses', 'weights', 'estimate', 'buffers'):
+            # An exit of its own computes in float32.
+            rounding = 1e-4 if 'own' in way else 1e-8
+            for what in ('losses', 'weights', 'buffers'):
                 if what == 'buffers' and 'checkpointed' in name:
                     continue  # BatchNorm counts a batch once more where it is recomputed
-                assert_close(got[what], expected[what], rtol=1e-8, atol=1e-8)
+                assert_close(got[what], expected[what], rtol=rounding, atol=rounding)
+            check_state(got['estimate'], expected['estimate'], rounding)
 
     def test_units_that_compute_in_half_precision_keep_one_estimate(self, seen):
         one, other = (rank['half'] for rank in seen)
@@ -79,8 +88,8 @@ class TestStrategies:
     def test_every_strategy_trains_and_resumes_as_ddp_does(self, runs, name, part):
         for one in runs[0]:
             got, expected = one[name, part], one['DDPStrategy', 'whole']
-            for what in ('weights', 'estimate'):
-                assert_close(got[what], expected[what], rtol=1e-8, atol=1e-8)
+            assert_close(got['weights'], expected['weights'], rtol=1e-8, atol=1e-8)
+            check_state(got['estimate'], expected['estimate'])
 
     @pytest.mark.parametrize('name', FLEXIBLE)
     def test_the_record_is_that_of_all_processes_at_a_checkpoint_and_behind_a_resumed_run(

@@ -60,6 +60,16 @@ def build(pfb=None, head=None, **backbone):
     return model
 
 
+def warm(model, num=8):
+    """The same after as many batches as an exit of its own learns from before it decides."""
+    dtype = next(model.parameters()).dtype
+    with torch.no_grad():
+        for seed in range(100, 110):
+            model.loss(images(num, seed=seed, dtype=dtype), samples(num, seed=seed))
+    assert model.pfb.ready
+    return model
+
+
 def plain_twin(model, head=None, **backbone):
     """An EncoderDecoder with the weights of ``model``, as a user would get it from a checkpoint."""
     twin = MODELS.build(model_cfg('EncoderDecoder', head=head, **backbone)).train()

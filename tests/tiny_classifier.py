@@ -43,6 +43,15 @@ def build(pfb=None, head=None, model_type='PFBImageClassifier', **options):
     return model
 
 
+def warm(model, data_samples=None):
+    """The same after as many batches as its exit learns from before it decides."""
+    with torch.no_grad():
+        for seed in range(100, 110):
+            model.loss(images(seed=seed), data_samples or samples())
+    assert model.pfb.ready
+    return model
+
+
 def plain_twin(model, head=None, **options):
     """An ImageClassifier with the weights of ``model``, as a checkpoint would give it."""
     twin = MODELS.build(model_cfg('ImageClassifier', head=head, **options)).train()

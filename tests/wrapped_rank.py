@@ -32,21 +32,36 @@ from pfb_mmseg.report import SelectionRecord
 STEPS = 5
 BATCH = 6  # images per rank
 SAVED = 6  # iterations before the checkpoint of a run with MMEngine
-STRATEGIES = ('two_pass', 'single_pass')
+# Options of PFB by name: the paper's step, and those in which an early exit teaches.
+WAYS = {
+    'two_pass': dict(strategy='two_pass'),
+    'single_pass': dict(strategy='single_pass'),
+    'two_pass, taught': dict(strategy='two_pass', criterion='hard'),
+    'two_pass, taught by an exit of its own': dict(
+        strategy='two_pass', criterion='hard', exit='own'
+    ),
+    'single_pass, taught': dict(strategy='single_pass', criterion='hard'),
+    'single_pass, taught by an exit of its own': dict(
+        strategy='single_pass', criterion='hard', exit='own'
+    ),
+}
 PREFIXES = ('_fsdp_wrapped_module.', '_checkpoint_wrapped_module.', 'module.')
 
 
-def build(strategy):
+def build(pfb):
     """The same small model in every process, whose next step is blocked."""
     init_default_scope('mmseg')
     torch.manual_seed(0)
-    model = MODELS.build(tiny.model_cfg(pfb=dict(strategy=strategy))).train()
+    model = MODELS.build(tiny.model_cfg(pfb=pfb)).train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout2d):
             module.p = 0.0
     estimator = model.pfb.estimator
-    generator = torch.Generator().manual_seed(1)
-    estimator.update(torch.rand(estimator.num_centroids, estimator.dim, generator=generator))
+    if estimator is not None:
+        generator = torch.Generator().manual_seed(1)
+        estimator.update(torch.rand(estimator.num_centroids, estimator.dim, generator=generator))
+    if pfb.get('exit') == 'own':
+        tiny.warm(model, BATCH)
     return model
 
 
@@ -118,9 +133,9 @@ def clean(name):
     return name
 
 
-def train(strategy, wrap):
-    """The images kept in each step, the losses, the weights and the estimate behind the last."""
-    model = build(strategy)
+def train(pfb, wrap):
+    """The images kept in each step, the losses, the weights and the state behind the last."""
+    model = build(pfb)
     wrapped = wrap(model)
     optimizer = torch.optim.SGD(wrapped.parameters(), 0.05, momentum=0.9)
     kept, losses = [], []
@@ -144,8 +159,11 @@ def train(strategy, wrap):
 
 
 def estimate(model):
-    estimator = model.pfb.estimator
-    return dict(centroids=estimator.centroids.clone(), counts=estimator.counts.clone())
+    """Of the density, and the state of the exit."""
+    estimator, exit = model.pfb.estimator, dict(exit=model.pfb.get_extra_state())
+    if estimator is None:
+        return exit
+    return exit | dict(centroids=estimator.centroids.clone(), counts=estimator.counts.clone())
 
 
 def half(model):
@@ -161,12 +179,12 @@ def save(seen, folder):
 def wrappers(folder):
     torch.set_default_dtype(torch.float64)
     seen = {
-        (strategy, name): train(strategy, wrap)
-        for strategy in STRATEGIES
+        (way, name): train(pfb, wrap)
+        for way, pfb in WAYS.items()
         for name, wrap in WRAPPERS.items()
     }
     torch.set_default_dtype(torch.float32)
-    save(seen | {'half': train('two_pass', half)}, folder)
+    save(seen | {'half': train(WAYS['two_pass'], half)}, folder)
 
 
 @MODEL_WRAPPERS.register_module()

@@ -1,10 +1,9 @@
 # InfoBatch's own result in segmentation: r = 0.5, delta = 0.875, 80 % of the iterations.
 _base_ = './upernet_r50_4xb4-160k_ade20k-512x512.py'
-model = dict(type='ImageLossEncoderDecoder')
 train_dataloader = dict(
     sampler=dict(_delete_=True, type='InfoBatchSampler', prune_ratio=0.5, percentile=None)
 )
-custom_hooks = [dict(type='InfoBatchHook', delta=0.875, full_iters=160000)]
+custom_hooks = [dict(type='ScoreSamplerHook', full_iters=160000)]
 param_scheduler = [
     dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=0, end=128000, by_epoch=False)
 ]

@@ -2,8 +2,8 @@
 
 from .cost import StepCost, count_flops, step_cost
 from .norms import least_trainable
-from .point import BlockingPoint, RunsTwice, find_module, shrink
-from .scoring import scoring_mode
+from .point import BlockingPoint, RunsTwice, feature_tensors, find_module, shrink
+from .scoring import score_again_alike, scoring_mode
 from .stages import FAMILIES, Family, default_stage, early_stage, output_stages, stage_names
 from .wrappers import is_sharded
 
@@ -20,8 +20,10 @@ __all__ = [
     'is_sharded',
     'least_trainable',
     'output_stages',
+    'score_again_alike',
     'scoring_mode',
     'shrink',
     'stage_names',
     'step_cost',
+    'feature_tensors',
 ]

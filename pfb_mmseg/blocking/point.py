@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
@@ -204,7 +205,9 @@ class BlockingPoint:
                     )
                 recomputed = with_gradient and is_checkpointed()
                 num_images = len(feature_tensors(output)[0])
-                indices = choose(output)
+                # Where this pass is recomputed, what is computed here is not.
+                with saved_tensors_hooks(_itself, _itself):
+                    indices = choose(output)
             elif not in_backward():
                 return None
             return _narrow(output, indices, num_images)
@@ -499,6 +502,10 @@ def feature_tensors(output: Any) -> list[Tensor]:
     if isinstance(output, (tuple, list)):
         return [tensor for item in output for tensor in feature_tensors(item)]
     return []
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _has_branches(output: Any, num_images: int) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .norms import has_running_statistics
+from .torch_internals import at_end_of_backward
 
 
 @contextmanager
@@ -55,3 +56,29 @@ def scoring_mode(
             module.track_running_stats = True
         for module, buffers in lenders:
             module._buffers.update(buffers)
+
+
+def score_again_alike(encoder: nn.Module, outputs: list[Tensor]) -> None:
+    """Let what activation checkpointing runs once more, in the backward pass of a scoring pass, run
+    in the mode of that pass.
+
+    That backward pass is the last part of one: autograd begins with what was computed last, and the
+    images that stay are trained on after they were scored.
+
+    Args:
+        encoder: see :func:`scoring_mode`.
+        outputs: of the scoring pass with gradient.
+    """
+    mode = ExitStack()
+    entered = False
+
+    def enter(gradient: Tensor) -> None:
+        nonlocal entered
+        if not entered:
+            entered = True
+            mode.enter_context(scoring_mode(encoder, gradient=True))
+            at_end_of_backward(mode.close)
+
+    for output in outputs:
+        if output.requires_grad:
+            output.register_hook(enter)

@@ -114,16 +114,19 @@ FAMILIES: dict[str, Family] = {
 
 def stage_names(encoder: nn.Module) -> list[str]:
     """Dotted names of an encoder's stages in the order in which they run; empty if unknown."""
-    family = _family(encoder)
-    return family.stages(encoder) if family else _by_structure(encoder)
+    prefix, inner = _unwrapped(encoder)
+    family = _family(inner)
+    names = family.stages(inner) if family else _by_structure(inner)
+    return [f'{prefix}{name}' for name in names]
 
 
 def output_stages(encoder: nn.Module) -> Sequence[int]:
     """For each output of an encoder the position of its stage, see :class:`Family`."""
-    family = _family(encoder)
+    _, inner = _unwrapped(encoder)
+    family = _family(inner)
     if family and family.outputs:
-        return family.outputs(encoder)
-    return getattr(encoder, 'out_indices', range(len(stage_names(encoder))))
+        return family.outputs(inner)
+    return getattr(inner, 'out_indices', range(len(stage_names(inner))))
 
 
 def default_stage(encoder: nn.Module, read_indices: list[int]) -> str:
@@ -148,7 +151,7 @@ def default_stage(encoder: nn.Module, read_indices: list[int]) -> str:
     before_last = [stage for stage in read if 0 <= stage < len(stages) - 1]
     if before_last:
         return stages[max(before_last)]
-    return stages[min(math.ceil(len(stages) * 2 / 3), len(stages) - 1) - 1]
+    return stages[_at_two_thirds(len(stages))]
 
 
 def early_stage(encoder: nn.Module) -> str:
@@ -170,7 +173,7 @@ def early_stage(encoder: nn.Module) -> str:
         ValueError: the encoder's stages are not known.
     """
     stages = _known_stages(encoder)
-    family = _family(encoder)
+    family = _family(_unwrapped(encoder)[1])
     if family and family.early:
         return stages[family.early - 1]
     quarter = stages[max(1, len(stages) // 4) - 1]
@@ -180,13 +183,35 @@ def early_stage(encoder: nn.Module) -> str:
 def _known_stages(encoder: nn.Module) -> list[str]:
     stages = stage_names(encoder)
     if len(stages) < 2:
-        children = [name for name, _ in encoder.named_children()]
+        prefix, inner = _unwrapped(encoder)
+        children = [f'{prefix}{name}' for name, _ in inner.named_children()]
+        # Not the last one: something has to lie behind it.
+        example = children[_at_two_thirds(len(children))] if children else None
         raise ValueError(
             f'no rule says where {type(encoder).__name__} has its stages; name the module to '
-            f'block after, block_after={"backbone." + children[-1] if children else None!r} for '
+            f'block after, block_after={"backbone." + example if example else None!r} for '
             f'example, one of the children {", ".join(children)} or a module inside them'
         )
     return stages
+
+
+def _at_two_thirds(num: int) -> int:
+    """Which of so many stages in a row, counted from 0, ends at two thirds of the depth, and is
+    not the last one where there are several."""
+    return max(min(math.ceil(num * 2 / 3), num - 1) - 1, 0)
+
+
+def _unwrapped(encoder: nn.Module) -> tuple[str, nn.Module]:
+    """The encoder inside wrappers that hold nothing else, such as LoRA's, behind the prefix of its
+    modules' names: ``'module.'``."""
+    children = [*encoder.named_children()]
+    if _family(encoder) or len(children) != 1:
+        return '', encoder
+    name, child = children[0]
+    if isinstance(child, (nn.ModuleList, nn.Sequential)):
+        return '', encoder
+    prefix, inner = _unwrapped(child)
+    return f'{name}.{prefix}', inner
 
 
 def _attends(stage: nn.Module) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 
@@ -17,3 +19,8 @@ def is_checkpointed() -> bool:
 def in_backward() -> bool:
     """Whether a backward pass is under way."""
     return torch._C._current_graph_task_id() != -1
+
+
+def at_end_of_backward(call: Callable[[], None]) -> None:
+    """Have something called when the backward pass under way is over."""
+    torch.autograd.Variable._execution_engine.queue_callback(call)

@@ -96,14 +96,3 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--local_rank', '--local-rank', type=int, default=0, help='set by a launcher'
     )
-
-
-def add_reuse_option(parser: argparse.ArgumentParser) -> None:
-    """Adds --reuse, see :func:`pfb_mmseg.compare.runs.train`."""
-    parser.add_argument(
-        '--reuse',
-        choices=['same', 'any'],
-        default='same',
-        help='finished runs of the same command and config that are kept: those that the same code '
-        'of pfb_mmseg made, or those that any version made (default: %(default)s)',
-    )

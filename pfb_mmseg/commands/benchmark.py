@@ -3,15 +3,15 @@ paper (two_pass), and blocked ones in which the early exit teaches the shallow p
 (taught, with the strategy that PFB takes for this network).
 
 Any config of a segmentor will do. The images are random; steps of all kinds take turns. Time is the
-wall clock on a GPU, and CPU seconds of one thread elsewhere. The criterion is the config's, or
-'hard' where it names none.
+wall clock on a GPU, and CPU seconds of one thread elsewhere, where memory is not measured. The
+criterion is the config's, or 'hard' where it names none; so are mixed precision and torch.compile
+(--cfg-options compile=True).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 
 from .arguments import ToolParser, add_config, add_config_options
@@ -21,14 +21,6 @@ def add_arguments(parser: ToolParser) -> None:
     add_config(parser)
     parser.add_argument('--ratios', type=float, nargs='+', default=[0.3, 0.5, 0.7], metavar='P')
     parser.add_argument('--steps', type=int, default=20, help='measured steps of each kind')
-    parser.add_argument(
-        '--seconds',
-        type=float,
-        default=math.inf,
-        metavar='S',
-        help='measure fewer steps than --steps, at least three, where they take longer than this',
-    )
-    parser.add_argument('--warmup', type=int, default=3, help='steps of each kind before these')
     parser.add_argument('--batch-size', type=int, help="images per step (default: the config's)")
     parser.add_argument(
         '--crop',
@@ -37,26 +29,17 @@ def add_arguments(parser: ToolParser) -> None:
         metavar=('H', 'W'),
         help="size of the images (default: the config's crop size)",
     )
-    parser.add_argument(
-        '--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 on the CPU'
-    )
-    parser.add_argument(
-        '--channels-last', action='store_true', help='weights in the memory format channels_last'
-    )
-    parser.add_argument(
-        '--compile', nargs='?', const='inductor', metavar='BACKEND', help='use torch.compile'
-    )
+    parser.add_argument('--amp', action='store_true', help='with automatic mixed precision')
     parser.add_argument('--device', choices=['cpu', 'cuda'], help='default: cuda if there is one')
-    parser.add_argument('--no-memory', action='store_true', help='leave peak memory out')
     parser.add_argument('--out', metavar='FILE', help='write everything to this JSON file')
     add_config_options(parser)
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
-    for name, low in (('steps', 1), ('warmup', 0), ('batch_size', 1)):
+    for name in ('steps', 'batch_size'):
         value = getattr(args, name)
-        if value is not None and value < low:
-            parser.error(f'--{name.replace("_", "-")} {value}: expected an integer >= {low}')
+        if value is not None and value < 1:
+            parser.error(f'--{name.replace("_", "-")} {value}: expected an integer >= 1')
     if args.crop and min(args.crop) < 1:
         parser.error(f'--crop {args.crop[0]} {args.crop[1]}: expected integers >= 1')
     from dataclasses import asdict
@@ -67,13 +50,14 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
 
     from ..compare import benchmark
     from ..report.versions import this_code
-    from .launch import named_config
+    from .launch import named_config, turn_on_amp
 
     config = named_config(parser, args)
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    options = dict(amp=args.amp, channels_last=args.channels_last, compile=args.compile)
     try:
-        bench = benchmark.Bench(config, args.ratios, device, args.batch_size, args.crop, **options)
+        if args.amp:
+            turn_on_amp(config)
+        bench = benchmark.Bench(config, args.ratios, device, args.batch_size, args.crop)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     console = Console()
@@ -87,9 +71,7 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     for name, value in setting.items():
         console.print(f'{name}: {value}', markup=False, highlight=False, soft_wrap=True)
     with Progress(console=console) as progress:
-        results = benchmark.measure(
-            bench, args.steps, args.warmup, args.seconds, not args.no_memory, progress
-        )
+        results = benchmark.measure(bench, args.steps, progress)
     console.print(benchmark.table(results))
     if args.out:
         found = {'setting': setting, 'results': [asdict(result) for result in results]}

@@ -26,17 +26,10 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
         parser.error(f'--read {args.read}: expected 0 or more')
     from ..data.check import check_config
     from .launch import named_config
-    from .progress import shown
 
     config = named_config(parser, args, needs='train_dataloader')
-    with shown() as tell:
-        good, bad, advice = check_config(
-            config, args.read or None, lambda done: tell('Loading samples', done, None)
-        )
-    for sentence in good:
-        print(f'ok       {sentence}')
-    for sentence in bad:
-        print(f'problem  {sentence}')
-    for sentence in advice:
-        print(f'note     {sentence}')
+    good, bad, advice = check_config(config, args.read or None)
+    for kind, sentences in (('ok', good), ('problem', bad), ('note', advice)):
+        for sentence in sentences:
+            print(f'{kind:8} {sentence}')
     sys.exit(1 if bad else 0)

@@ -4,18 +4,18 @@ Each is a run of `pfb train`. Finished runs are kept: after an interruption, sta
 
 Three rows are set beside the methods at equal time, with the same seed: `short` is full data in the
 time of a pruned run, `long` is a pruned run in full data's time, and `small` is full data in
-batches of the size that is kept, with as many iterations as fit into full data's time. Time is CPU
-seconds of the training process on a CPU, where other programs hardly change them, and the wall
-clock on a GPU; the table has both. For CPU seconds each run has one thread (unless OMP_NUM_THREADS
-is set) and loads its images itself (num_workers=0).
+batches of the size that is kept, with as many iterations as fit into full data's time. `short` and
+`long` are of the method `hard` if it is there, else of `pfb`, else of the first that prunes. Time
+is CPU seconds of the training process on a CPU, where other programs hardly change them, and the
+wall clock on a GPU; the table has both. For CPU seconds each run has one thread (unless
+OMP_NUM_THREADS is set) and loads its images itself (num_workers=0).
 
 The lengths follow from times that were measured: those of the row's own full-length run, less what
-its first iteration took longer than the others; for `small`, of which there is none, those of a run
-of a tenth of full data's iterations (at least 20) that is made and kept like the others but stands
-in no table. The whole schedule is stretched with them (learning rate, validation, begin and end of
-pruning). The learning rate itself stays as it is, also in smaller batches, unless the config turns
-MMEngine's auto_scale_lr on. A config that counts epochs is trained for as many iterations as these
-have: stretched, a run need not end with an epoch. Classifiers are compared by their top-1 accuracy.
+its first iteration took longer than the others; for `small`, those of a run of a tenth of full
+data's iterations (at least 20). The whole schedule is stretched with them (learning rate,
+validation, begin and end of pruning). The learning rate itself stays as it is, also in smaller
+batches, unless the config turns MMEngine's auto_scale_lr on. A config that counts epochs is trained
+for as many iterations as these have. Classifiers are compared by their top-1 accuracy.
 """
 
 from __future__ import annotations
@@ -27,28 +27,17 @@ from .arguments import (
     ToolParser,
     add_config,
     add_config_options,
-    add_reuse_option,
     check_counts,
     seed_number,
 )
 
 
 def add_arguments(parser: ToolParser) -> None:
-    from ..compare.methods import PRUNING_METHODS
     from ..compare.rows import ROWS
 
     parser.epilog = 'methods:\n' + '\n'.join(f'  {name:<15} {text}' for name, text in ROWS.items())
     add_config(parser)
     parser.add_argument('--methods', nargs='+', choices=ROWS, default=[], metavar='METHOD')
-    parser.add_argument(
-        '--long',
-        nargs='+',
-        choices=PRUNING_METHODS,
-        default=[],
-        metavar='METHOD',
-        help="which of --methods get a row `long`, in full data's time (default, with `--methods "
-        'long`: hard if it is there, else pfb, else the first that prunes)',
-    )
     parser.add_argument(
         '--ratios',
         nargs='+',
@@ -74,22 +63,17 @@ def add_arguments(parser: ToolParser) -> None:
         help='what is equal at equal time: CPU seconds or the wall clock (default: cpu on a CPU, '
         'wall on a GPU)',
     )
-    parser.add_argument(
-        '--jobs', type=int, default=1, help='runs at a time, which disturb the wall clock'
-    )
     parser.add_argument('--gpus', type=int, default=1, help='processes of each run')
-    add_reuse_option(parser)
     add_config_options(parser)
     parser.add_argument('--work-dir', default='work_dirs/compare')
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
-    check_counts(parser, args, 'jobs', 'gpus')
+    check_counts(parser, args, 'gpus')
     from mmengine.device import get_device
     from rich.console import Console
 
-    from ..compare import compare, rows
-    from ..compare.runs import progress_bar
+    from ..compare import comparison, rows, runs
     from .launch import named_config
 
     time = args.time or ('cpu' if get_device() == 'cpu' else 'wall')
@@ -101,7 +85,6 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
             args.methods,
             args.ratios,
             args.variants,
-            args.long,
             args.iters,
             args.gpus,
             time=time,
@@ -109,8 +92,6 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     console = Console()
-    with progress_bar(console) as progress:
-        outcomes = compare.run_all(
-            planned, args.seeds, root, progress, args.jobs, args.gpus, args.reuse, time
-        )
-    compare.report(outcomes, planned[0].name, root, console, time)
+    with runs.progress_bar(console) as progress:
+        outcomes = runs.run_all(planned, args.seeds, root, progress, args.gpus, time)
+    comparison.report(outcomes, planned[0].name, root, console, time)

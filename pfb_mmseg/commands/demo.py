@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .arguments import ToolParser, add_reuse_option, seed_number
+from .arguments import ToolParser, seed_number
 
 ABOUT = (
     'A small network learns to segment 2,000 scenes made by code, in six kinds of very unequal '
-    'frequency: from all images; with PFB, where an early exit teaches the first layers on all '
-    'images, and only the half of each batch that it gets most wrong goes on through the rest; and '
-    'with PFB for as long as all images took.'
+    'frequency, three times: from all images; with PFB, where an early exit teaches the first '
+    'layers on all images, and only the half of each batch that it gets most wrong goes on through '
+    'the rest; and with PFB for as long as all images took. This takes about three minutes.'
 )
 
 
@@ -22,7 +22,6 @@ def add_arguments(parser: ToolParser) -> None:
     parser.add_argument('--work-dir', default='work_dirs/demo', help='folder for logs and plots')
     parser.add_argument('--seed', type=seed_number, default=0, help='of all runs')
     parser.add_argument('--iters', type=int, help='shorter or longer runs (default: 200)')
-    add_reuse_option(parser)
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
@@ -30,23 +29,21 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
         parser.error(f'--iters {args.iters}: expected an integer >= 1')
     from rich.console import Console
 
+    from ..compare.comparison import plot, summarise
     from ..compare.runs import progress_bar
     from ..demo import demo
     from ..report.report import write_report
-    from .progress import shown
 
     work_dir = Path(args.work_dir)
     console = Console()
-    console.print(ABOUT)
+    console.print(ABOUT, highlight=False)
     with progress_bar(console) as progress:
-        trained = demo.train_all(work_dir, args.seed, progress, args.iters, args.reuse)
-    outcomes = [one.outcome for one in trained]
-    kinds = demo.rates_by_kind(demo.record_of(trained))
-    console.print(demo.kind_table(kinds))
+        outcomes = demo.train_all(work_dir, args.seed, progress, args.iters)
+    plot(summarise(outcomes, outcomes[0].row), work_dir / 'demo.png', 'cpu')
+    report = write_report(demo.folder_of(work_dir, outcomes[1]), work_dir / 'report')
+    console.print(demo.kind_table(work_dir, outcomes))
     console.print(demo.comparison(outcomes))
     console.print(demo.conclusion(outcomes), highlight=False)
-    demo.plot(trained, kinds, work_dir / 'demo.png')
-    with shown() as tell:
-        report = write_report(trained[1].run.work_dir, work_dir / 'report', tell=tell)
-    console.print(f'Plots: {work_dir / "demo.png"}   logs and checkpoints: {work_dir}/')
-    console.print(f'What was skipped, to open in a browser: {report}')
+    console.print(f'\nAccuracy against time: {work_dir / "demo.png"}', soft_wrap=True)
+    console.print(f'What was skipped, to open in a browser: {report}', soft_wrap=True)
+    console.print(f'Logs and checkpoints: {work_dir}/', soft_wrap=True)

@@ -22,7 +22,7 @@ from ..shipped import find_config
 
 
 def read_config(name: str, options: dict | None, needs: str = 'model') -> Config:
-    """Reads the config of a segmentor, with the options of --cfg-options merged in.
+    """Reads a config, with the options of --cfg-options merged in, and imports its custom_imports.
 
     Args:
         name: config file, or the name of one that comes with this package.
@@ -45,21 +45,14 @@ def read_config(name: str, options: dict | None, needs: str = 'model') -> Config
         cfg.merge_from_dict(options or {})
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f'--cfg-options do not fit the config: {error}') from error
-    _import_modules(cfg)
+    if modules := cfg.get('custom_imports'):
+        try:  # MMEngine imports those of the file alone, not those of --cfg-options
+            import_modules_from_strings(**modules)
+        except (ImportError, TypeError) as error:
+            raise ValueError(f'custom_imports={modules}: {error}') from error
     if not isinstance(cfg.get(needs), dict):
-        raise ValueError(f'config {name!r} has no {needs}: expected the config of a segmentor')
+        raise ValueError(f'config {name!r} has no {needs}: expected the config of a model')
     return cfg
-
-
-def _import_modules(cfg: Config) -> None:
-    """The custom_imports of --cfg-options, too: MMEngine imports those of the file alone."""
-    modules = cfg.get('custom_imports')
-    if not modules:
-        return
-    try:
-        import_modules_from_strings(**modules)
-    except (ImportError, TypeError) as error:
-        raise ValueError(f'custom_imports={modules}: {error}') from error
 
 
 def named_config(
@@ -136,10 +129,10 @@ def turn_on_drawing(cfg: Config, args: argparse.Namespace) -> None:
         )
     hook.draw = True
     dataset = cfg.get('test_dataloader', {}).get('dataset', {})
-    name = dataset.get('type')
-    dataset_class = DATASETS.get(name) if isinstance(name, str) else name
-    if hasattr(dataset_class, 'file_backend') and hook.get('backend_args') is None:
-        hook.backend_args = dataset_class.file_backend(dataset)  # its images are no files
+    kind = dataset.get('type')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    if hasattr(kind, 'file_backend') and hook.get('backend_args') is None:
+        hook.backend_args = kind.file_backend(dataset)  # its images are no files
     hook.interval = 1  # every image, as the fork draws them; OpenMMLab's hook would every 50th
     if args.show:
         hook.show = True

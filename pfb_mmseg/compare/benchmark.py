@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import random
 import statistics
 import time
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
@@ -25,6 +21,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import nn
 
+from ..blocking.devices import forget_peak_memory, peak_memory
 from ..convert.apply import apply_pfb
 from ..models.pfb import PartialForwardBlocking
 
@@ -35,8 +32,7 @@ KINDS = {
     'two_pass': dict(strategy='two_pass', exit_loss_weight=0.0),
     'taught': dict(strategy=None, exit_loss_weight=1.0),
 }
-_STATUS, _RESET = Path('/proc/self/status'), Path('/proc/self/clear_refs')
-_FEWEST_ROUNDS, _NUM_BATCHES = 3, 4
+_NUM_BATCHES, _WARMUP = 4, 3
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Result:
         kept_share: images that stay / images in the batch.
         median: seconds of a step.
         saved: share of the full step's median.
-        peak_memory: bytes on top of what is there between steps; None where it was not measured.
+        peak_memory: bytes on top of what is there between steps; None on a CPU.
     """
 
     name: str
@@ -65,14 +61,11 @@ class Bench:
 
     Args:
         cfg: of a segmentor, with PFB or without; is changed. The criterion is its own, else
-            ``'hard'``.
+            ``'hard'``. Mixed precision and ``compile`` are used as the config says.
         ratios: shares that are pruned, in (0, 1).
         device: ``'cpu'`` or ``'cuda'``.
         batch_size: images in a step; None: the config's.
         crop: height and width of the images; None: the config's.
-        amp: whether in mixed precision: float16 on a GPU, bfloat16 on the CPU.
-        channels_last: whether the weights have this memory format.
-        compile: backend of torch.compile; None: it is not used.
 
     Attributes:
         blockings: PFB of each kind of step by its name, all of the same model; None: a full step.
@@ -89,15 +82,14 @@ class Bench:
         device: str,
         batch_size: int | None = None,
         crop: Sequence[int] | None = None,
-        amp: bool = False,
-        channels_last: bool = False,
-        compile: str | None = None,
     ) -> None:
         for ratio in ratios:
             if not 0 < ratio < 1:
                 raise ValueError(f'--ratios {ratio:g}: expected numbers in (0, 1)')
         if device == 'cuda' and not torch.cuda.is_available():
             raise ValueError('--device cuda: no GPU was found; use --device cpu')
+        if device == 'cpu' and cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
+            raise ValueError('optim_wrapper.type=AmpOptimWrapper: mixed precision needs a GPU')
         crop = crop or cfg.get('crop_size') or cfg.model.get('data_preprocessor', {}).get('size')
         if crop is None:
             raise ValueError(
@@ -108,18 +100,17 @@ class Bench:
             torch.set_num_threads(1)
         torch.manual_seed(0)
         torch.backends.cudnn.benchmark = cfg.get('env_cfg', {}).get('cudnn_benchmark', False)
-        self.cfg, self.device = cfg, device
+        self.cfg, self.device = cfg, torch.device(device)
         self.batch_size = batch_size or cfg.train_dataloader.batch_size
         self.model = self._build_model(crop, ratios[0]).to(device).train()
-        if channels_last:
-            self.model.to(memory_format=torch.channels_last)
         self.blockings: dict[str, PartialForwardBlocking | None] = {FULL: None}
         for kind, options in KINDS.items():
             for ratio in ratios:
                 self.blockings[f'{kind} p={ratio:g}'] = self._blocking(ratio, options)
-        self.optim_wrapper = self._optim_wrapper(amp)
-        if compile:
-            self.model.forward = torch.compile(self.model.forward, backend=compile)
+        self.optim_wrapper = build_optim_wrapper(self.model, cfg.optim_wrapper)
+        if options := cfg.get('compile'):
+            options = {} if options is True else options
+            self.model.forward = torch.compile(self.model.forward, **options)
         self.batches = [self._batch(*crop) for _ in range(_NUM_BATCHES)]
 
     def step(self, name: str, index: int) -> int:
@@ -130,12 +121,23 @@ class Bench:
         self.model.train_step(self.batches[index % _NUM_BATCHES], self.optim_wrapper)
         return len(pfb.selection.indices) if pfb.selection else self.batch_size
 
-    def warm_up(self, name: str, steps: int) -> None:
-        """Steps that are not measured, more than these where the criterion is not ready yet."""
+    def warm_up(self, name: str) -> None:
+        """Steps that are not measured, until the criterion is ready."""
         blocking, done = self.blockings[name], 0
-        while done < steps or not (blocking is None or blocking.ready):
+        while done < _WARMUP or not (blocking is None or blocking.ready):
             self.step(name, done)
             done += 1
+
+    def peak_memory(self, name: str) -> int | None:
+        """Bytes that a step takes on a GPU on top of the model and the optimizer's state."""
+        if self.device.type == 'cpu':
+            return None
+        torch.cuda.synchronize()
+        forget_peak_memory(self.device)
+        before = torch.cuda.memory_allocated()
+        self.step(name, 0)
+        torch.cuda.synchronize()
+        return peak_memory(self.device) - before
 
     def _build_model(self, crop: Sequence[int], ratio: float) -> nn.Module:
         cfg = self.cfg
@@ -164,16 +166,6 @@ class Bench:
             )
         return blocking
 
-    def _optim_wrapper(self, amp: bool) -> OptimWrapper:
-        cfg = self.cfg.optim_wrapper.copy()
-        if amp or cfg.get('type') == 'AmpOptimWrapper':
-            cfg.type = 'AmpOptimWrapper'
-            if self.device == 'cpu':
-                cfg.type = CpuAmpOptimWrapper
-                for name in ('dtype', 'loss_scale', 'use_fsdp'):
-                    cfg.pop(name, None)
-        return build_optim_wrapper(self.model, cfg)
-
     def _batch(self, height: int, width: int) -> dict:
         """Random images and labels, as a data loader hands them out."""
         head = self.cfg.model.decode_head
@@ -187,43 +179,27 @@ class Bench:
         return dict(inputs=list(images), data_samples=samples)
 
 
-class CpuAmpOptimWrapper(OptimWrapper):
-    """MMEngine's AmpOptimWrapper asks for a GPU; bfloat16 needs neither one nor loss scaling."""
-
-    @contextmanager
-    def optim_context(self, model: nn.Module):
-        with super().optim_context(model), torch.autocast('cpu', torch.bfloat16):
-            yield
-
-
-def measure(
-    bench: Bench, steps: int, warmup: int, limit: float, memory: bool, progress: Progress
-) -> list[Result]:
+def measure(bench: Bench, steps: int, progress: Progress) -> list[Result]:
     """Time all kinds of steps in turns, so that a slow spell of the machine meets them alike, then
     measure memory. Time is the wall clock on a GPU, and CPU seconds elsewhere.
 
     Args:
         bench: what to step.
         steps: of each kind that are timed.
-        warmup: steps of each kind before these.
-        limit: seconds after which no other round is begun, once three are timed.
-        memory: whether peak memory is measured.
         progress: shows how far it is.
     """
     names = list(bench.blockings)
-    task = progress.add_task('steps', total=len(names) * (steps + 1 + memory))
+    task = progress.add_task('steps', total=len(names) * (steps + 1))
     for name in names:
-        bench.warm_up(name, warmup)
+        bench.warm_up(name)
         progress.advance(task)
     kept: dict[str, list[int]] = {name: [] for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    order, shuffle, started = [*names], random.Random(0).shuffle, time.perf_counter()
-    on_gpu = bench.device == 'cuda'
+    order, shuffle = [*names], random.Random(0).shuffle
+    on_gpu = bench.device.type == 'cuda'
     synchronize = torch.cuda.synchronize if on_gpu else lambda: None
     clock = time.perf_counter if on_gpu else time.process_time
     for index in range(steps):
-        if index >= _FEWEST_ROUNDS and time.perf_counter() - started > limit:
-            break
         shuffle(order)
         for name in order:
             synchronize()
@@ -232,10 +208,6 @@ def measure(
             synchronize()
             seconds[name].append(clock() - called)
             progress.advance(task)
-    peaks = dict.fromkeys(names)
-    for name in names if memory else []:
-        peaks[name] = _peak_memory(bench, name)
-        progress.advance(task)
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     return [
         Result(
@@ -244,7 +216,7 @@ def measure(
             statistics.fmean(kept[name]) / bench.batch_size,
             medians[name],
             1 - medians[name] / medians[FULL],
-            peaks[name],
+            bench.peak_memory(name),
         )
         for name, blocking in bench.blockings.items()
     ]
@@ -267,36 +239,6 @@ def table(results: list[Result]) -> Table:
             f'{result.median:.3f}',
             f'{result.saved:.1%}' if result.strategy else '-',
             '-' if memory is None else f'{memory / 2**30:.2f}',
-            f'{memory / full:.0%}' if memory and full else '-',
+            '-' if memory is None else f'{memory / full:.0%}',
         )
     return shown
-
-
-def _peak_memory(bench: Bench, name: str) -> int | None:
-    """Bytes that a step takes at its peak on top of the model and the optimizer's state: on a GPU
-    what the allocator handed out, on the CPU the growth of the resident set, if Linux tells it."""
-    gc.collect()
-    if bench.device == 'cuda':
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        bench.step(name, 0)
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    libc = ctypes.CDLL(None)
-    if not (_RESET.exists() and hasattr(libc, 'mallopt')):
-        return None
-    # A block of its own for every tensor, given back when the tensor is: the resident set then is
-    # what lives, without what the allocator keeps for later.
-    libc.mallopt(-3, 65536)  # M_MMAP_THRESHOLD
-    bench.step(name, 0)
-    libc.malloc_trim(0)
-    _RESET.write_text('5')  # forgets the peak
-    before = _resident('VmRSS')
-    bench.step(name, 1)
-    return _resident('VmHWM') - before
-
-
-def _resident(field: str) -> int:
-    [line] = [line for line in _STATUS.read_text().splitlines() if line.startswith(f'{field}:')]
-    return int(line.split()[1]) * 1024

@@ -18,13 +18,14 @@ from ..hooks.model import unwrapped
 
 BUDGET_NAME = 'budget.json'
 CLOCKS = {'seconds': time.perf_counter, 'cpu_seconds': time.process_time}
+_COUNTS = ('loaded', 'shallow', 'deep', 'backward')
 
 
 @HOOKS.register_module()
 class BudgetHook(Hook):
     """Measures a run and writes ``<work_dir>/budget.json``.
 
-    - ``iterations``
+    - ``iterations``: optimizer steps.
     - ``candidates``: images that those loaded were chosen from; as many as were loaded, unless the
       sampler leaves some out and counts them (``candidates``, see ScoreSampler, PFBBatchSampler).
     - ``loaded``: images that the data loader handed out.
@@ -33,16 +34,13 @@ class BudgetHook(Hook):
     - ``deep``: images that came through to the layer that gives the scores, ``conv_seg`` of a
       decode head or the last linear layer of a classifier's head; again a scored one counts.
     - ``backward``: of these, images that a gradient was computed for.
-    - ``seconds``: wall clock from the start of training to its end, with loading, but without
-      validation.
+    - ``seconds``: wall clock of training, with loading, but without validation.
     - ``cpu_seconds``: time that the processors spent on the first process meanwhile, all of its
-      threads together. Other programs hardly change it. Worker processes of the data loader are
-      not part of it: with ``num_workers=0`` the training process loads, and all is counted.
+      threads together. Other programs hardly change it. What workers of the data loader do is not
+      part of it: with ``num_workers=0`` all is counted.
     - ``startup_seconds``, ``startup_cpu_seconds``: of these, what the first iteration took more
       than the others on average.
-    - ``peak_memory_mib``: most memory allocated on the model's device, see :func:`peak_memory`;
-      where it is the largest resident set of the process, validation in the middle of a run is not
-      told apart.
+    - ``peak_memory_mib``: most memory allocated on the model's device, see :func:`peak_memory`.
 
     Images are counted in the first process and multiplied by the number of processes, which all do
     the same work. What ran before a checkpoint that the run was resumed from is included.
@@ -54,8 +52,8 @@ class BudgetHook(Hook):
     priority = 'LOWEST'
 
     def __init__(self) -> None:
-        self._spent = dict(loaded=0, shallow=0, deep=0, backward=0, peak_memory_mib=0.0)
-        self._spent |= dict.fromkeys(CLOCKS, 0.0)
+        self._spent = {**dict.fromkeys(_COUNTS, 0), **dict.fromkeys(CLOCKS, 0.0)}
+        self._spent['peak_memory_mib'] = 0.0
         self._first: dict[str, float] | None = None  # what the first iteration took
         self._training_step = False
 
@@ -82,7 +80,12 @@ class BudgetHook(Hook):
         self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         self._training_step = False
-        self._settle()
+        for name, clock in CLOCKS.items():
+            now = clock()
+            self._spent[name] += now - self._since[name]
+            self._since[name] = now
+        peak = peak_memory(self._device) / 2**20
+        self._spent['peak_memory_mib'] = max(self._spent['peak_memory_mib'], peak)
         if self._first is None:
             self._first = {name: self._spent[name] for name in CLOCKS}
 
@@ -94,22 +97,20 @@ class BudgetHook(Hook):
             handle.remove()
         if not is_main_process():
             return
-        budget = {
-            'iterations': runner.iter,
-            **self._spent,
-            **{f'startup_{name}': self._startup(name, runner.iter) for name in CLOCKS},
-        }
-        for key in ('loaded', 'shallow', 'deep', 'backward'):
-            budget[key] *= get_world_size()
-        budget['candidates'] = self._candidates(runner.train_dataloader, budget['loaded'])
-        (Path(runner.work_dir) / BUDGET_NAME).write_text(json.dumps(budget, indent=1) + '\n')
-
-    def _candidates(self, loader: Any, loaded: int) -> int:
+        budget = {'iterations': runner.iter, **self._spent}
+        for name in CLOCKS:
+            others = (self._spent[name] - self._first[name]) / max(1, runner.iter - 1)
+            startup = max(0.0, self._first[name] - others) if runner.iter > 1 else 0.0
+            budget[f'startup_{name}'] = startup
+        for name in _COUNTS:
+            budget[name] *= get_world_size()
+        budget['candidates'] = budget['loaded']
+        loader = runner.train_dataloader
         if hasattr(loader.sampler, 'candidates'):  # of all processes
-            return round(loader.sampler.candidates)
-        if hasattr(loader.batch_sampler, 'candidates'):
-            return loader.batch_sampler.candidates * get_world_size()
-        return loaded
+            budget['candidates'] = round(loader.sampler.candidates)
+        elif hasattr(loader.batch_sampler, 'candidates'):
+            budget['candidates'] = loader.batch_sampler.candidates * get_world_size()
+        (Path(runner.work_dir) / BUDGET_NAME).write_text(json.dumps(budget, indent=1) + '\n')
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         checkpoint['budget'] = {**self._spent, 'first': self._first}
@@ -119,23 +120,9 @@ class BudgetHook(Hook):
             self._spent = dict(checkpoint['budget'])
             self._first = self._spent.pop('first')
 
-    def _startup(self, clock: str, iterations: int) -> float:
-        if iterations < 2:
-            return 0.0
-        first = self._first[clock]
-        return max(0.0, first - (self._spent[clock] - first) / (iterations - 1))
-
     def _start_clocks(self) -> None:
         forget_peak_memory(self._device)
         self._since = {name: clock() for name, clock in CLOCKS.items()}
-
-    def _settle(self) -> None:
-        for name, clock in CLOCKS.items():
-            now = clock()
-            self._spent[name] += now - self._since[name]
-            self._since[name] = now
-        peak = peak_memory(self._device) / 2**20
-        self._spent['peak_memory_mib'] = max(self._spent['peak_memory_mib'], peak)
 
     def _count_shallow(self, module: nn.Module, args: tuple) -> None:
         if self._training_step:

@@ -1,15 +1,28 @@
-"""Runs of several methods and seeds, set against full data: figures, table, plot."""
+"""Runs of several methods and seeds, set against full data: figures, tables, plot."""
 
 from __future__ import annotations
 
+import json
+import platform
 import statistics
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..report.versions import this_code
 
 # By which runs are made equally long: what BudgetHook calls it, and what the table does.
 TIMES = {'cpu': ('cpu_seconds', 'CPU'), 'wall': ('seconds', 'wall clock')}
-# Behind that of the metric.
+# Of the columns, behind that of the metric.
 HEADINGS = {
     'difference': 'paired difference',
     'cpu_seconds': 'CPU [s]',
@@ -24,12 +37,12 @@ HEADINGS = {
     'backward': 'images backward',
     'peak_memory_mib': 'peak memory [MiB]',
 }
-_COUNTS = list(HEADINGS)[5:]
+_SHARES = {'cpu_saved': 'cpu_seconds', 'saved': 'seconds'}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run.
+    """One run. From ``iterations`` on, what BudgetHook measured; see there.
 
     Attributes:
         row: name of the line of the table that it belongs to.
@@ -37,15 +50,6 @@ class Outcome:
         prune_ratio: None where nothing is pruned, or where the row does not say.
         seed: of the run; rows are compared seed by seed.
         score: of the last validation, in percent; None if there was none.
-        seconds: of training, wall clock with loading and without validation.
-        iterations: number of optimizer steps.
-        candidates: images that could have been trained on.
-        loaded: images that the data loader handed out.
-        shallow, deep, backward: images through the backbone's shallow part, through the deep part,
-            and backward, see BudgetHook.
-        peak_memory_mib: see BudgetHook.
-        cpu_seconds: of training, time of the processors without validation, see BudgetHook.
-        startup_seconds, startup_cpu_seconds: of these, those that a run spends once.
         metric: what the score is: mIoU, or the top-1 accuracy of a classifier.
     """
 
@@ -54,54 +58,56 @@ class Outcome:
     prune_ratio: float | None
     seed: int
     score: float | None
-    seconds: float
+    metric: str | None
     iterations: int
     candidates: int
     loaded: int
     shallow: int
     deep: int
     backward: int
-    peak_memory_mib: float
+    seconds: float
     cpu_seconds: float
-    startup_seconds: float = 0.0
-    startup_cpu_seconds: float = 0.0
-    metric: str | None = 'mIoU'
+    startup_seconds: float
+    startup_cpu_seconds: float
+    peak_memory_mib: float
 
 
 @dataclass(frozen=True)
-class Figures:
-    """A line of the table: means over the seeds, with standard deviations (n - 1) where given.
+class Line:
+    """A line of the table.
 
-    ``difference`` is the mean of (score - score of the reference with the same seed), ``saved`` and
-    ``cpu_saved`` those of 1 - seconds / seconds of the reference, by the wall clock and in CPU
-    seconds; None for the reference itself.
+    Attributes:
+        row, method, prune_ratio, metric: see Outcome.
+        num_seeds: of its runs.
+        means: of ``score`` and of each of :data:`HEADINGS`, over the seeds. ``difference`` is
+            score - score of the reference with the same seed, the saved shares 1 - time / time of
+            the reference; the reference itself has neither.
+        stds: standard deviations of these (n - 1), with more than one seed.
     """
 
     row: str
     method: str
     prune_ratio: float | None
-    num_seeds: int
     metric: str | None
-    score: float
-    score_std: float | None
-    difference: float | None
-    difference_std: float | None
-    cpu_seconds: float
-    cpu_seconds_std: float | None
-    cpu_saved: float | None
-    seconds: float
-    seconds_std: float | None
-    saved: float | None
-    iterations: float
-    candidates: float
-    loaded: float
-    shallow: float
-    deep: float
-    backward: float
-    peak_memory_mib: float
+    num_seeds: int
+    means: dict[str, float]
+    stds: dict[str, float]
+
+    def cell(self, key: str) -> str:
+        """A mean with its standard deviation as it stands in the table; '-' if there is none."""
+        if key not in self.means:
+            return '-'
+        mean, std = self.means[key], self.stds.get(key)
+        if key in _SHARES:
+            return f'{mean:.1%}'
+        digits = {'score': 2, 'difference': 2, 'cpu_seconds': 1, 'seconds': 1}.get(key)
+        if digits is None:  # of what is counted, and of memory
+            return f'{mean:,.0f}'
+        shown = f'{mean:{"+" if key == "difference" else ""}.{digits}f}'
+        return shown if std is None else f'{shown} ± {std:.{digits}f}'
 
 
-def equal_iters(target: float, run: Outcome, time: str, prune_ratio: float) -> tuple[int, bool]:
+def equal_iters(target: Outcome, pace: Outcome, time: str, prune_ratio: float) -> tuple[int, bool]:
     """How many iterations take as long as another run did, at the pace of a run like them.
 
     Times that were measured on a busy machine may say anything. What is pruned bounds the answer:
@@ -109,8 +115,8 @@ def equal_iters(target: float, run: Outcome, time: str, prune_ratio: float) -> t
     quarter more is allowed on both sides; beyond that the nearest length allowed is taken.
 
     Args:
-        target: seconds of the other run, by the same clock.
-        run: tells the pace, and what a start takes.
+        target: the other run.
+        pace: tells how long an iteration and a start take.
         time: the clock, one of :data:`TIMES`.
         prune_ratio: p, of the slower and the quicker iteration.
 
@@ -118,14 +124,14 @@ def equal_iters(target: float, run: Outcome, time: str, prune_ratio: float) -> t
         The iterations, and whether the times are taken as they were measured.
     """
     name = TIMES[time][0]
-    seconds, startup = getattr(run, name), getattr(run, f'startup_{name}')
-    share = (target - startup) / (seconds - startup)
+    startup = getattr(pace, f'startup_{name}')
+    share = (getattr(target, name) - startup) / (getattr(pace, name) - startup)
     most = 1.25 / (1 - prune_ratio)
     bounded = min(max(share, 1 / most), most)
-    return max(1, round(bounded * run.iterations)), bounded == share
+    return max(1, round(bounded * pace.iterations)), bounded == share
 
 
-def summarise(outcomes: Sequence[Outcome], reference: str) -> list[Figures]:
+def summarise(outcomes: Sequence[Outcome], reference: str) -> list[Line]:
     """One line for each row, in the order of their first outcomes.
 
     Args:
@@ -138,76 +144,93 @@ def summarise(outcomes: Sequence[Outcome], reference: str) -> list[Figures]:
     rows: dict[str, dict[int, Outcome]] = {}
     for outcome in outcomes:
         rows.setdefault(outcome.row, {})[outcome.seed] = outcome
-    base = rows[reference]
     for row, runs in rows.items():
-        if runs.keys() != base.keys():
+        if runs.keys() != rows[reference].keys():
             raise ValueError(
-                f'{row} has the seeds {sorted(runs)}, {reference} has {sorted(base)}: differences '
-                'are taken seed by seed'
+                f'{row} has the seeds {sorted(runs)}, {reference} has {sorted(rows[reference])}: '
+                'differences are taken seed by seed'
             )
-    return [_figures(runs, base, row != reference) for row, runs in rows.items()]
+    return [_line(runs, rows[reference], row != reference) for row, runs in rows.items()]
 
 
-def _figures(runs: dict[int, Outcome], base: dict[int, Outcome], compared: bool) -> Figures:
+def _line(runs: dict[int, Outcome], base: dict[int, Outcome], compared: bool) -> Line:
     first = next(iter(runs.values()))
-
-    def values(key: str) -> list[float]:
-        return [getattr(run, key) for run in runs.values()]
-
-    def saved(key: str) -> float | None:
-        shares = [1 - getattr(run, key) / getattr(base[seed], key) for seed, run in runs.items()]
-        return statistics.fmean(shares) if compared else None
-
-    differences = [run.score - base[seed].score for seed, run in runs.items()] if compared else []
-    return Figures(
-        row=first.row,
-        method=first.method,
-        prune_ratio=first.prune_ratio,
-        num_seeds=len(runs),
-        metric=first.metric,
-        difference=statistics.fmean(differences) if compared else None,
-        difference_std=_std(differences),
-        cpu_saved=saved('cpu_seconds'),
-        saved=saved('seconds'),
-        **{
-            key: statistics.fmean(values(key))
-            for key in ('score', 'cpu_seconds', 'seconds', *_COUNTS)
-        },
-        **{f'{key}_std': _std(values(key)) for key in ('score', 'cpu_seconds', 'seconds')},
-    )
+    keys = [key for key in ('score', *HEADINGS) if hasattr(first, key)]
+    values = {key: [getattr(run, key) for run in runs.values()] for key in keys}
+    if first.score is None:
+        del values['score']
+    if compared:
+        pairs = [(run, base[seed]) for seed, run in runs.items()]
+        if 'score' in values:
+            values['difference'] = [run.score - full.score for run, full in pairs]
+        for key, time in _SHARES.items():
+            values[key] = [1 - getattr(run, time) / getattr(full, time) for run, full in pairs]
+    stds = {key: statistics.stdev(one) for key, one in values.items()} if len(runs) > 1 else {}
+    means = {key: statistics.fmean(one) for key, one in values.items()}
+    of = (first.row, first.method, first.prune_ratio, first.metric)
+    return Line(*of, len(runs), means, stds)
 
 
-def headings_of(lines: Sequence[Figures]) -> list[str]:
+def report(
+    outcomes: Sequence[Outcome], reference: str, root: Path, console: Console, time: str = 'wall'
+) -> None:
+    """Shows the table, in two parts for a narrow terminal; leaves it, the single runs and a plot in
+    the folder of the runs.
+
+    Args:
+        outcomes: of :func:`.runs.run_all`.
+        reference: name of the row that the others are compared with.
+        root: the folder.
+        console: to show it on.
+        time: that the plot shows, one of :data:`TIMES`.
+    """
+    lines = summarise(outcomes, reference)
+    results = f'mean ± std of {lines[0].num_seeds} seed(s), compared with {reference}'
+    headings = headings_of(lines)
+    for title, part in ((results, slice(6)), ('what it cost', slice(6, None))):
+        table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
+        table.add_column(no_wrap=True)
+        for heading in [*headings.values()][part]:
+            longest = max(map(len, heading.split()))
+            table.add_column(escape(heading), justify='right', min_width=longest)
+        for line in lines:
+            table.add_row(line.row, *map(line.cell, [*headings][part]))
+        console.print(table)
+    (root / 'table.md').write_text(markdown(lines))
+    everything = {
+        **made_by(),
+        'summary': [asdict(line) for line in lines],
+        'runs': [asdict(outcome) for outcome in outcomes],
+    }
+    (root / 'comparison.json').write_text(json.dumps(everything, indent=1) + '\n')
+    plot(lines, root / 'comparison.png', time)
+    console.print(f'table.md, comparison.json and comparison.png: {root}/')
+
+
+def made_by() -> dict[str, Any]:
+    """What figures of this process come from."""
+    return {
+        'command': sys.argv,
+        'device': torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu',
+        'machine': platform.platform(),
+        'versions': {'pfb_mmseg': this_code()['version'], 'torch': torch.__version__},
+    }
+
+
+def headings_of(lines: Sequence[Line]) -> dict[str, str]:
     """Of the columns behind the rows' names."""
-    return [f'{lines[0].metric} [%]', *HEADINGS.values()]
+    return {'score': f'{lines[0].metric} [%]', **HEADINGS}
 
 
-def cells(line: Figures) -> list[str]:
-    """What stands in a line of the table behind its name, in the order of :func:`headings_of`."""
-
-    def saved(share: float | None) -> str:
-        return '-' if share is None else f'{share:.1%}'
-
-    return [
-        spread(line.score, line.score_std),
-        '-' if line.difference is None else spread(line.difference, line.difference_std, '+'),
-        spread(line.cpu_seconds, line.cpu_seconds_std, digits=1),
-        saved(line.cpu_saved),
-        spread(line.seconds, line.seconds_std, digits=1),
-        saved(line.saved),
-        *(f'{getattr(line, key):,.0f}' for key in _COUNTS),
-    ]
-
-
-def markdown(lines: Sequence[Figures]) -> str:
+def markdown(lines: Sequence[Line]) -> str:
     """The table, ready for a README."""
     headings = headings_of(lines)
-    rows = [['method', *headings], ['---', *['---:'] * len(headings)]]
-    rows += [[line.row, *cells(line)] for line in lines]
+    rows = [['method', *headings.values()], ['---', *['---:'] * len(headings)]]
+    rows += [[line.row, *map(line.cell, headings)] for line in lines]
     return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
 
 
-def plot(lines: Sequence[Figures], path: Path, time: str) -> None:
+def plot(lines: Sequence[Line], path: Path, time: str) -> None:
     """Score against time; a line connects a method's ratios, bars are deviations.
 
     Args:
@@ -215,8 +238,6 @@ def plot(lines: Sequence[Figures], path: Path, time: str) -> None:
         path: of the PNG file.
         time: one of :data:`TIMES`.
     """
-    from matplotlib.figure import Figure  # no display, and only where a plot is asked for
-
     key, name = TIMES[time]
     figure = Figure(figsize=(8, 4.5), layout='constrained')
     axes = figure.subplots()
@@ -224,9 +245,9 @@ def plot(lines: Sequence[Figures], path: Path, time: str) -> None:
     for index, method in enumerate(dict.fromkeys(line.method for line in lines)):
         points = [line for line in lines if line.method == method]
         axes.errorbar(
-            [getattr(line, key) for line in points],
-            [line.score for line in points],
-            [line.score_std or 0 for line in points],
+            [line.means[key] for line in points],
+            [line.means['score'] for line in points],
+            [line.stds.get('score', 0) for line in points],
             marker='os^D'[index // 10 % 4],
             capsize=3,
             label=method,
@@ -235,12 +256,3 @@ def plot(lines: Sequence[Figures], path: Path, time: str) -> None:
     axes.grid(alpha=0.3)
     figure.legend(loc='outside right center')
     figure.savefig(path, dpi=120)
-
-
-def _std(values: list[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def spread(mean: float, std: float | None, sign: str = '', digits: int = 2) -> str:
-    """A mean with its standard deviation, if there is one."""
-    return f'{mean:{sign}.{digits}f}' + ('' if std is None else f' ± {std:.{digits}f}')

@@ -1,67 +1,43 @@
-"""Training runs in processes of their own, and what they logged."""
+"""Trains the rows of a comparison in processes of their own; what a run logged."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..report import METRICS, read_scalars
 from ..report.versions import this_code
 from .budget_hook import BUDGET_NAME
+from .comparison import Outcome, equal_iters
+from .lengths import set_iters
+from .rows import Row
 
 # What a Python is asked for to train; works from a checkout and from an installed wheel.
 TRAIN = ('-m', 'pfb_mmseg.commands', 'train')
 _PACKAGES = Path(__file__).resolve().parents[2]  # the folder that this package lies in
 
 
-class Run:
-    """What a run logged.
-
-    Attributes:
-        metric: what validation measures, one of :data:`METRICS`; None if there was none.
-        score: what it measured last, in percent; None if there was none.
-        step_time: mean seconds of a training step for each entry in the log, without loading.
-        wait_time: mean seconds before a step in which the data loader was waited for, likewise.
-    """
-
-    def __init__(self, work_dir: Path) -> None:
-        self.work_dir = work_dir
-        self.train, val = read_scalars(work_dir)
-        logged = val[-1] if val else {}
-        self.metric = next((name for name, key in METRICS.items() if key in logged), None)
-        self.score = logged.get(METRICS.get(self.metric))
-        self.steps = np.array([entry['step'] for entry in self.train])
-        # PFBHook writes an entry of its own where the run ends between two of the logger's.
-        timed = [entry for entry in self.train if 'time' in entry]
-        self.step_time = np.array([entry['time'] - entry['data_time'] for entry in timed])
-        self.wait_time = np.array([entry['data_time'] for entry in timed])
-
-    @property
-    def budget(self) -> dict[str, Any]:
-        """What BudgetHook measured."""
-        return json.loads((self.work_dir / BUDGET_NAME).read_text())
-
-    def sum(self, key: str) -> int:
-        """Total of a scalar that each entry counts anew, if it has it."""
-        return round(sum(entry.get(key, 0) for entry in self.train))
-
-    def column(self, key: str) -> np.ndarray:
-        """A scalar over the entries; NaN where it was not logged."""
-        return np.array([entry.get(key, np.nan) for entry in self.train])
+def last_score(work_dir: Path) -> tuple[str | None, float | None]:
+    """What the last validation of a run measured, one of :data:`METRICS`, and its value in percent;
+    None if there was none."""
+    _, val = read_scalars(work_dir)
+    logged = val[-1] if val else {}
+    found = ((name, logged[key]) for name, key in METRICS.items() if key in logged)
+    return next(found, (None, None))
 
 
 def progress_bar(console: Console) -> Progress:
-    """For :func:`train`, of one run or several at a time."""
+    """Of a run, and of all of them."""
     return Progress(
         TextColumn('{task.description}'),
         BarColumn(),
@@ -71,63 +47,122 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
+def run_all(
+    rows: Sequence[Row],
+    seeds: Sequence[int],
+    root: Path,
+    progress: Progress,
+    num_processes: int = 1,
+    time: str = 'wall',
+) -> list[Outcome]:
+    """Trains what is not finished yet: first the rows that have a length, then those whose length
+    follows from the times of these. Seed by seed, so that a slow spell meets all rows alike.
+
+    Args:
+        rows: see :func:`.rows.plan`.
+        seeds: of each row.
+        root: folder of the runs and their configs.
+        progress: shows the runs and their iterations.
+        num_processes: of each run.
+        time: by which rows are equally long, one of :data:`TIMES`; with ``'cpu'`` each process has
+            one thread, unless OMP_NUM_THREADS says otherwise: threads that wait for each other
+            count, too.
+
+    Returns:
+        What came of each run of the rows that are listed.
+    """
+    outcomes: dict[tuple[str, int], Outcome] = {}
+    done = progress.add_task('all runs', total=len(rows) * len(seeds))
+
+    def run(row: Row, seed: int) -> Outcome:
+        config = copy.deepcopy(row.config)
+        name = f'{row.name} seed {seed}'
+        if row.as_long_as is not None:
+            target, pace = outcomes[row.as_long_as, seed], outcomes[row.timed_by, seed]
+            iters, as_measured = equal_iters(target, pace, time, row.prune_ratio)
+            set_iters(config, iters)
+            if not as_measured:
+                _say(
+                    progress,
+                    f'{name}: the times of {row.as_long_as} and {row.timed_by} cannot be right, '
+                    f'the machine was busy; {iters} iterations are the nearest length that '
+                    f'{row.prune_ratio:.0%} pruned can explain',
+                )
+        config.randomness = {**config.get('randomness', {}), 'seed': seed}
+        path = root / 'configs' / f'{row.name}_seed{seed}.py'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        config.dump(path)
+        work_dir = run_folder(root, row.name, seed)
+        train(path, work_dir, progress, name, num_processes, time == 'cpu')
+        progress.advance(done)
+        metric, score = last_score(work_dir)
+        if config.get('val_dataloader') is not None and score is None:
+            sys.exit(
+                f'{work_dir}: the run ended without a validation; lower train_cfg.val_interval'
+            )
+        budget = json.loads((work_dir / BUDGET_NAME).read_text())
+        return Outcome(row.name, row.method, row.prune_ratio, seed, score, metric, **budget)
+
+    for timed in (False, True):
+        for seed in seeds:
+            for row in rows:
+                if (row.as_long_as is not None) == timed:
+                    outcomes[row.name, seed] = run(row, seed)
+    return [outcomes[row.name, seed] for row in rows if row.listed for seed in seeds]
+
+
+def run_folder(root: Path, row: str, seed: int) -> Path:
+    """Where :func:`run_all` keeps a run."""
+    return root / row / f'seed{seed}'
+
+
 def train(
     config: str | Path,
     work_dir: Path,
-    options: dict,
     progress: Progress,
     name: str,
     num_processes: int = 1,
-    reuse: str = 'same',
     one_thread: bool = False,
-) -> Run:
+) -> None:
     """Run the command `pfb train` from scratch in ``work_dir`` and follow its log.
 
-    A work dir that holds a finished run of the very same command and config is taken as it is, if
-    the same code of this package made it. What is decided, and why, is printed.
+    A work dir that holds a finished run of the very same command, config and code of this package
+    is taken as it is. What is decided, and why, is printed.
 
     Args:
         config: config file.
         work_dir: anything that an unfinished or another run left there is removed.
-        options: as with --cfg-options.
         progress: shows the iterations; a line takes their place at the end.
         name: of the run on the progress bar.
         num_processes: more than one are started by torchrun.
-        reuse: ``'any'`` takes a finished run whatever version of this package made it.
         one_thread: whether each process has one thread, unless OMP_NUM_THREADS says otherwise.
     """
     work_dir = work_dir.resolve()
-    command = [sys.executable]
+    command = [*TRAIN, str(config), '--work-dir', str(work_dir)]
     if num_processes > 1:
-        command += ['-m', 'torch.distributed.run', '--standalone']
-        command += ['--nproc_per_node', str(num_processes)]
-    command += [*TRAIN, str(config), '--work-dir', str(work_dir)]
-    if num_processes > 1:
-        command += ['--launcher', 'pytorch']
-    if options:
-        command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
+        launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node']
+        command = [*launch, str(num_processes), *command, '--launcher', 'pytorch']
+    command = [sys.executable, *command]
     stamp = work_dir / 'finished'
-    made_from = {'command': command, 'config': Path(config).read_text()}
     code = this_code()
+    made_from = {'command': command, 'config': Path(config).read_text(), 'code': code['digest']}
     if stamp.is_file():
-        reused, why = _judge(stamp.read_text(), made_from, code, reuse)
-        progress.console.print(f'{name}: {why}', highlight=False, markup=False)
-        if reused:
-            return Run(work_dir)
+        found = json.loads(stamp.read_text())
+        by = found.pop('version')
+        if found == made_from:
+            _say(progress, f'{name}: reused, finished before by {by}')
+            return
+        other = 'other code' if found['code'] != code['digest'] else 'another command or config'
+        _say(progress, f'{name}: run again, the one finished before by {by} had {other}')
     if (work_dir / 'console.log').is_file():
         shutil.rmtree(work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
-    threads = {'OMP_NUM_THREADS': '1'} if one_thread else {}
+    env = {**({'OMP_NUM_THREADS': '1'} if one_thread else {}), **environment()}
     task = progress.add_task(name, total=None)
+    pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     with (
-        open(work_dir / 'console.log', 'w') as log,
-        subprocess.Popen(
-            command,
-            env={**threads, **_with_this_package()},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as process,
+        open(work_dir / 'console.log', 'w', buffering=1) as log,
+        subprocess.Popen(command, env=env, **pipe) as process,
     ):
         for line in process.stdout:
             log.write(line)
@@ -137,31 +172,17 @@ def train(
     progress.remove_task(task)
     if process.returncode:
         sys.exit(f'{name}: training failed, see {log.name}')
-    stamp.write_text(json.dumps({**made_from, 'code': code}, indent=1) + '\n')
-    run = Run(work_dir)
-    progress.console.print(name if run.score is None else f'{name}: {run.metric} {run.score:.2f}')
-    return run
+    stamp.write_text(json.dumps({**made_from, 'version': code['version']}, indent=1) + '\n')
+    metric, score = last_score(work_dir)
+    _say(progress, name if score is None else f'{name}: {metric} {score:.2f}')
 
 
-def _judge(stamp: str, made_from: dict, code: dict[str, str], reuse: str) -> tuple[bool, str]:
-    """Whether a finished run is taken as it is, and the reason in words."""
-    found = json.loads(stamp)
-    maker = found.pop('code')
-    by = f'by {maker["version"]}'
-    if found != made_from:
-        return False, f'run again: the one finished {by} had another command or config'
-    if maker['digest'] == code['digest']:
-        return True, f'reused, finished before {by}'
-    if reuse == 'any':
-        return True, f'reused as --reuse any says, finished before {by}, this is {code["version"]}'
-    return False, (
-        f'run again: finished before {by}, whose code is not that of {code["version"]} '
-        '(--reuse any keeps such runs)'
-    )
-
-
-def _with_this_package() -> dict[str, str]:
-    """The environment of a process that is to import this package, whatever folder it is called in
-    and whichever version is installed."""
+def environment() -> dict[str, str]:
+    """Of a process that is to import this package, wherever it is called and whatever version is
+    installed."""
     path = os.pathsep.join(filter(None, [str(_PACKAGES), os.environ.get('PYTHONPATH')]))
     return {**os.environ, 'PYTHONPATH': path, 'PYTHONSAFEPATH': '1'}
+
+
+def _say(progress: Progress, sentence: str) -> None:
+    progress.console.print(sentence, highlight=False, markup=False)

@@ -22,6 +22,7 @@ _NAMED = {
     # Found from every scope, and before MMPretrain is imported.
     'mmpretrain.models.classifiers.image.ImageClassifier': 'PFBImageClassifier',
 }
+_RECOMMENDED = 'hard'
 # The second and third are listed only by those who give them options of their own.
 _HOOKS = ('PFBHook', 'PFBLogHook', 'PFBRecordHook')
 
@@ -49,18 +50,36 @@ def build_model(host: str | type, **options: Any) -> nn.Module:
 
 @cache
 def blocked_class(host: type) -> type:
-    """``class PFBHost(PFBMixin, Host)``, the same whenever it is asked for."""
+    """``class PFBHost(PFBMixin, Host)``, the same whenever it is asked for.
+
+    No module holds this class, so that its models are pickled as what to make it of.
+    """
     if issubclass(host, PFBMixin):
         return host
+
+    def reduce(model: nn.Module, protocol: int) -> tuple:
+        _, _, *state = super(blocked, model).__reduce_ex__(max(protocol, 2))
+        return _empty_model, (host,), *state
+
     doc = f'{host.__name__} that trains on a part of each batch. Takes ``pfb=dict(...)``.'
-    return type(f'PFB{host.__name__}', (PFBMixin, host), {'__doc__': doc})
+    blocked = type(
+        f'PFB{host.__name__}', (PFBMixin, host), {'__doc__': doc, '__reduce_ex__': reduce}
+    )
+    return blocked
+
+
+def _empty_model(host: type) -> nn.Module:
+    """A model of :func:`blocked_class` that still lacks all its state, for pickle."""
+    blocked = blocked_class(host)
+    return blocked.__new__(blocked)
 
 
 def apply_pfb(cfg: Config, prune_ratio: float, skip_loading: float = 0.0) -> list[str]:
     """Changes a config in place so that its model trains with PFB.
 
-    The model's type becomes its PFB counterpart, ``model.pfb`` gets the ratio, and what registers
-    the type and drives the schedule is added. Whatever the config already says of PFB stays.
+    The model's type becomes its PFB counterpart, ``model.pfb`` gets the ratio and, where it names
+    no criterion, ``'hard'``, which is recommended; and what registers the type and drives the
+    schedule is added. Whatever else the config already says of PFB stays.
 
     Args:
         cfg: Config of a segmentor or a classifier.
@@ -89,10 +108,14 @@ def apply_pfb(cfg: Config, prune_ratio: float, skip_loading: float = 0.0) -> lis
 
     options = {} if cfg.model.get('pfb') is None else cfg.model.pfb
     check_dict('model.pfb', options)
-    ratio = options.get('prune_ratio', 'not set')
-    if ratio != prune_ratio:
-        cfg.model.pfb = {**options, 'prune_ratio': prune_ratio}
-        changes.append(f'model.pfb.prune_ratio: {ratio} -> {prune_ratio}')
+    wanted = {'prune_ratio': prune_ratio}
+    if 'criterion' not in options:
+        wanted['criterion'] = _RECOMMENDED
+    for name, value in wanted.items():
+        before = options.get(name, 'not set')
+        if before != value:
+            changes.append(f'model.pfb.{name}: {before} -> {value}')
+    cfg.model.pfb = {**options, **wanted}
 
     if add_import(cfg):
         changes.append('custom_imports: pfb_mmseg added')

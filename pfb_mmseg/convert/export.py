@@ -13,20 +13,17 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, Registry, init_default_scope
 from mmengine.runner import CheckpointLoader
 
-from ..models.lazy import awaited_class
 from .apply import remove_pfb, type_name
 
 PACKAGE = __name__.partition('.')[0]
+# What predictions and tests need of a config. The rest is of the run that trained.
+KEPT = (
+    *('default_scope', 'env_cfg', 'custom_imports', 'visualizer', 'vis_backends'),
+    *('model', 'data_preprocessor', 'tta_model', 'tta_pipeline', 'test_pipeline'),
+    *('test_dataloader', 'test_cfg', 'test_evaluator'),
+)
 # Transforms of ours that stand where MMSegmentation's would, with those.
 TRANSFORMS = {'LoadDemoScene': 'LoadImageFromFile', 'LoadDemoLabels': 'LoadAnnotations'}
-# Entries that MMEngine's Runner wants all of, or none.
-TOGETHER = (
-    ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler'),
-    ('val_dataloader', 'val_cfg', 'val_evaluator'),
-    ('test_dataloader', 'test_cfg', 'test_evaluator'),
-)
-# Of the run that trained, and its machine.
-OF_THE_RUN = ('work_dir', 'load_from', 'resume', 'launcher')
 
 
 class Exported(NamedTuple):
@@ -49,12 +46,11 @@ def export(
     config: str | Path | Config | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Writes a checkpoint and a config that need MMSegmentation, or MMPretrain, alone.
+    """Write a checkpoint and a config that need MMSegmentation, or MMPretrain, alone.
 
-    Predictions stay the same, as weights and buffers of the model do, bit for bit; where EMAHook
-    averaged them, they are the averages, as MMEngine saves them. Left out are the state of PFB (an
-    exit of its own included), of the optimizer, the schedule, the log and the model that EMAHook
-    keeps beside.
+    Predictions stay the same, bit for bit; where EMAHook averaged the weights, they are the
+    averages, as MMEngine saves them. Left out is what only training needs: data, hooks, optimizer,
+    schedule and log, and the state of PFB, an exit of its own included.
 
     Args:
         checkpoint: that MMEngine saved; path or URL. It may hold objects: read what you trust.
@@ -95,11 +91,10 @@ def export(
 
 
 def plain_config(cfg: Config) -> list[str]:
-    """Changes a config in place to one that names nothing of this package.
+    """Reduce a config in place to what predictions and tests need, without a part of this package.
 
-    Types that only train differently become those that they extend. Of what is not needed for a
-    prediction (hooks, data sets, samplers), that which is of this package is left out. Of a
-    classifier's test data set the pipeline stays, which MMPretrain's inferencer looks for there.
+    Where the test data are of this package, their pipeline stays, which MMSegmentation's and
+    MMPretrain's inferencers look for.
 
     Returns:
         A sentence for each change.
@@ -108,39 +103,37 @@ def plain_config(cfg: Config) -> list[str]:
         ValueError: the model has a part of this package that has no plain counterpart.
     """
     ours = _registered_here()
-    test_pipeline = _test_pipeline(cfg)
-    changes = _plain_hooks(cfg, ours)
     blocked = cfg.model.type
     remove_pfb(cfg)
+    changes = []
     if cfg.model.type != blocked:
         changes.append(f'model.type: {type_name(blocked)} -> {type_name(cfg.model.type)}')
-    for entry in ('model', 'data_preprocessor', 'tta_model'):
-        part = {entry: cfg.get(entry)}
-        changes += _extended_types(part, ours, _scope(cfg))
-        for leaf in _traces(part, ours):
-            raise ValueError(
-                f'{leaf.path}={leaf.value!r} is a part of {PACKAGE} that the model needs at '
-                f'inference, and OpenMMLab has none like it: install {PACKAGE} where the '
-                'model is deployed, or copy the class into your own code, register it there under '
-                'another name, and export with a config that names it'
-            )
+    if left_out := [entry for entry in [*cfg] if entry not in KEPT]:
+        changes.append(f'{", ".join(left_out)} left out')
+        for entry in left_out:
+            cfg.pop(entry)
     changes += _plain_imports(cfg)
     for leaf in _leaves(cfg._cfg_dict):
         if leaf.key == 'type' and type_name(leaf.value) in TRANSFORMS:
             leaf.holder['type'] = TRANSFORMS[type_name(leaf.value)]
             changes.append(f'{leaf.path}: {type_name(leaf.value)} -> {leaf.holder["type"]}')
-    for entry in OF_THE_RUN:
-        cfg.pop(entry, None)
-    for entry in [*cfg]:
-        leaf = next(_traces({entry: cfg.get(entry)}, ours), None)
-        if leaf is not None:
-            group = next((group for group in TOGETHER if entry in group), (entry,))
-            gone = [one for one in group if cfg.pop(one, None) is not None]
-            changes.append(f'{", ".join(gone)} left out: {leaf.path}={leaf.value!r}')
-    kept = test_pipeline is not None and not any(_traces({'pipeline': test_pipeline}, ours))
-    if kept and 'test_dataloader' not in cfg and _scope(cfg) == 'mmpretrain':
-        cfg.test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-        changes.append("test_dataloader.dataset.pipeline kept for MMPretrain's inferencer")
+    needed = {entry: cfg.get(entry) for entry in ('model', 'data_preprocessor', 'tta_model')}
+    for leaf in _traces(needed, ours):
+        raise ValueError(
+            f'{leaf.path}={leaf.value!r} is a part of {PACKAGE} that the model needs at '
+            f'inference, and OpenMMLab has none like it: install {PACKAGE} where the '
+            'model is deployed, or copy the class into your own code, register it there under '
+            'another name, and export with a config that names it'
+        )
+    tests = {entry: cfg.get(entry) for entry in KEPT if entry.startswith('test_')}
+    if leaf := next(_traces(tests, ours), None):
+        changes.append(f'test data left out: {leaf.path}={leaf.value!r}')
+        pipeline = tests['test_dataloader']['dataset'].get('pipeline')
+        for entry in tests:
+            cfg.pop(entry, None)
+        if pipeline and not any(_traces({'pipeline': pipeline}, ours)):
+            cfg.test_pipeline = pipeline
+            cfg.test_dataloader = dict(dataset=dict(pipeline=pipeline))
     return changes
 
 
@@ -198,54 +191,24 @@ def _scope(cfg: Config) -> str:
     return cfg.get('default_scope') or 'mmseg'
 
 
-def _test_pipeline(cfg: Config) -> list | None:
-    return (cfg.get('test_dataloader') or {}).get('dataset', {}).get('pipeline')
-
-
-def _registered_here() -> dict[str, Any]:
-    """What this package registers, in whichever scope, by name."""
+def _registered_here() -> set[str]:
+    """Names of what this package registers, in whichever scope."""
     roots = [one for one in vars(mmengine.registry).values() if isinstance(one, Registry)]
     return {
-        name: found
+        name
         for root in roots
         for registry in (root, *root.children.values())
         for name, found in registry.module_dict.items()
-        if _is_here(found)
+        if getattr(found, '__module__', '').partition('.')[0] == PACKAGE
     }
 
 
-def _is_here(found: Any) -> bool:
-    return getattr(found, '__module__', '').partition('.')[0] == PACKAGE
-
-
-def _traces(part: dict, ours: dict[str, Any]) -> Iterator[_Leaf]:
-    """What names a part of this package, or a scalar that it logs."""
+def _traces(part: dict, ours: set[str]) -> Iterator[_Leaf]:
+    """What names a part of this package: a type, or a module in a path."""
     for leaf in _leaves(part):
-        here = type_name(leaf.value) in ours or _is_here(leaf.value)
-        if here or str(leaf.value).startswith((f'{PACKAGE}.', 'pfb/')):
+        module = getattr(leaf.value, '__module__', str(leaf.value))
+        if type_name(leaf.value) in ours or module.partition('.')[0] == PACKAGE:
             yield leaf
-
-
-def _extended_types(part: dict, ours: dict[str, Any], scope: str) -> list[str]:
-    """Names, for each type of ours, the registered one that it extends, in place."""
-    changes = []
-    for leaf in _leaves(part):
-        if leaf.key != 'type' or type_name(leaf.value) not in ours:
-            continue
-        bases = [one for one in _bases(ours[type_name(leaf.value)]) if not _is_here(one)]
-        with MODELS.switch_scope_and_registry(scope) as registry:
-            plain = [one for one in bases if registry.get(one.__name__) is one]
-        if plain:
-            leaf.holder['type'] = plain[0].__name__
-            leaf.holder.pop('pfb', None)
-            changes.append(f'{leaf.path}: {type_name(leaf.value)} -> {plain[0].__name__}')
-    return changes
-
-
-def _bases(registered: Any) -> tuple[type, ...]:
-    """All that a type extends; none, if it is a function."""
-    found = awaited_class(registered)
-    return found.__mro__ if isinstance(found, type) else ()
 
 
 def _plain_imports(cfg: Config) -> list[str]:
@@ -259,18 +222,6 @@ def _plain_imports(cfg: Config) -> list[str]:
         return [f'custom_imports: {PACKAGE} left out; needed still: {", ".join(others)}']
     cfg.pop('custom_imports')
     return [f'custom_imports: {PACKAGE} left out']
-
-
-def _plain_hooks(cfg: Config, ours: dict[str, Any]) -> list[str]:
-    custom, default = cfg.get('custom_hooks') or [], cfg.get('default_hooks') or {}
-    gone = {i: leaf for i, hook in enumerate(custom) for leaf in _traces(hook, ours)}
-    if gone:
-        cfg.custom_hooks = [hook for i, hook in enumerate(custom) if i not in gone]
-    changes = [f'custom_hooks: {type_name(custom[i].get("type"))} left out' for i in gone]
-    for name in [name for name, hook in default.items() if any(_traces(hook, ours))]:
-        default.pop(name)
-        changes.append(f'default_hooks.{name} left out')
-    return changes
 
 
 def _find_config(

@@ -16,12 +16,11 @@ from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import Sampler
 
 from ..core import KeepQuota
-from ..core.checks import check_bool, check_integer, check_keys, check_number
+from ..core.checks import check_bool, check_integer, check_number
 
 SKIPPED = -1.0  # in place of the standing of an image that was not loaded
 _FORGETS = 0.5  # weight of a new standing against the average of those before
-# Batches that wait for their step. No loader reads so far ahead: nobody takes them.
-_MOST_WAITING = 1024
+_MOST_WAITING = 1024  # batches that wait for their step; no loader reads so far ahead
 
 
 @DATA_SAMPLERS.register_module()
@@ -38,19 +37,18 @@ class PFBBatchSampler(Sampler):
     are. Images are left out between PFBHook's ``begin`` and ``end``. An image that was never scored
     is always loaded.
 
-    An image's standing is its place among the images that it was loaded with, by the criterion's
-    score: 0 for the least wanted, 1 for the most wanted, averaged over the last few times. Image i
+    An image's standing is its rank by the criterion's score among the images that it was loaded
+    with: 0 for the least wanted, 1 for the most wanted, averaged over the last few times. Image i
     of a batch is loaded if it is among those with the highest
 
     .. math:: contrast \\cdot standing_i + missed_i + G_i
 
-    with the number of times in a row that it was left out, and a standard Gumbel draw. This draws
-    without replacement, with weights that are the exponential of the rest: every image can be
-    drawn, and each skip in a row multiplies its weight by e.
+    where missed counts how often in a row it was left out, and G is a standard Gumbel draw. Every
+    image can be drawn; each skip in a row multiplies its sampling weight by e.
 
     A decision uses what was known a fixed number of iterations ago, at least as many as the loader
-    reads ahead, and its draws are a function of the seed, the process and the iteration. So a
-    resumed run loads the same images as one that was not interrupted.
+    reads ahead, and its draws depend on seed, process and iteration alone. So a resumed run loads
+    the same images as one that was not interrupted.
 
     Args:
         sampler: of the images of this process, MMEngine's InfiniteSampler or DefaultSampler.
@@ -76,10 +74,7 @@ class PFBBatchSampler(Sampler):
         contrast: float = 4.0,
         drop_last: bool = False,
         seed: int | None = None,
-        **unknown: Any,
     ) -> None:
-        options = ('skip_loading', 'contrast', 'drop_last', 'seed')
-        check_keys('PFBBatchSampler', unknown, options)
         check_integer('batch_size', batch_size, low=1)
         check_number('skip_loading', skip_loading, 0, 1, open_high=True)
         check_number('contrast', contrast, 0, float('inf'), open_high=True)
@@ -101,8 +96,7 @@ class PFBBatchSampler(Sampler):
         self._known = Standings(0)
         self._taken = 0  # batches that steps have got
         self._in_vain = 0  # of them, those that a resumed loop asks for again and throws away
-        self._handed_out: deque[_Batch] = deque()
-        self._driven = True  # as long as there are steps that take their batches
+        self._handed_out: deque[_Batch] = deque(maxlen=_MOST_WAITING)
 
     def start(
         self,
@@ -121,8 +115,7 @@ class PFBBatchSampler(Sampler):
             begin, end: iterations between which images are left out.
             ahead: batches that the loader asks for before it needs them.
             iteration: that the run begins with; not 0 if it is resumed.
-            num_discarded: batches that the loop asks for first and throws away, as MMEngine does to
-                get past the iterations before a checkpoint.
+            num_discarded: batches that a resumed loop asks for first and throws away.
         """
         # Batches that workers may have asked for before this call are full ones.
         self.begin, self.end = max(begin, ahead), end
@@ -130,12 +123,6 @@ class PFBBatchSampler(Sampler):
         self._places = places
         self._known = Standings(int(places.max(initial=-1)) + 1)
         self._taken, self._in_vain = iteration, num_discarded
-
-    def num_loaded(self, iteration: int, num: int) -> int:
-        """How many images of a batch are loaded if all were scored; the same in every process."""
-        if not self.begin <= iteration < self.end:
-            return num
-        return self._quota.keep(iteration - self.begin, num)
 
     def __iter__(self) -> Iterator[list[int]]:
         self._handed_out.clear()
@@ -145,9 +132,17 @@ class PFBBatchSampler(Sampler):
                 yield [int(proposed[0])]
             else:
                 loaded = self._choose(number, proposed)
-                self._wait(_Batch(number, proposed, loaded))
+                self._handed_out.append(_Batch(number, proposed, loaded))
                 yield proposed[loaded].tolist()
             number += 1
+            if number == _MOST_WAITING and not self.end:
+                print_log(
+                    'PFBBatchSampler loads all images and learns nothing: no hook has started it. '
+                    'Add dict(type="PFBHook") to custom_hooks, or remove batch_sampler from '
+                    'train_dataloader.',
+                    logger='current',
+                    level=logging.WARNING,
+                )
 
     def __len__(self) -> int:
         """Batches of the present epoch."""
@@ -166,28 +161,12 @@ class PFBBatchSampler(Sampler):
         if not self._handed_out:
             raise RuntimeError(
                 f'iteration {self._taken} got no batch of PFBBatchSampler: the loop reads another '
-                f'data loader, or the loader reads more than {_MOST_WAITING} batches ahead. Remove '
-                'batch_sampler from train_dataloader, or lower prefetch_factor'
+                'data loader. Remove batch_sampler from train_dataloader'
             )
         batch = self._handed_out.popleft()
         self._taken += 1
         self.candidates += len(batch.proposed)
         return batch.proposed, batch.loaded
-
-    def _wait(self, batch: _Batch) -> None:
-        """Keep a batch for its step, unless there are no steps that ask for it."""
-        if self._driven and len(self._handed_out) == _MOST_WAITING:
-            self._driven = False
-            self._handed_out.clear()
-            print_log(
-                f'PFBBatchSampler has handed out {_MOST_WAITING} batches that no step has asked '
-                'for. It loads all images and learns nothing. Add dict(type="PFBHook") to '
-                'custom_hooks, or remove batch_sampler from train_dataloader.',
-                logger='current',
-                level=logging.WARNING,
-            )
-        if self._driven:
-            self._handed_out.append(batch)
 
     def update(self, indices: np.ndarray, standing: np.ndarray) -> None:
         """Note what became of the images of the last step, the same in every process.
@@ -236,7 +215,9 @@ class PFBBatchSampler(Sampler):
     def _choose(self, number: int, proposed: np.ndarray) -> np.ndarray:
         """(M,) bool, which images of a batch are loaded."""
         loaded = np.ones(len(proposed), bool)
-        num_skipped = len(proposed) - self.num_loaded(number, len(proposed))
+        num_skipped = 0
+        if self.begin <= number < self.end:  # so many are loaded in every process
+            num_skipped = len(proposed) - self._quota.keep(number - self.begin, len(proposed))
         if num_skipped:
             places = self._places[proposed]
             standing, missed = self._known.before(number - self._delay + 1, places)
@@ -268,18 +249,12 @@ class Standings:
         self._missed = np.zeros(size, np.int16)
         # (iteration, indices, standing), in this order.
         self._log: deque[tuple[int, np.ndarray, np.ndarray]] = deque()
-        self._num_logged = np.zeros(size, np.int16)
-
-    def __len__(self) -> int:
-        return len(self._standing)
 
     def note(self, iteration: int, indices: np.ndarray, standing: np.ndarray, settled: int) -> None:
         """Add an iteration; those before ``settled`` need not be told apart any more."""
         self._log.append((iteration, indices, standing))
-        np.add.at(self._num_logged, indices, 1)
         while self._log and self._log[0][0] < settled:
             _, indices, standing = self._log.popleft()
-            np.subtract.at(self._num_logged, indices, 1)
             found = self._standing[indices], self._missed[indices]
             self._standing[indices], self._missed[indices] = _after(*found, standing)
 
@@ -287,14 +262,11 @@ class Standings:
         """Standings (M,), NaN where unknown, and how often in a row each was left out, before an
         iteration that is not settled."""
         standing, missed = self._standing[indices], self._missed[indices]
-        if self._num_logged[indices].any():
-            for logged, others, seen in self._log:
-                if logged >= iteration:
-                    break
-                places, rows = np.nonzero(indices[:, None] == others)
-                standing[places], missed[places] = _after(
-                    standing[places], missed[places], seen[rows]
-                )
+        for logged, others, seen in self._log:
+            if logged >= iteration:
+                break
+            places, rows = np.nonzero(indices[:, None] == others)
+            standing[places], missed[places] = _after(standing[places], missed[places], seen[rows])
         return standing, missed
 
     def state_dict(self) -> dict[str, Any]:
@@ -306,10 +278,10 @@ class Standings:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if len(state['standing']) != len(self):
+        if len(state['standing']) != len(self._standing):
             raise ValueError(
                 f'the checkpoint knows {len(state["standing"])} samples, the data set has '
-                f'{len(self)}: resume with the data that the run began with'
+                f'{len(self._standing)}: resume with the data that the run began with'
             )
         # MMEngine puts whatever a checkpoint holds on the device.
         self._standing, self._missed = (
@@ -318,15 +290,12 @@ class Standings:
         self._log = deque(
             (number, *(tensor.cpu().numpy() for tensor in seen)) for number, *seen in state['log']
         )
-        self._num_logged[:] = 0
-        for _, indices, _ in self._log:
-            np.add.at(self._num_logged, indices, 1)
 
 
 def _after(
     standing: np.ndarray, missed: np.ndarray, seen: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What is known of images after an iteration in which this was seen of them."""
+    """Standing and missed, (M,) each, after an iteration in which ``seen`` was noted."""
     skipped = seen == SKIPPED
     mixed = np.where(np.isnan(standing), seen, standing + _FORGETS * (seen - standing))
     learnt = ~skipped & np.isfinite(seen)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,17 +16,17 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 from PIL import Image
 
+from ..progress import track
 from .leaves import leaf_configs
 
 _LIBRARIES = ('mmcv', 'mmseg', 'mmdet', 'mmpretrain')
-_SUFFIXES = {'img_path': 'img_suffix', 'seg_map_path': 'seg_map_suffix'}
 _EXIF_ORIENTATION = 0x0112
 _NOT_LOADED = 'cannot be loaded'
 _LEFT_OUT = 'are left out: the pipeline returns None'
 
 
 def check_config(
-    config: Config, num_read: int | None = 200, progress: Callable[[int], None] = lambda n: None
+    config: Config, num_read: int | None = 200
 ) -> tuple[list[str], list[str], list[str]]:
     """Check the data sets of a config.
 
@@ -40,14 +38,12 @@ def check_config(
         config: any with data loaders.
         num_read: number of samples of each data set to load, evenly spread; more are loaded while
             all labels are of one class. None loads all. That every file is there is always checked.
-        progress: called with the number of samples loaded so far.
 
     Returns:
         What is in order, what is a problem, and what else is good to know; a sentence each.
     """
     init_default_scope(config.get('default_scope', 'mmseg'))
     good, bad, advice, seen = [], [], [], []
-    numbers = itertools.count(1)
     for part in ('train', 'val', 'test'):
         if not config.get(f'{part}_dataloader'):
             continue
@@ -55,7 +51,7 @@ def check_config(
         for leaf in leaf_configs(dataset):
             if leaf not in seen:  # the test data are the validation data, mostly
                 seen.append(leaf)
-                check = _Check(config, part, leaf, lambda: progress(next(numbers)))
+                check = _Check(config, part, leaf)
                 check.run(num_read)
                 good += check.good
                 bad += check.bad
@@ -74,10 +70,9 @@ def check_config(
 class _Check:
     """Of one data set."""
 
-    def __init__(self, config: Config, part: str, leaf: dict, count: Callable[[], None]) -> None:
+    def __init__(self, config: Config, part: str, leaf: dict) -> None:
         self.part = part
         self.leaf = leaf
-        self.count = count
         self.good: list[str] = []
         self.bad: list[str] = []
         self.advice: list[str] = []
@@ -126,7 +121,8 @@ class _Check:
 
         num, loaded, missing = len(dataset), 0, self._missing_files(dataset)
         spread = np.linspace(0, num - 1, min(num_read or num, num)).astype(int).tolist()
-        for index in dict.fromkeys([*spread, *range(num)]):
+        order = dict.fromkeys([*spread, *range(num)])
+        for index in track(order, f'Loading samples ({self.part})', len(spread)):
             # The rest may hold the other classes, where the samples so far hold one alone.
             one_class = len(self._values - self._ignored) < 2 <= self._num_values and self._values
             if loaded >= len(spread) and (not one_class or any(bad for bad, _ in self._found)):
@@ -136,7 +132,6 @@ class _Check:
                 name = info.get('seg_map_path') or info.get('img_path') or f'sample {index}'
                 for bad, what, detail in self._findings(index):
                     self._found.setdefault((bad, what), []).append(name + detail)
-                self.count()
         for (bad, what), names in self._found.items():
             strange = ', '.join(map(str, sorted(filter(self._is_strange, self._values))[:10]))
             nothing_left = what == _LEFT_OUT and len(names) == loaded
@@ -161,12 +156,10 @@ class _Check:
             # What loads all the same needs no file: it is made by code, or lies in an archive.
             if any(what.startswith(_NOT_LOADED) for _, what, _ in self._findings(indices[0])):
                 needed.update(indices)
-                path, option = Path(self._info(indices[0])[key]), _SUFFIXES.get(key, '')
-                folder = getattr(dataset, 'data_prefix', {}).get(key) or path.parent
-                named = os.path.isdir(folder) and hasattr(dataset, option)
+                path = Path(self._info(indices[0])[key])
                 self._complain(
                     f'{len(indices):,} of {len(dataset):,} samples lack the file of their {key}, '
-                    f'{path} for example. {_endings(folder, option) if named else _around(path)}'
+                    f'{path} for example. {_around(path)}'
                 )
         return needed
 
@@ -278,35 +271,18 @@ def _hints(kind: type, leaf: dict) -> Iterator[str]:
     default = inspect.signature(kind).parameters.get('img_suffix')
     suffix = leaf.get('img_suffix', default and default.default)
     if suffix and not absent and not wanted['ann_file'] and 'img_path' in prefixes:
-        folder = os.path.join(root, prefixes['img_path'])
-        yield f'no file in {folder} ends in {suffix!r}. {_endings(folder, "img_suffix")}'
+        folder = Path(root, prefixes['img_path'])
+        yield f'no file in {folder} ends in img_suffix={suffix!r}. {_around(folder / suffix)}'
 
 
 def _around(path: Path) -> str:
-    """What there is instead."""
+    """What there is instead of a missing file or folder."""
     parent = path.parent
     while not parent.is_dir() and parent != parent.parent:
         parent = parent.parent
     held = sorted(entry.name for entry in parent.iterdir())
     shown = ', '.join(held[:8]) + (f' and {len(held) - 8} more' if len(held) > 8 else '')
     return f'{parent}{os.sep} is there and holds {shown or "nothing"}.'
-
-
-def _endings(folder: str, option: str) -> str:
-    """How the files there do end, for a user who has to set a suffix."""
-    names = [name for _, _, names in os.walk(folder) for name in names]
-    if not names:
-        return f'{folder} holds no file.'
-    endings = Counter(_ending(name) for name in names)
-    shown = ', '.join(f'{count:,} in {ending!r}' for ending, count in endings.most_common(3))
-    return f'Of the {len(names):,} files in {folder}, {shown} end; {option} says which are meant.'
-
-
-def _ending(name: str) -> str:
-    """From the second-last word on: Cityscapes' suffixes begin with an underscore."""
-    stem, dot, extension = name.rpartition('.')
-    words = stem.split('_')
-    return f'_{"_".join(words[-2:])}.{extension}' if len(words) > 4 else f'{dot}{extension}'
 
 
 def _advice(name: str, leaf: dict) -> str:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from mmengine.logging import print_log
 from mmengine.runner import IterBasedTrainLoop
-from torch.utils.data import DataLoader
 
 from ..core import Selection
 from ..models import PartialForwardBlocking
@@ -49,13 +48,8 @@ class Loading:
             )
 
     def start(self, runner: Any, begin: int, end: int, state: dict[str, Any] | None) -> None:
-        """Before the first step of a run, which may be resumed.
-
-        Args:
-            runner: of the run.
-            begin, end: iterations between which PFB chooses.
-            state: what the sampler knew when the checkpoint was written; None: nothing.
-        """
+        """Before the first step: say between which iterations PFB chooses, and what the sampler
+        knew when the checkpoint was written that a run goes on from."""
         loader, loop = runner.train_dataloader, runner.train_loop
         by_iteration = isinstance(loop, IterBasedTrainLoop)
         discards = by_iteration and not getattr(loop, 'fast_forward_on_resume', False)
@@ -64,7 +58,7 @@ class Loading:
             self._places.of_index,
             begin=begin,
             end=end,
-            ahead=_ahead(loader),
+            ahead=loader.num_workers * (loader.prefetch_factor or 0),
             iteration=runner.iter,
             num_discarded=runner.iter if discards else 0,
         )
@@ -136,8 +130,3 @@ def standings(selection: Selection, sought: int) -> np.ndarray:
     order = finite[np.argsort(score[finite], kind='stable')]
     places[order] = (np.arange(len(order)) + 0.5) / max(1, len(order))
     return places
-
-
-def _ahead(loader: DataLoader) -> int:
-    """Batches that the workers of a loader are asked for before they are needed."""
-    return loader.num_workers * (loader.prefetch_factor or 0)

@@ -17,16 +17,15 @@ UNKNOWN = -1
 class Places:
     """Numbers the samples of a data set, and finds the number of a data sample.
 
-    A sample keeps its number in every process, with every number of workers and in a resumed run,
-    since the number follows from the data set alone: data sets that ConcatDataset joins are counted
-    one after the other, and what RepeatDataset or ClassBalancedDataset repeats is one sample.
+    The number follows from the data set alone, so it is the same in every process and in a resumed
+    run: data sets that ConcatDataset joins are counted one after the other, and what RepeatDataset
+    or ClassBalancedDataset repeats is one sample.
 
     MMEngine's data sets tell their transforms the index of each sample (``'sample_idx'``). The
     constructor puts a transform in front of theirs that turns it into the place, and has the
-    packing transforms (those with ``meta_keys``) pack the place. So it must be called before
-    workers are started. Workers that run already, as with OpenMMLab's mmengine 0.10.7 and
-    IterBasedTrainLoop, do not pack it; then a sample is found by its path, and by its
-    ``sample_idx`` where the config packs that, as far as they belong to one sample alone.
+    packing transforms (those with ``meta_keys``) pack the place. Workers that run already, as with
+    OpenMMLab's mmengine 0.10.7 and IterBasedTrainLoop, do not pack it; then a sample is found by
+    its path, and by its ``sample_idx`` where the config packs that, if only one sample has them.
 
     Args:
         dataset: of the training data loader, wrapped or not.
@@ -82,7 +81,9 @@ class Places:
         if id(dataset) not in self._leaves:  # or it is joined with itself
             self._leaves[id(dataset)] = self.num, dataset
             if isinstance(dataset, BaseDataset):
-                _tell_place(dataset, self.num)
+                transforms = _transforms(dataset)
+                if transforms and not isinstance(transforms[0], _TellPlace):
+                    transforms.insert(0, _TellPlace(self.num))
                 _pack(dataset)
             self.num += len(dataset)
         return self._leaves[id(dataset)][0] + np.arange(len(dataset))
@@ -140,13 +141,8 @@ def _transforms(owner: Any) -> list:
     return transforms if isinstance(transforms, list) else []
 
 
-def _tell_place(dataset: BaseDataset, first: int) -> None:
-    transforms = _transforms(dataset)
-    if transforms and not isinstance(transforms[0], _TellPlace):
-        transforms.insert(0, _TellPlace(first))
-
-
 def _pack(dataset: Any) -> None:
+    """Let the packing transforms of a data set pack the place."""
     for transform in _transforms(dataset):
         keys = getattr(transform, 'meta_keys', None)
         if isinstance(keys, (tuple, list)) and PLACE not in keys:

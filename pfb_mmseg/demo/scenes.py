@@ -16,6 +16,8 @@ from mmengine.fileio import BaseStorageBackend, register_backend
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS, TRANSFORMS
 
+from ..core.checks import check_choice, check_integer, check_sizes
+
 IGNORE = 255
 SPLITS = ('train', 'val')
 _MIN_SIDE = 32
@@ -142,11 +144,8 @@ class _Scene:
         self.box(x - 0.015 * s, y - 0.2 * s, x + 0.015 * s, y, 'tree', trunk)
         ink = self.ink('tree')
         if self.chance(0.4):  # a fir
-            self.polygon(
-                [(x - 0.1 * s, y - 0.08 * s), (x, y - 0.5 * s), (x + 0.1 * s, y - 0.08 * s)],
-                'tree',
-                ink,
-            )
+            foot = y - 0.08 * s
+            self.polygon([(x - 0.1 * s, foot), (x, y - 0.5 * s), (x + 0.1 * s, foot)], 'tree', ink)
             return
         for _ in self.several(2, 4):
             dx, dy = self.between(-0.07, 0.07) * s, self.between(-0.4, -0.2) * s
@@ -177,12 +176,8 @@ class _Scene:
     def car(self, x: float, y: float, s: float) -> None:
         ink = self.ink('car')
         self.box(x - 0.14 * s, y - 0.12 * s, x + 0.14 * s, y - 0.02 * s, 'car', ink)
-        roof = [
-            (x - 0.1 * s, y - 0.12 * s),
-            (x - 0.06 * s, y - 0.2 * s),
-            (x + 0.06 * s, y - 0.2 * s),
-            (x + 0.11 * s, y - 0.12 * s),
-        ]
+        low, high = y - 0.12 * s, y - 0.2 * s
+        roof = [(x - 0.1 * s, low), (x - 0.06 * s, high), (x + 0.06 * s, high), (x + 0.11 * s, low)]
         self.polygon(roof, 'car', ink * 0.55)
         for wheel in (-0.08, 0.08):
             tyre = np.full(3, 35.0)
@@ -252,10 +247,8 @@ def _coast(scene: _Scene) -> None:
     scene.waves('water', 12, scene.between(8, 14), scene.between(-0.3, 0.3))
     scene.scatter(scene.boat, (1, 3), horizon)
     if scene.chance(0.4):
-        shore = scene.between(0.8, 0.95)
-        scene.polygon(
-            [(-0.1, shore), (1.1, scene.between(0.75, 0.95)), (1.1, 1.1), (-0.1, 1.1)], 'grass'
-        )
+        left, right = scene.between(0.8, 0.95), scene.between(0.75, 0.95)
+        scene.polygon([(-0.1, left), (1.1, right), (1.1, 1.1), (-0.1, 1.1)], 'grass')
 
 
 def _winter(scene: _Scene) -> None:
@@ -305,9 +298,10 @@ def _finish(scene: _Scene) -> np.ndarray:
     """Dirt, texture, light and sensor noise; returns (H, W, 3) uint8 in RGB."""
     rng, size = scene.rng, (scene.height, scene.width)
     if scene.chance(0.2):
-        scene.disc(scene.between(0, 1), scene.between(0, 1), scene.between(0.04, 0.12),
-                   scene.between(0.04, 0.12), IGNORE, np.full(3, scene.between(30, 200)),
-                   scene.between(0, 180))  # fmt: skip
+        place = [scene.between(0, 1), scene.between(0, 1)]
+        radii = [scene.between(0.04, 0.12), scene.between(0.04, 0.12)]
+        grey = np.full(3, scene.between(30, 200))
+        scene.disc(*place, *radii, IGNORE, grey, turn=scene.between(0, 180))
     fine = rng.standard_normal(size, dtype=np.float32)
     coarse = cv2.resize(rng.standard_normal((8, 8), dtype=np.float32), size[::-1])
     scene.colour += (_ROUGHNESS[scene.labels] * (0.8 * fine + coarse))[..., None]
@@ -369,7 +363,7 @@ class PFBDemoDataset(BaseSegDataset):
             ``indices``, ``test_mode``, ….
 
     Raises:
-        ValueError: If an option is outside of what is allowed.
+        TypeError, ValueError: an option is outside of what is allowed.
     """
 
     METAINFO = dict(classes=CLASSES, palette=[look.palette for look in _LOOKS.values()])
@@ -382,21 +376,12 @@ class PFBDemoDataset(BaseSegDataset):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        if split not in SPLITS:
-            raise ValueError(f'split must be one of {SPLITS}, but is {split!r}.')
-        if not _is_int(length) or length < 1:
-            raise ValueError(f'length must be an integer of at least 1, but is {length!r}.')
-        if not (
-            isinstance(size, tuple | list)
-            and len(size) == 2
-            and all(_is_int(side) and side >= _MIN_SIDE for side in size)
-        ):
-            raise ValueError(
-                f'size must be (height, width), two integers of at least {_MIN_SIDE}, '
-                f'but is {size!r}.'
-            )
-        if not _is_int(seed) or seed < 0:
-            raise ValueError(f'seed must be an integer of at least 0, but is {seed!r}.')
+        check_choice('split', split, SPLITS)
+        check_integer('length', length, low=1)
+        check_integer('seed', seed, low=0)
+        check_sizes('size', size, 2)
+        if min(size) < _MIN_SIDE:
+            raise ValueError(f'size={size!r}: expected at least {_MIN_SIDE} pixels a side')
         self.split, self.length, self.size, self.seed = split, length, tuple(size), seed
         super().__init__(reduce_zero_label=False, **kwargs)
 
@@ -437,24 +422,18 @@ class PFBDemoDataset(BaseSegDataset):
         places = (start + _GOLDEN * np.arange(self.length)) % 1
         bounds = np.cumsum(list(KIND_SHARES.values()))[:-1]
         kinds = [tuple(_KINDS)[k] for k in np.searchsorted(bounds, places, side='right')]
-        scenes = [
-            dict(kind=kind, split=self.split, index=index, seed=self.seed, size=self.size)
-            for index, kind in enumerate(kinds)
-        ]
         return [
             dict(
-                img_path=f'demo/{self.split}/{scene["kind"]}/{scene["index"]:06d}.png',
-                scene=scene,
+                img_path=f'demo/{self.split}/{kind}/{index:06d}.png',
+                scene=dict(
+                    kind=kind, split=self.split, index=index, seed=self.seed, size=self.size
+                ),
                 label_map=self.label_map,
                 reduce_zero_label=self.reduce_zero_label,
                 seg_fields=[],
             )
-            for scene in scenes
+            for index, kind in enumerate(kinds)
         ]
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 class DemoSceneBackend(BaseStorageBackend):
@@ -501,9 +480,8 @@ class LoadDemoScene(BaseTransform):
 class LoadDemoLabels(BaseTransform):
     """Bring out the labels of a scene; stands where others have LoadAnnotations.
 
-    Adds ``gt_seg_map`` (H, W) uint8 as they were drawn, those of another scene if they are wrong.
-    As with LoadAnnotations, transforms before it move the image only (test-time augmentation),
-    transforms behind it move both.
+    Adds ``gt_seg_map`` (H, W) uint8. As with LoadAnnotations, transforms before it move the image
+    only (test-time augmentation), transforms behind it move both.
     """
 
     def transform(self, results: dict) -> dict:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from ..core import Selection
 from ..core.ranks import Ranks
 from ..data.places import UNKNOWN, Places
 from ..report import RECORD_NAME, SelectionRecord, class_counts, image_name
-from ..report.files import write_atomically
+from ..report.record import write_atomically
 from .model import find_filter
 from .preflight import check_only_one
 from .saved import part_to_resume, part_to_save
@@ -39,8 +37,8 @@ class PFBRecordHook(Hook):
     end of the run. In a checkpoint that is not saved by CheckpointHook, the other processes' last
     iterations, 49 at most, are missing.
 
-    Images that are no samples of the data set, such as pseudo-labelled ones, count in the totals of
-    the run and under no name.
+    Images that are no samples of the data set, such as pseudo-labelled ones, have no row; only the
+    counts of the classes include them.
 
     Attributes:
         record: of all processes up to the last collection, in the first one; empty in the others.
@@ -58,14 +56,12 @@ class PFBRecordHook(Hook):
         self._fresh = SelectionRecord()  # of this process, since the last collection
         self._ranks = Ranks()  # the model's, once there is one to be trained
         self._classes: list[str] = []
-        self._num_iters = 0  # of the run; none where it only validates
 
     def before_train(self, runner) -> None:
         self._pfb = find_filter(runner.model)
         check_only_one(runner.hooks, self)
         self._ranks = self._pfb.pruner.ranks
         self._classes = _classes(runner.train_dataloader)
-        self._num_iters = runner.max_iters
         # Before the loader starts its workers, which then tell the place of each sample.
         self._places = Places(runner.train_dataloader.dataset)
         self._told = False
@@ -74,11 +70,9 @@ class PFBRecordHook(Hook):
     def after_train_iter(
         self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        blocked = [s for s in self._pfb.selections if s.num_kept < s.num_candidates]
-        full = self._pfb.num_images - sum(s.num_candidates for s in blocked)
-        self._fresh.add_full(runner.iter, full)
-        for selection in blocked:
-            self._write_down(runner.iter, selection)
+        for selection in self._pfb.selections:
+            if selection.num_kept < selection.num_candidates:
+                self._write_down(selection)
         if self.every_n_train_iters(runner, _COLLECT_EVERY) or _checkpoint_due(runner):
             self._collect()
 
@@ -113,7 +107,7 @@ class PFBRecordHook(Hook):
             # checkpoint holds on the device.
             self.record = SelectionRecord.from_bytes(part['record'].cpu().numpy().tobytes())
 
-    def _write_down(self, iteration: int, selection: Selection) -> None:
+    def _write_down(self, selection: Selection) -> None:
         """Note which images were kept, and their scores. Waits for the device."""
         found, samples = selection.on_host, selection.samples
         places = self._places.find(samples)
@@ -121,8 +115,8 @@ class PFBRecordHook(Hook):
             self._told = True
             print_log(
                 f'{(places == UNKNOWN).sum()} of {len(places)} images that loss was given do not '
-                'tell which samples of the training data set they are. They count in the totals '
-                'and in no row of the record. If they are of the data set, let its packing '
+                'tell which samples of the training data set they are. They have no row in the '
+                'record. If they are of the data set, let its packing '
                 'transform pack the index: PackSegInputs(meta_keys=(..., "img_path", '
                 '"sample_idx")).',
                 logger='current',
@@ -130,7 +124,6 @@ class PFBRecordHook(Hook):
             )
         counted = class_counts(samples, len(self._classes))
         self._fresh.add(
-            iteration,
             [
                 image_name(getattr(sample, 'img_path', None), place)
                 for sample, place in zip(samples, places.tolist(), strict=True)
@@ -148,13 +141,12 @@ class PFBRecordHook(Hook):
 
         About 20 bytes an image are sent, to that process alone.
         """
-        mine = zlib.compress(pickle.dumps(self._fresh), level=1)
-        for part in self._ranks.collect(mine):
-            self.record.merge(pickle.loads(zlib.decompress(part)))
+        for part in self._ranks.collect(self._fresh.to_bytes()):
+            self.record.merge(SelectionRecord.from_bytes(part))
         self._start_afresh()
 
     def _start_afresh(self) -> None:
-        self._fresh = SelectionRecord(self._classes, self._num_iters)
+        self._fresh = SelectionRecord(self._classes)
 
 
 def _classes(dataloader: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..blocking import BlockingPoint, count_flops, scoring_mode
+from ..blocking import BlockingPoint, count_flops, feature_tensors, scoring_mode
 from ..core.ranks import Mean, Ranks
 
 # Steps in which an exit with weights of its own learns from all images before it decides.
 _WARM_UP = 10
 _LEARNING_RATE = 1e-3
+# Adam's, as everybody has them.
+_BETAS = (0.9, 0.999)
+_EPS = 1e-8
 
 
 class ExitLosses(NamedTuple):
@@ -78,6 +82,10 @@ class Exit(ABC):
         finally:
             handle.remove()
 
+    def read(self) -> list[Tensor]:
+        """The tensors of what was captured last."""
+        return feature_tensors(self._output)
+
     def losses(self, samples: list | Tensor, size: tuple[int, int], weight: float) -> ExitLosses:
         """Losses of the images of the pass that was captured last.
 
@@ -118,12 +126,13 @@ class Exit(ABC):
             output, self._output = self._output, None
             return count_flops(lambda: self.logits(output, tuple(image.shape[-2:])))
 
-    def state_dict(self) -> dict[str, Any] | None:
-        """What a resumed run needs; None where there is nothing."""
-        return None
+    def pack(self) -> Tensor:
+        """What a resumed run needs, as one tensor of integers: MMEngine broadcasts and averages
+        the entries of a state_dict, and only leaves these as they are."""
+        return torch.zeros(1, dtype=torch.int32)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Go on from :meth:`state_dict`."""
+    def unpack(self, state: Tensor) -> None:  # noqa: B027
+        """Go on from :meth:`pack`."""
 
 
 def finite_rows(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,7 +169,7 @@ class OwnExit(Exit):
         self._seed = seed
         self._learnt = 0
         self._gradients: Mean | None = None
-        self._state: dict[str, Any] | None = None
+        self._state: Tensor | None = None
         self.layers: nn.Module | None = None
 
     @abstractmethod
@@ -176,7 +185,15 @@ class OwnExit(Exit):
         """(N,) summed loss of each image, and (N,) how many terms count in its mean."""
 
     def logits(self, output: Any, size: tuple[int, int]) -> Tensor:
-        return self.layers(self.features(output, size).float())
+        features = self.features(output, size).float()
+        self._follow(features.device)
+        return self.layers(features)
+
+    def _follow(self, device: torch.device) -> None:
+        """Go where the features are: the exit is no part of the model that is moved."""
+        if self._moments.device != device:
+            self.layers.to(device)
+            self._moments = self._moments.to(device)
 
     def describe(self) -> str:
         return 'a small early exit'
@@ -193,11 +210,12 @@ class OwnExit(Exit):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
             self.layers = self.build()
-        device = next(self.point.encoder.parameters()).device if like is None else like.device
-        self.layers.to(device)
-        self._optimizer = torch.optim.Adam(self.layers.parameters(), _LEARNING_RATE)
-        if self._state is not None:
-            self._take(self._state)
+        self.layers.float()
+        self._sizes = [weight.numel() for weight in self._weights()]
+        self._moments = torch.zeros(2, sum(self._sizes), dtype=torch.float32)
+        like = next(self.point.encoder.parameters()) if like is None else like
+        self._follow(like.device)
+        self._take_state()
 
     def _losses(
         self, output: Any, samples: list | Tensor, size: tuple[int, int], weight: float
@@ -206,7 +224,8 @@ class OwnExit(Exit):
         features = features.float()
         teaches = weight > 0 and features.requires_grad
         inputs = features.detach().requires_grad_(teaches)
-        weights = [*self.layers.parameters()]
+        self._follow(inputs.device)
+        weights = self._weights()
         with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
             sums, counts = self.sums(self.layers(inputs), samples)
             mean = sums.sum() / counts.sum().clamp(min=1)
@@ -226,36 +245,58 @@ class OwnExit(Exit):
 
     @torch.no_grad()
     def commit(self) -> None:
+        """A step of Adam. Torch's own would ask its counter of steps for a number."""
         if self._gradients is None:
             return
-        gradients, self._gradients = self._gradients.wait(), None
-        weights = [*self.layers.parameters()]
-        parts = gradients.split([weight.numel() for weight in weights])
-        for weight, part in zip(weights, parts, strict=True):
-            weight.grad = part.view_as(weight)
-        self._optimizer.step()
+        gradient, self._gradients = self._gradients.wait(), None
         self._learnt += 1
+        for moment, power, beta in zip(self._moments, (1, 2), _BETAS, strict=True):
+            moment.lerp_(gradient**power, 1 - beta)
+        first, second = (
+            moment / (1 - beta**self._learnt)
+            for moment, beta in zip(self._moments, _BETAS, strict=True)
+        )
+        steps = _LEARNING_RATE * first / (second.sqrt() + _EPS)
+        for weight, step in zip(self._weights(), steps.split(self._sizes), strict=True):
+            weight.sub_(step.view_as(weight))
 
     def discard(self) -> None:
         super().discard()
         self._gradients = None
 
-    def state_dict(self) -> dict[str, Any] | None:
+    def pack(self) -> Tensor:
+        """(1 + 3 P,) int32: how many batches were learnt from; then the bits of the P weights, and
+        of the first and the second moments of their gradients. (1,) before :meth:`prepare`."""
         if self.layers is None:
-            return self._state
-        return {
-            'learnt': self._learnt,
-            'layers': self.layers.state_dict(),
-            'optimizer': self._optimizer.state_dict(),
-        }
+            return super().pack() if self._state is None else self._state
+        weights = [weight.detach().flatten() for weight in self._weights()]
+        bits = torch.cat([*weights, self._moments.flatten()]).view(torch.int32)
+        return torch.cat([torch.full_like(bits[:1], self._learnt), bits])
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._state = state
+    def unpack(self, state: Tensor) -> None:
+        """Warns and starts anew where the state is that of an exit of another size."""
+        self._state = state if len(state) > 1 else None
         if self.layers is not None:
-            self._take(state)
+            self._take_state()
 
-    def _take(self, state: dict[str, Any]) -> None:
-        self._learnt = state['learnt']
-        self.layers.load_state_dict(state['layers'])
-        self._optimizer.load_state_dict(state['optimizer'])
-        self._state = None
+    @torch.no_grad()
+    def _take_state(self) -> None:
+        state, self._state = self._state, None
+        if state is None:
+            return
+        num = sum(self._sizes)
+        if len(state) != 1 + 3 * num:
+            warnings.warn(
+                f'the checkpoint has an early exit of {len(state) // 3} weights, this model one of '
+                f'{num}: the exit starts anew',
+                stacklevel=2,
+            )
+            return
+        self._learnt = int(state[0])
+        numbers = state[1:].clone().view(torch.float32).to(self._moments.device)
+        self._moments.copy_(numbers[num:].view(2, num))
+        for weight, given in zip(self._weights(), numbers[:num].split(self._sizes), strict=True):
+            weight.copy_(given.view_as(weight))
+
+    def _weights(self) -> list[nn.Parameter]:
+        return [*self.layers.parameters()]

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..blocking import scoring_mode, shrink
-from ..core import Candidates, Decision
+from ..blocking import score_again_alike, scoring_mode, shrink
+from ..core import Decision
 from ..core.checks import check_given, check_keys
-from .pfb import SCORE_DTYPES, PartialForwardBlocking, option_names
+from .pfb import ModelCandidates, PartialForwardBlocking, option_names
 from .samples import select_samples, valid_shares
 
 Losses = dict[str, Any]
@@ -72,7 +72,7 @@ class PFBMixin:
         return {k: v for k, v in losses.items() if not k.startswith(f'aux_{taught}.')}
 
 
-class BlockedStep(Candidates):
+class BlockedStep(ModelCandidates):
     """One training step, as its images see it::
 
         images, samples [N] -> the shallow part -> vectors [N] -> the early exit -> losses [N]
@@ -96,9 +96,7 @@ class BlockedStep(Candidates):
         samples: list | Tensor,
         plain_loss: Callable[..., Losses],
     ) -> None:
-        super().__init__(len(images), images.device)
-        self.images = images
-        self.samples = samples
+        super().__init__(model.pfb.task, images, samples)
         self._model = model
         self._pfb: PartialForwardBlocking = model.pfb
         self._plain_loss = plain_loss
@@ -128,7 +126,7 @@ class BlockedStep(Candidates):
         Returns:
             The images and samples to train on.
         """
-        if self._pfb.exit_loss_weight > 0:  # one of its own only learns until it is ready
+        if self._pfb.exit_loss_weight > 0:  # an exit of its own learns before it teaches
             self._look(gradient=self._weight > 0)
         decision = self._decide()
         if decision.unchanged:
@@ -186,14 +184,6 @@ class BlockedStep(Candidates):
             self._look()
         return self._exit_losses
 
-    def losses(self) -> Tensor:
-        with scoring_mode(self._model, batch_statistics=False):
-            return self._pfb.task.losses(self.images, self.samples)
-
-    def classifier_gradients(self) -> Tensor:
-        with scoring_mode(self._model, batch_statistics=False):
-            return self._pfb.task.classifier_gradients(self.images, self.samples)
-
     @property
     def _weight(self) -> float:
         """Of the exit's loss in this step."""
@@ -227,16 +217,17 @@ class BlockedStep(Candidates):
 
         handle = pfb.point.encoder.register_forward_pre_hook(see_images)
         try:
-            with scoring_mode(self._model, gradient=gradient), self._captured(), self._precision():
+            with scoring_mode(self._model, gradient=gradient), self._captured():
                 until = pfb.exit.module if pfb.exit is not None and pfb.exit.behind else None
                 output = pfb.point.reach(lambda: self._plain_loss(self.images, self.samples), until)
         finally:
             handle.remove()
         self._check_rows(output)
         self._vectors = pfb.point.vectors(output, self._valid, sizes[0])
+        if gradient:
+            score_again_alike(self._model, pfb.exit.read())
         if pfb.exit is not None:
-            with self._precision():
-                self._take_exit(sizes[0])
+            self._take_exit(sizes[0])
 
     def _take_exit(self, size: tuple[int, int]) -> None:
         """What the early exit makes of the images of the pass that has just run."""
@@ -246,12 +237,6 @@ class BlockedStep(Candidates):
 
     def _captured(self) -> AbstractContextManager[None]:
         return nullcontext() if self._pfb.exit is None else self._pfb.exit.capture()
-
-    def _precision(self) -> AbstractContextManager:
-        dtype = SCORE_DTYPES.get(self._pfb.score_dtype)
-        if dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=dtype, cache_enabled=False)
 
     def _check_rows(self, output: Any) -> None:
         rows = self._pfb.point.num_rows(output)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,9 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..blocking import BlockingPoint, StepCost, step_cost
+from ..blocking import BlockingPoint, StepCost, scoring_mode, step_cost
 from ..blocking.devices import random_state_kept
-from ..core import AdaptiveDensityEstimator, BatchPruner, Decision, KeepQuota, Selection
+from ..core import (
+    AdaptiveDensityEstimator,
+    BatchPruner,
+    Candidates,
+    Decision,
+    KeepQuota,
+    Selection,
+)
 from ..core.checks import check_choice, check_number, check_sizes
 from ..core.criterion import CriterionOption
 from ..core.ranks import ProcessGroupOption, Ranks
@@ -22,9 +28,32 @@ from .task import Task, task_of
 
 STRATEGIES = ('two_pass', 'single_pass')
 EXITS = ('auxiliary', 'own')
-SCORE_DTYPES = {'float16': torch.float16, 'bfloat16': torch.bfloat16}
 # Share of a full step above which scoring is worth making cheaper: half of what p = 0.3 may save.
 _DEAR = 0.15
+
+
+class ModelCandidates(Candidates):
+    """The images of a batch, of which the losses of a whole forward pass can be told.
+
+    Args:
+        task: of the model.
+        images: (N, C, H, W).
+        samples: N data samples, or labels in one tensor.
+    """
+
+    def __init__(self, task: Task, images: Tensor, samples: list | Tensor) -> None:
+        super().__init__(len(images), images.device)
+        self.images = images
+        self.samples = samples
+        self._task = task
+
+    def losses(self) -> Tensor:
+        with scoring_mode(self._task.model, batch_statistics=False):
+            return self._task.losses(self.images, self.samples)
+
+    def classifier_gradients(self) -> Tensor:
+        with scoring_mode(self._task.model, batch_statistics=False):
+            return self._task.classifier_gradients(self.images, self.samples)
 
 
 class PartialForwardBlocking(nn.Module):
@@ -50,8 +79,6 @@ class PartialForwardBlocking(nn.Module):
         min_keep: the least number of images kept per process; None is 1, or 2 where a head
             normalises single pixels with BatchNorm, which cannot be trained on one image.
         score_scale: two_pass only, in (0, 1]: relative size of the images in the scoring pass.
-        score_dtype: two_pass only: ``'float16'`` or ``'bfloat16'`` runs the scoring pass under
-            autocast; None scores in the precision of the training pass.
         input_shape: (C, H, W) of the blank image with which the blocking point is checked before
             training; None finds one, see :class:`BlockingPoint`.
         seed: the draws of iteration t are a function of (seed, t) alone.
@@ -86,7 +113,6 @@ class PartialForwardBlocking(nn.Module):
         block_after: str | None = None,
         min_keep: int | None = None,
         score_scale: float = 1.0,
-        score_dtype: str | None = None,
         input_shape: tuple[int, int, int] | None = None,
         seed: int = 0,
         process_group: ProcessGroupOption = None,
@@ -95,8 +121,6 @@ class PartialForwardBlocking(nn.Module):
         check_number('score_scale', score_scale, 0, 1, open_low=True)
         if strategy is not None:
             check_choice('strategy', strategy, STRATEGIES)
-        if score_dtype is not None:
-            check_choice('score_dtype', score_dtype, SCORE_DTYPES)
         if exit is not None:
             check_choice('exit', exit, EXITS)
         if exit_loss_weight is not None:
@@ -117,7 +141,6 @@ class PartialForwardBlocking(nn.Module):
             process_group=ranks,
         )
         self.score_scale = score_scale
-        self.score_dtype = score_dtype
         chosen = self.pruner.criterion
         self.exit_loss_weight = float(
             chosen.exit_loss_weight if exit_loss_weight is None else exit_loss_weight
@@ -164,9 +187,9 @@ class PartialForwardBlocking(nn.Module):
     def _check_strategy(self, strategy: str | None) -> str:
         """The one that is asked for; where none is, the one to try first."""
         scoring = self.pruner.criterion.scoring_pass
-        shaped = self.score_scale != 1 or self.score_dtype is not None
+        scaled = self.score_scale != 1
         if strategy is None:
-            fits = not (self.task.heads_read_images or scoring == 'whole' or shaped)
+            fits = not (self.task.heads_read_images or scoring == 'whole' or scaled)
             return 'single_pass' if self.exit_loss_weight and fits else 'two_pass'
         if strategy == 'two_pass':
             return strategy
@@ -180,10 +203,10 @@ class PartialForwardBlocking(nn.Module):
                 f'criterion={type(self.pruner.criterion).__name__} needs a forward pass of the '
                 "whole network before it chooses, so there is none to cut; use strategy='two_pass'"
             )
-        if shaped:
+        if scaled:
             raise ValueError(
-                "score_scale and score_dtype shape a separate scoring pass; strategy='single_pass' "
-                "has none. Leave them out or use strategy='two_pass'"
+                "score_scale is of a separate scoring pass; strategy='single_pass' has none. Leave "
+                "it out or use strategy='two_pass'"
             )
         return strategy
 
@@ -217,11 +240,21 @@ class PartialForwardBlocking(nn.Module):
         if self.score_scale != 1:
             self.point.check_scale(self.score_scale, like)
         self.pruner.criterion.prepare(self.point.num_channels)
+        if self.pruner.criterion.scoring_pass == 'whole':
+            self._check_whole_pass(like)
         host = self.point.host
         self._cost = step_cost(host, self.point, self.task.forward, like)
         if self._cost is not None and self.exit is not None:
             self._cost = self._cost._replace(exit=self.exit.flops(like))
         self.prepared = True
+
+    def _check_whole_pass(self, like: Tensor | None) -> None:
+        """Refuse a criterion that asks the heads for what they cannot tell."""
+        images = self.point.blank_images(2, like)
+        samples = self.task.blank_samples(images)
+        if samples is not None:
+            with self.trying():
+                self.pruner.criterion.observe(ModelCandidates(self.task, images, samples))
 
     def _check_single_pass(self, like: Tensor | None) -> None:
         if self.exit is not None and self.exit.behind:
@@ -344,24 +377,17 @@ class PartialForwardBlocking(nn.Module):
         return changes
 
     def get_extra_state(self) -> Tensor:
-        """State of the exit in one tensor of bytes: MMEngine broadcasts each entry of a model's
-        state, and takes tensors only."""
-        buffer = io.BytesIO()
-        torch.save(None if self.exit is None else self.exit.state_dict(), buffer)
-        return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+        """Of the exit, see :meth:`Exit.pack`."""
+        return torch.zeros(1, dtype=torch.int32) if self.exit is None else self.exit.pack()
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         # The checkpoint of a model without PFB has none.
-        state_dict.setdefault(f'{prefix}_extra_state', torch.zeros(0, dtype=torch.uint8))
+        state_dict.setdefault(f'{prefix}_extra_state', self.get_extra_state())
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def set_extra_state(self, state: Tensor) -> None:
-        if self.exit is None or not len(state):
-            return
-        stored = io.BytesIO(state.cpu().numpy().tobytes())
-        exit_state = torch.load(stored, map_location='cpu', weights_only=True)
-        if exit_state is not None:
-            self.exit.load_state_dict(exit_state)
+        if self.exit is not None:
+            self.exit.unpack(state)
 
 
 def option_names() -> list[str]:

@@ -60,6 +60,11 @@ class Task:
         """
         return default_stage(self.encoder, [])
 
+    def blank_samples(self, images: Tensor) -> list | None:
+        """Data samples for blank images (N, C, H, W), to try what a criterion asks of the heads;
+        None where it is not known what the model takes."""
+        return None
+
     def min_keep(self, ranks: Ranks) -> int:
         """Fewest images that a process can train the model on."""
         return least_trainable(self.model, ranks)

@@ -3,8 +3,8 @@
 Training imports it, so importing it brings neither plots nor pages.
 """
 
-from .classes import class_counts, class_pixels
-from .counts import RECORD_NAME, SelectionRecord, image_name
+from .classes import class_counts
+from .record import RECORD_NAME, SelectionRecord, image_name
 from .scalars import METRICS, read_scalars
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     'RECORD_NAME',
     'SelectionRecord',
     'class_counts',
-    'class_pixels',
     'image_name',
     'read_scalars',
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import os
 from pathlib import Path
 
@@ -12,11 +11,11 @@ import numpy as np
 from torch import Tensor
 
 from ..core.selection import LOG_DENSITY
-from ..progress import Tell, tell_nobody
+from ..progress import track
 from . import page
-from .files import write_atomically
 from .images import ImageSet
 from .page import Picture
+from .record import write_atomically
 from .scores import words_for
 
 
@@ -26,7 +25,6 @@ def write_ranking(
     out_dir: str | os.PathLike,
     num_images: int = 24,
     score_name: str = LOG_DENSITY,
-    tell: Tell = tell_nobody,
 ) -> tuple[Path, Path]:
     """Write ``ranking.csv`` (rank, index in the data set, path, score) and ``index.html``.
 
@@ -38,15 +36,13 @@ def write_ranking(
         out_dir: made if need be.
         num_images: in each of the two galleries, of the first and of the last ones.
         score_name: what ``score`` is; heads its column.
-        tell: is told how many pictures are drawn.
 
     Returns:
         Paths of the two files.
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    words = words_for(score_name)
-    values = score.double().numpy()
+    words, values = words_for(score_name), score.double().numpy()
     order = np.argsort(-words.sought * values, kind='stable')  # NaN last
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
@@ -55,23 +51,19 @@ def write_ranking(
         writer.writerow([rank, i, images.paths[i], f'{values[i]:.4f}'])
     write_atomically(out_dir / 'ranking.csv', text.getvalue().encode(errors='surrogateescape'))
 
-    scored = order[np.isfinite(values[order])]
-    first, last = scored[:num_images], scored[::-1][:num_images]
-    drawn = itertools.count(1)
-
     def show(chosen: np.ndarray) -> str:
         pictures = []
-        for i in chosen:
+        for i in track(chosen[:num_images], 'Drawing images'):
             remark = '; '.join([*images.classes_of(i), f'{words.label} {values[i]:.3g}'])
             pictures.append(Picture(images.picture(i), images.title(i), remark))
-            tell('Drawing images', next(drawn), len(first) + len(last))
         return page.gallery(pictures)
 
+    scored = order[np.isfinite(values[order])]
     content = page.page(
         words.heading,
         f'{len(values):,} images by their {words.label} under the model, {images.truth}',
-        page.section(words.first.capitalize(), words.about_sought, show(first)),
-        page.section(words.last.capitalize(), words.about_others, show(last)),
+        page.section(words.first.capitalize(), words.about_sought, show(scored)),
+        page.section(words.last.capitalize(), words.about_others, show(scored[::-1])),
     )
     write_atomically(out_dir / 'index.html', content.encode())
     return out_dir / 'ranking.csv', out_dir / 'index.html'

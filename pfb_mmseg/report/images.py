@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ..data.leaves import build_without_pipeline, leaf_configs
-from .counts import image_name
+from .record import image_name
 
 _SHADE = 0.5  # of the labels over the image
 
@@ -55,22 +55,22 @@ class ImageSet:
             steps = _loading_steps(leaf.get('pipeline', []))
             loaders = Compose(steps), Compose(without_annotations(steps))
             dataset = build_without_pipeline(leaf)
-            palette = np.array(dataset.metainfo.get('palette') or [], dtype=np.uint8)
-            self.palette = palette.reshape(-1, 3) if len(palette) else self.palette
             self.infos += [dataset.get_data_info(index) for index in range(len(dataset))]
             self._loaders += [loaders] * len(dataset)
+            if palette := dataset.metainfo.get('palette'):
+                self.palette = np.array(palette, dtype=np.uint8)
             # A data set may learn its classes from its files.
             self.classes = [str(one) for one in dataset.metainfo.get('classes') or self.classes]
         self.paths = [
             image_name(info.get('img_path'), place) for place, info in enumerate(self.infos)
         ]
         self._num_of_path = Counter(self.paths)
-
-    @property
-    def truth(self) -> str:
-        if any('gt_label' in info for info in self.infos):
-            return 'their classes beside their names'
-        return 'the ground truth drawn over them'
+        classified = any('gt_label' in info for info in self.infos)
+        self.truth = (
+            'their classes beside their names'
+            if classified
+            else ('the ground truth drawn over them')
+        )
 
     def holds(self, place: int, path: str) -> bool:
         """Whether this sample is of this file, as it was when a run recorded it."""
@@ -114,19 +114,12 @@ class ImageSet:
     def picture(self, place: int, width: int = 240) -> bytes:
         """JPEG of an image with its ground truth drawn over it; ignored pixels stay bare."""
         image, labels = self.load(place)
-        height = max(1, round(image.shape[0] * width / image.shape[1]))
-        shrinking = width < image.shape[1]
-        image = cv2.resize(
-            image, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC
-        )
+        size = width, max(1, round(image.shape[0] * width / image.shape[1]))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         if labels is not None and len(self.palette):
-            labels = cv2.resize(
-                labels.astype(np.int32).astype(np.float32),
-                (width, height),
-                interpolation=cv2.INTER_NEAREST,
-            ).astype(int)
+            labels = cv2.resize(np.float32(labels), size, interpolation=cv2.INTER_NEAREST)
             known = (labels >= 0) & (labels < len(self.palette))
-            paint = self.palette[np.where(known, labels, 0)][..., ::-1]
+            paint = self.palette[np.where(known, labels, 0).astype(int)][..., ::-1]
             mixed = np.uint8(_SHADE * paint + (1 - _SHADE) * image)
             image = np.where(known[..., None], mixed, image)
         done, data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 80])
@@ -142,7 +135,7 @@ def without_annotations(pipeline: list) -> list:
 
 def _loading_steps(pipeline: list) -> list:
     """What reads files, by MMCV's custom of naming; all that changes an image is left out."""
-    steps = [s for s in pipeline if _type_name(s).startswith('Load')]
+    steps = [step for step in pipeline if _type_name(step).startswith('Load')]
     return steps or [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
 
 

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import torch
 
-from ..progress import Tell, tell_nobody
+from ..progress import track
 from . import page, plots
-from .counts import SelectionRecord
-from .files import write_atomically
 from .images import ImageSet
 from .page import Picture
+from .record import SelectionRecord, write_atomically
 from .run import RunFiles
 from .scalars import METRICS
 from .scores import words_for
 
-_CENTROIDS_SHOWN, _IMAGES_A_CENTROID = 6, 6
 _MOST_GROUPS = 30
 
 
 def write_report(
-    work_dir: str | os.PathLike,
-    out_dir: str | os.PathLike | None = None,
-    num_images: int = 12,
-    scan_seconds: float = 20,
-    tell: Tell = tell_nobody,
+    work_dir: str | os.PathLike, out_dir: str | os.PathLike | None = None, num_images: int = 12
 ) -> Path:
     """Write ``index.html``, which needs no other file, and its plots as PNG.
 
@@ -37,9 +29,6 @@ def write_report(
         work_dir: of a run with PFBHook, finished or not.
         out_dir: None is ``<work_dir>/pruning_report``.
         num_images: in each gallery.
-        scan_seconds: how long to look for the images closest to the busiest centroids; 0 leaves
-            them out. A large data set is looked at in part.
-        tell: is told what is being done, and how far it is.
 
     Returns:
         Path of the page.
@@ -48,7 +37,6 @@ def write_report(
         FileNotFoundError: nothing was logged in ``work_dir``.
         ValueError: the run had no PFBHook.
     """
-    tell('Reading the run', 0, None)
     run = RunFiles(work_dir)
     if not any('pfb/kept' in entry for entry in run.train) and run.record is None:
         raise ValueError(f'the run in {work_dir} logged nothing of PFB: was PFBHook in its config?')
@@ -65,7 +53,7 @@ def write_report(
     galleries = []
     if run.record is not None and len(run.record):
         sections[2:2] = _groups(run.record)  # where the two columns come out even
-        galleries = _galleries(run, num_images, scan_seconds, tell)
+        galleries = _galleries(run, num_images)
     content = page.page(
         f'What was skipped: {run.name}',
         _status(run),
@@ -93,7 +81,7 @@ def _status(run: RunFiles) -> str:
 def _numbers(run: RunFiles) -> dict[str, str]:
     """What the head of the page says."""
     numbers, record = {}, run.record
-    if record is not None and record.kept_share is not None:
+    if record is not None and len(record):
         numbers['of the images kept while pruning'] = f'{record.kept_share:.0%}'
     _, saved = run.column('pfb/time_saved')
     if len(saved):
@@ -121,29 +109,22 @@ def _figures(run: RunFiles) -> dict[str, tuple[bytes, str, str]]:
             'since the start against as many full iterations of this run.',
         )
     }
-    timeline = None if run.record is None else run.record.timeline
-    if timeline is not None and timeline.scores.any():
-        words = words_for(run.record.score_name)
+    record = run.record
+    if record is not None and np.isfinite(record.mean_score).any():
+        words = words_for(record.score_name)
         figures['scores'] = (
-            plots.scores(timeline, words),
+            plots.scores(record, words),
             words.heading,
-            f'{words.label.capitalize()} of the candidates in the first, middle and last third of '
-            'the pruned iterations. The wider the spread, the more there is to choose by.',
+            f'Mean {words.label} of each image over the run, counted as often as the image was '
+            'kept or dropped. The wider the spread, the more there is to choose by.',
         )
-    if timeline is not None and timeline.class_counts.any():
-        counted = {'pixels': 'labelled pixels', 'images': 'images'}[run.record.class_unit]
+    if record is not None and record.class_counts.any():
+        counted = {'pixels': 'labelled pixels', 'images': 'images'}[record.class_unit]
         figures['class_share'] = (
-            plots.class_shares(run.record.classes, timeline.class_counts.sum(axis=0), counted),
+            plots.class_shares(record.classes, record.class_counts, counted),
             'Classes in kept and dropped images',
             f'Share of each class among the {counted}, while images were being looked at. '
             'Where the grey bar is the longer one, a class was skipped more than others.',
-        )
-    if run.estimator:
-        figures['centroids'] = (
-            plots.centroid_usage(run.estimator['counts'].numpy(), run.estimator['idle'].numpy()),
-            'What the centroids stand for',
-            'Share of the kept images that joined each centroid. Grey: none in the last 200 '
-            'updates. With one bar far above the others, the density tells images badly apart.',
         )
     return figures
 
@@ -179,9 +160,10 @@ def _groups(record: SelectionRecord) -> list[str]:
     if not groups:
         return []
     shown = groups[:_MOST_GROUPS]
+    shares = [kept / candidates for _, _, candidates, kept in shown]
     rows = [
-        (name, f'{images:,}', f'{candidates:,}', f'{kept / candidates:.0%}')
-        for name, images, candidates, kept in shown
+        (name, f'{images:,}', f'{candidates:,}', f'{share:.0%}')
+        for (name, images, candidates, _), share in zip(shown, shares, strict=True)
     ]
     more = f' The {_MOST_GROUPS} most dropped of {len(groups)}.' if len(groups) > len(shown) else ''
     return [
@@ -189,38 +171,31 @@ def _groups(record: SelectionRecord) -> list[str]:
             'Which groups were dropped most',
             'Images by their folder, or by their name up to the first underscore; how often they '
             f'were candidates, and how often kept.{more}',
-            page.bars(
-                ('', 'images', 'looked at', 'kept'),
-                rows,
-                [kept / candidates for _, _, candidates, kept in shown],
-            ),
+            page.bars(('', 'images', 'looked at', 'kept'), rows, shares),
         )
     ]
 
 
-def _galleries(run: RunFiles, num_images: int, scan_seconds: float, tell: Tell) -> list[str]:
+def _galleries(run: RunFiles, num_images: int) -> list[str]:
     record = run.record
-    kept, dropped = record.kept, record.candidates - record.kept
-    paths, places = record.paths, record.places.tolist()
-    score, words = record.mean_score, words_for(record.score_name or '')
-    tell('Listing the images of the data set', 0, None)
+    kept, candidates, score = record.kept, record.candidates, record.mean_score
+    dropped, paths, places = candidates - kept, record.paths, record.places.tolist()
+    words = words_for(record.score_name or '')
     images = _image_set(run)
-    drawn = itertools.count(1)
 
     def show(order: np.ndarray) -> str:
         pictures = []
-        for i in order[:num_images]:
-            remark = f'kept {record.kept[i]} of {record.candidates[i]}'
+        for i in track(order[:num_images], 'Drawing images'):
+            remark = f'kept {kept[i]} of {candidates[i]}'
             remark += f'; {words.label} {score[i]:.3g}' if np.isfinite(score[i]) else ''
             pictures.append(_picture(images, places[i], paths[i], remark))
-            tell('Drawing images', next(drawn), 2 * min(num_images, len(order)))
         return page.gallery(pictures)
 
     # Between images of equal counts: those that the criterion seeks first, or last.
     wanted, unscored = words.sought * score, np.isnan(score)
     truth = 'the ground truth drawn over them' if images is None else images.truth
     order = '' if unscored.all() else f'the {words.first} among them first, '
-    parts = [
+    return [
         page.section(
             'Most often kept',
             f'{order}with {truth}.'.capitalize(),
@@ -232,12 +207,6 @@ def _galleries(run: RunFiles, num_images: int, scan_seconds: float, tell: Tell) 
             show(np.lexsort((wanted, unscored, kept, -dropped))),
         ),
     ]
-    if images is not None and run.estimator and scan_seconds > 0:
-        try:
-            parts += _closest(run, images, scan_seconds, tell)
-        except (OSError, ValueError) as error:
-            run.notes.append(f'The images closest to the centroids could not be found: {error}')
-    return parts
 
 
 def _image_set(run: RunFiles) -> ImageSet | None:
@@ -265,41 +234,6 @@ def _picture(images: ImageSet | None, place: int, path: str, remark: str) -> Pic
         return Picture(images.picture(place), images.title(place), remark)
     except OSError:
         return gone
-
-
-def _closest(run: RunFiles, images: ImageSet, seconds: float, tell: Tell) -> list[str]:
-    """A gallery of the images next to the centroids that stand for most (Eq. 7)."""
-    from .scan import Scanner
-
-    scanner = Scanner(run.config, run.checkpoint)
-    places = np.random.default_rng(0).permutation(len(images.infos)).tolist()
-    x = scanner.observe(
-        [images.infos[place] for place in places],
-        seconds=seconds,
-        progress=lambda done: tell(f'Running the model, {seconds:g} s at most', done, len(places)),
-    )
-    counts = run.estimator['counts']
-    busiest = counts.argsort(descending=True, stable=True)[:_CENTROIDS_SHOWN]
-    distance = torch.cdist(run.estimator['centroids'][busiest].double(), x.double())
-    rows = []
-    for centroid, row in zip(busiest.tolist(), distance, strict=True):
-        nearest = row.argsort(stable=True)[:_IMAGES_A_CENTROID].tolist()
-        share = int(counts[centroid]) / max(int(counts.sum()), 1)
-        pictures = [
-            _picture(images, places[i], images.paths[places[i]], f'distance {row[i]:.3g}')
-            for i in nearest
-        ]
-        heading = f'Centroid {centroid}: {share:.0%} of the kept images'
-        rows.append(page.gallery(pictures, heading))
-    random = '' if len(x) == len(places) else f' random ones of {len(places):,}'
-    return [
-        page.section(
-            'Closest to the busiest centroids',
-            f'Of {len(x):,}{random} images, as the model of {run.checkpoint.name} sees them '
-            'without augmentation. They show what the network takes for common.',
-            *rows,
-        )
-    ]
 
 
 def _origin(run: RunFiles) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 # What accuracy is called, and by which key validation logs it.
 METRICS = {'mIoU': 'mIoU', 'top-1': 'accuracy/top1'}
-_OURS = ('pfb/', 'infobatch/', 'sampling/')
+_OURS = 'pfb/'
 
 
 def read_scalars(work_dir: str | os.PathLike) -> tuple[list[dict], list[dict]]:

@@ -3,72 +3,60 @@
 from __future__ import annotations
 
 import copy
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from mmcv.transforms import Compose
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import AdaptiveDensityEstimator, FeatureCandidates
 from ..core.criterion import CRITERIA, CriterionOption
 from ..data.leaves import leaf_configs
 from ..models.classification.exits import LinearExit
 from ..models.mixin import BlockedStep
 from ..models.segmentation.heads import label_maps, last_head, nearest
+from ..progress import track
 from .images import without_annotations
 from .run import load_checkpoint
 
 _LABELS = ('gt_sem_seg', 'gt_label', 'gt_score')
 _MOST_COMPARED = 4096
-# Images are seen at full size and precision, by one process, and nothing learns from them.
-_OPTIONS = dict(
-    strategy='two_pass',
-    score_scale=1.0,
-    score_dtype=None,
-    process_group=None,
-    exit_loss_weight=0,
-)
+# Images are seen at full size and precision, by one process.
+_OPTIONS = dict(strategy='two_pass', score_scale=1.0, process_group=None)
 
 
 class Scanner:
     """A trained model and the criterion that it is asked for, in eval mode.
 
     BatchNorm uses its running statistics, images go through the test pipeline, and nothing is
-    learnt, so an image's score depends on the image alone. A small early exit is the exception: it
-    has no running statistics. That of a segmentor normalises over the images that are run together,
-    that of a classifier over all images, or over thousands of them that are drawn at random.
+    learnt, so an image's score depends on the image alone. A small early exit of PFB's own is the
+    exception, since it has no running statistics: that of a segmentor normalises over the images
+    that run together, that of a classifier over thousands that are drawn at random.
 
     Args:
         config: with ``model.pfb``.
         checkpoint: file of a model of that config, trained with or without PFB.
-        device: where the model runs.
         criterion: name of the one that scores; None: the config's, or ``'rare'`` where that one has
             no score.
 
     Attributes:
-        criterion: Criterion that scores.
-        estimator: AdaptiveDensityEstimator of a criterion that has one, else None; of the
-            checkpoint, if that has one.
-        has_estimate: whether it needs none, or the checkpoint's has all centroids seeded.
+        score_name (str): what :meth:`score` measures, see :class:`Criterion`.
+        has_estimate (bool): False if the criterion needs a density estimate of its shape and the
+            checkpoint has none.
 
     Raises:
         TypeError, ValueError: the checkpoint is of another model, or the criterion has no score.
     """
 
     def __init__(
-        self,
-        config: Config,
-        checkpoint: str | Path,
-        device: str = 'cpu',
-        criterion: str | None = None,
+        self, config: Config, checkpoint: str | Path, criterion: str | None = None
     ) -> None:
         init_default_scope(config.get('default_scope', 'mmseg'))
         config = copy.deepcopy(config)
@@ -76,25 +64,20 @@ class Scanner:
         self._asks_exit = CRITERIA.build(chosen).scoring_pass == 'exit'
         options = {**config.model.pfb, **_OPTIONS, 'criterion': chosen}
         if not self._asks_exit:
-            options.pop('exit', None)
+            options |= {'exit': None, 'exit_loss_weight': 0}
         config.model.pfb = options
-        self.model = revert_sync_batchnorm(MODELS.build(config.model)).to(device).eval()
+        self.model = revert_sync_batchnorm(MODELS.build(config.model)).to(get_device()).eval()
         self.model.pfb.prepare()
         self._load(checkpoint)
-        self.device = device
-        self.criterion = self.model.pfb.pruner.criterion
-        self.estimator: AdaptiveDensityEstimator | None = self.model.pfb.pruner.estimator
-        self.has_estimate = self.estimator is None or self.estimator.ready
-        self._reads_labels = self.criterion.scoring_pass in ('exit', 'whole')
+        self._criterion = self.model.pfb.pruner.criterion
+        self._estimator = self.model.pfb.pruner.estimator
+        self.score_name = self._criterion.score_name
+        self.has_estimate = self._estimator is None or self._estimator.ready
+        self._reads_labels = self._criterion.scoring_pass in ('exit', 'whole')
         self._pipeline = Compose(_test_pipeline(config, self._reads_labels))
         # The label that the loss leaves out, for what is padded.
         default = getattr(self.model.data_preprocessor, 'seg_pad_val', 255)
         self._ignore = getattr(last_head(self.model), 'ignore_index', default)
-
-    @property
-    def score_name(self) -> str:
-        """What :meth:`score` measures, see :class:`Criterion`."""
-        return self.criterion.score_name
 
     def _load(self, checkpoint: str | Path) -> None:
         weights = load_checkpoint(checkpoint)
@@ -119,62 +102,68 @@ class Scanner:
             )
 
     @torch.no_grad()
-    def observe(
-        self,
-        infos: Sequence[dict],
-        batch_size: int = 8,
-        seconds: float = float('inf'),
-        progress: Callable[[int], None] = lambda done: None,
-    ) -> Tensor:
-        """What the criterion sees of images; neighbours of one size are run together.
+    def score(self, infos: Sequence[dict], batch_size: int = 8) -> Tensor:
+        """Score images; neighbours of one size run together.
+
+        Where there is no estimate, the density is learnt from these images, in two rounds over them
+        in a fixed random order: in the first the centroids settle.
 
         Args:
-            infos: what the data set knows of each, in order.
+            infos: what the data set knows of each of the M images.
             batch_size: most images to run together.
-            seconds: after which no new batch is begun.
-            progress: called with the number of images done.
 
         Returns:
-            (M, D) or (M,) float32 of the first M images, in order; all of them unless time ran out.
-            For criteria of the density these are representations, see :func:`pool_features`.
+            (M,) float32, such as log densities (natural log).
 
         Raises:
-            ValueError: the criterion compares images by their labels, and one has none.
+            ValueError: the criterion compares images by their labels, and one has none; or there
+                are too few images to learn a density from.
         """
-        observed, samples, done, stop = [], [], 0, time.monotonic() + seconds
-        compares = self._asks_exit and isinstance(self.model.pfb.exit, LinearExit)
-        for batch in _batches(map(self._load_image, infos), batch_size):
+        x = self._observe(infos, batch_size)
+        if not self.has_estimate:
+            self._fit(x)
+        parts = x.split(_MOST_COMPARED)
+        return torch.cat([self._criterion.score(rows.to(get_device())).cpu() for rows in parts])
+
+    def _observe(self, infos: Sequence[dict], batch_size: int) -> Tensor:
+        """(M, D) or (M,) float32, what the criterion sees of the images."""
+        observed, samples = [], []
+        exit = self.model.pfb.exit
+        compares = self._asks_exit and isinstance(exit, LinearExit)
+        items = track(map(self._load_image, infos), 'Scoring images', len(infos))
+        for batch in _batches(items, batch_size):
             data = {key: [item[key] for item in batch] for key in ('inputs', 'data_samples')}
             data = self.model.data_preprocessor(data, training=False)
             images, labels = data['inputs'], data['data_samples']
             if self._reads_labels and 'gt_sem_seg' in labels[0]:
                 labels = self._label_maps(batch, images)
             step = BlockedStep(self.model, images, labels, self.model.loss)
-            if compares:  # when all are there
+            if compares:
                 observed.append(step.features().cpu())
                 samples += labels
             else:
-                observed.append(self.criterion.observe(step).cpu())
-            done += len(batch)
-            progress(done)
-            if time.monotonic() > stop:
-                break
-        if not observed:
-            return torch.zeros(0)
-        found = torch.cat(observed)
-        return self._compare(found, samples) if compares else found
+                observed.append(self._criterion.observe(step).cpu())
+        if not compares:
+            return torch.cat(observed)
+        # This exit compares images with each other. Neighbours in a data set, such as those of one
+        # class, tell nothing of what is usual.
+        vectors, losses = torch.cat(observed), torch.zeros(len(samples))
+        for rows in _random_order(len(samples)).tensor_split(-(-len(samples) // _MOST_COMPARED)):
+            logits = exit.layers(vectors[rows].to(get_device()))
+            losses[rows] = exit.sums(logits, [samples[i] for i in rows.tolist()])[0].cpu()
+        return losses
 
-    def _compare(self, vectors: Tensor, samples: list) -> Tensor:
-        """(M,) of all images: neighbours in a data set, such as those of one class, tell nothing
-        of what is usual."""
-        observed = torch.zeros(len(vectors))
-        order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))
-        for rows in order.tensor_split(-(-len(order) // _MOST_COMPARED)):
-            part = vectors[rows].to(self.device)
-            labels = [samples[i] for i in rows.tolist()]
-            images = _AtTheExit(part, labels, self.model.pfb.exit)
-            observed[rows] = self.criterion.observe(images).cpu()
-        return observed
+    def _fit(self, x: Tensor) -> None:
+        num_centroids = self._estimator.num_centroids
+        if len(x) < num_centroids:
+            raise ValueError(
+                f'{len(x)} images are too few for {num_centroids} centroids; set '
+                "model.pfb.criterion=dict(type='rare', estimator=dict(num_centroids="
+                f'{max(1, len(x) // 4)})) or less'
+            )
+        for _ in range(2):
+            for rows in _random_order(len(x)).split(num_centroids):
+                self._estimator.update(x[rows].to(get_device()))
 
     def _load_image(self, info: dict) -> dict:
         if not self._reads_labels:
@@ -202,51 +191,6 @@ class Scanner:
         labels = F.pad(torch.cat(maps), (0, missing[1], 0, missing[0]), value=self._ignore)
         return labels.to(images.device)
 
-    def fit(self, x: Tensor) -> None:
-        """Learn the density of these representations, for a model that was trained without PFB.
-
-        Two rounds over the rows in a fixed random order: in the first the centroids settle.
-
-        Raises:
-            ValueError: there are fewer images than centroids.
-        """
-        if len(x) < self.estimator.num_centroids:
-            raise ValueError(
-                f'{len(x)} images are too few for {self.estimator.num_centroids} centroids; set '
-                "model.pfb.criterion=dict(type='rare', estimator=dict(num_centroids="
-                f'{max(1, len(x) // 4)})) or less'
-            )
-        x = x.to(self.device)
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(self.device)
-        for _ in range(2):
-            for rows in order.split(self.estimator.num_centroids):
-                self.estimator.update(x[rows])
-        self.has_estimate = True
-
-    @torch.no_grad()
-    def score(self, observation: Tensor) -> Tensor:
-        """(N,) float32 of what :meth:`observe` returned, such as log densities (natural log)."""
-        parts = observation.split(4096)
-        return torch.cat([self.criterion.score(rows.to(self.device)).cpu() for rows in parts])
-
-
-class _AtTheExit(FeatureCandidates):
-    """Images of which only the vectors at a classifier's early exit are kept.
-
-    Args:
-        vectors: (N, C).
-        samples: N data samples.
-        exit: of the model.
-    """
-
-    def __init__(self, vectors: Tensor, samples: list, exit: LinearExit) -> None:
-        super().__init__(vectors)
-        self.samples = samples
-        self._exit = exit
-
-    def exit_losses(self) -> Tensor:
-        return self._exit.sums(self._exit.layers(self.features()), self.samples)[0]
-
 
 def _criterion(of_config: CriterionOption, wanted: str | None) -> CriterionOption:
     """The one to rank by: the config's with its options, unless another one is wanted.
@@ -263,6 +207,11 @@ def _criterion(of_config: CriterionOption, wanted: str | None) -> CriterionOptio
             f'criterion {wanted!r} gives no image a score of its own; rank by one of {scores}'
         )
     return of_config if wanted == name else wanted
+
+
+def _random_order(num: int) -> Tensor:
+    """(num,) the same permutation each time."""
+    return torch.randperm(num, generator=torch.Generator().manual_seed(0))
 
 
 def _batches(items: Iterable[dict], batch_size: int) -> Iterator[list[dict]]:

@@ -37,34 +37,30 @@ class ScoreWords(NamedTuple):
         return self.low if self.sought > 0 else self.high
 
 
-_LOSS = ScoreWords(
-    label='loss',
-    heading='How hard the images were',
-    low='easiest',
-    high='hardest',
-    sought=1,
-    about_sought='Worth a look: rare, difficult, or labelled wrongly.',
-    about_others='The model gets these right already.',
-)
-_KNOWN = {
-    LOG_DENSITY: ScoreWords(
-        label='log density',
-        heading='How common the images looked',
-        low='rarest',
-        high='commonest',
-        sought=-1,
-        about_sought='Worth a look: new to the model, or broken.',
-        about_others='The model has seen many like these.',
-    ),
-    'loss': _LOSS,
-    'exit_loss': _LOSS._replace(label='loss at the exit'),
-}
-
-
 def words_for(score_name: str) -> ScoreWords:
     """Of a score that nothing is known of, its name; high ones are taken to be sought."""
+    if score_name == LOG_DENSITY:
+        return ScoreWords(
+            label='log density',
+            heading='How common the images looked',
+            low='rarest',
+            high='commonest',
+            sought=-1,
+            about_sought='Worth a look: new to the model, or broken.',
+            about_others='The model has seen many like these.',
+        )
+    if score_name in ('loss', 'exit_loss'):
+        return ScoreWords(
+            label='loss' if score_name == 'loss' else 'loss at the exit',
+            heading='How hard the images were',
+            low='easiest',
+            high='hardest',
+            sought=1,
+            about_sought='Worth a look: rare, difficult, or labelled wrongly.',
+            about_others='The model gets these right already.',
+        )
     label = score_name.replace('_', ' ')
-    return _KNOWN.get(score_name) or ScoreWords(
+    return ScoreWords(
         label=label,
         heading=f'How the images scored: {label}',
         low='lowest',

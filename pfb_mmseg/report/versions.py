@@ -15,7 +15,7 @@ import torch
 
 import pfb_mmseg
 
-from ..compat import find_conflict, find_distributions
+from ..compat import find_distributions
 from ..version import __version__
 
 
@@ -46,23 +46,14 @@ def this_code() -> dict[str, str]:
 
 def for_a_bug_report() -> str:
     """A line for each thing that matters: the code, what it runs on, and what it runs with."""
-    found = installed_versions()
-    lines = {
-        'pfb_mmseg': this_code()['version'].removeprefix('pfb_mmseg '),
-        'Python': f'{found.pop("Python")} ({platform.python_implementation()})',
-        'platform': platform.platform(),
-        'torch': found.pop('torch'),
-        'CUDA': torch.version.cuda or 'not in this torch',
-        'device': found.pop('device'),
-    }
-    lines |= {name: version for name, version in found.items() if name != 'pfb_mmseg'}
+    lines = {'platform': platform.platform(), 'CUDA': torch.version.cuda or 'not in this torch'}
+    lines |= installed_versions()
+    lines['pfb_mmseg'] = this_code()['version'].removeprefix('pfb_mmseg ')
     for module, distributions in find_distributions().items():
         if not distributions:
             lines[module] = 'version unknown' if find_spec(module) else 'not installed'
     lines['mmdet'] = _mmdet()
     lines['compiled operations of mmcv'] = _operations()
-    if conflict := find_conflict(find_distributions()):
-        lines['conflict'] = conflict
     return '\n'.join(f'{name}: {value}' for name, value in lines.items())
 
 

@@ -1,4 +1,4 @@
-"""How often a run kept wrong labels; whether the ranking finds them, test_scan.py holds."""
+"""How often a run kept wrong labels."""
 
 import numpy as np
 import pytest
@@ -13,16 +13,15 @@ from pfb_mmseg.report.run import RunFiles
 class TestKeptRates:
     def test_are_kept_over_candidates_of_either_kind(self):
         record = SelectionRecord()
-        record.add(0, ['a', 'b', 'c'], np.array([True, False, True]))
-        record.add(1, ['a', 'c'], np.array([False, True]))
-        record.add_full(2, 3)
+        record.add(['a', 'b', 'c'], np.array([True, False, True]))
+        record.add(['a', 'c'], np.array([False, True]))
         infos = {path: dict(img_path=path) for path in 'abcd'}
         infos['c']['labels_of'] = infos['d']['labels_of'] = 'a'
         assert kept_rates(record, infos) == (1, 1 / 3)
 
     def test_of_what_was_no_candidate_there_is_no_rate(self):
         record = SelectionRecord()
-        record.add(0, ['a', 'b'], np.array([True, False]))
+        record.add(['a', 'b'], np.array([True, False]))
         rates = kept_rates(record, {path: dict(img_path=path) for path in 'ab'})
         assert np.isnan(rates.wrong) and rates.right == 0.5
 

@@ -1,11 +1,14 @@
 """What criteria and InfoBatch learn of a classifier's images, against the images taken alone."""
 
+import copy
+
 import pytest
 import tiny_classifier
 import torch
 from mmpretrain.structures import DataSample, MultiTaskDataSample
 from torch.nn import functional as F
 
+from pfb_mmseg.compare.image_weights import ImageWeights
 from pfb_mmseg.models.classification.exits import class_shares
 
 SMOOTH = dict(loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, num_classes=5))
@@ -80,10 +83,9 @@ def test_divbs_reads_the_gradient_of_the_last_layer(head, samples, monkeypatch):
 
 class TestHard:
     @staticmethod
-    def exit_losses(model, features, targets, several=False):
+    def exit_losses(layers, features, targets, several=False):
         """Of standardised features, in float64."""
-        layer = model.pfb.exit.classifier
-        features = features.double()
+        layer = layers[1]
         features = (features - features.mean(0)) / (features.var(0, correction=0) + 1e-5).sqrt()
         scores = features @ layer.weight.double().T + layer.bias.double()
         if several:
@@ -99,14 +101,16 @@ class TestHard:
         )
         return seen
 
+    @pytest.mark.parametrize('weight', [None, 0])
     @pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])
     @KINDS
-    def test_the_highest_losses_of_the_exit_stay_and_teach_it(self, head, samples, strategy):
-        options = dict(criterion=dict(type='hard', warmup=0), strategy=strategy)
-        model = tiny_classifier.build(options, head)
-        torch.nn.init.normal_(model.pfb.exit.classifier.weight, std=0.5)
+    def test_the_highest_losses_of_the_exit_stay_and_those_of_all_teach(
+        self, head, samples, strategy, weight
+    ):
+        options = dict(criterion='hard', strategy=strategy, exit_loss_weight=weight)
+        model = tiny_classifier.warm(tiny_classifier.build(options, head), samples())
+        layers = copy.deepcopy(model.pfb.exit.layers)
         seen = self.watch(model)
-        several = head is SEVERAL
         targets = torch.zeros(8, 5).double()
         for row, sample in zip(targets, samples(), strict=True):
             if 'gt_score' in sample:
@@ -114,20 +118,26 @@ class TestHard:
             else:
                 row[sample.gt_label] = 1
         losses = model.loss(tiny_classifier.images(), samples())
-        expected = self.exit_losses(model, seen[0], targets, several)
+        features = seen[0].double().requires_grad_()
+        expected = self.exit_losses(layers, features, targets, head is SEVERAL)
         kept = expected.argsort()[4:].sort().values
         selection = model.pfb.selection
         torch.testing.assert_close(selection.score.double(), expected, atol=1e-4, rtol=1e-4)
         assert torch.equal(selection.indices, kept)
-        torch.testing.assert_close(
-            losses['exit.loss_ce'].double(), expected[kept].mean(), atol=1e-4, rtol=1e-4
-        )
-        losses['exit.loss_ce'].backward()
-        learnt = {name for name, p in model.named_parameters() if p.grad is not None}
-        assert learnt == {'pfb.exit.classifier.weight', 'pfb.exit.classifier.bias'}
+        if weight == 0:
+            assert 'exit.loss_ce' not in losses
+            return
+        taught = losses['exit.loss_ce']
+        torch.testing.assert_close(taught.double(), expected.mean(), atol=1e-4, rtol=1e-4)
+        taught.backward()
+        learnt = {name.split('.')[1] for name, p in model.named_parameters() if p.grad is not None}
+        assert learnt == {'conv1', 'norm1', 'bn1', 'layer1'} & {
+            name.split('.')[1] for name, _ in model.named_parameters()
+        }
 
     def test_an_image_of_nan_goes_first_and_spoils_no_other(self):
-        model = tiny_classifier.build(dict(criterion=dict(type='hard', warmup=0), prune_ratio=0.25))
+        model = tiny_classifier.build(dict(criterion='hard', prune_ratio=0.25))
+        tiny_classifier.warm(model)
         # In eval mode: BatchNorm would spread the NaN itself.
         images = tiny_classifier.images()
         for norm in model.backbone.modules():
@@ -137,20 +147,11 @@ class TestHard:
         losses = model.loss(images, tiny_classifier.samples())
         assert 3 not in model.pfb.selection.indices
         assert losses['exit.loss_ce'].isfinite()
+        assert model.state_dict()['pfb._extra_state'][1:].view(torch.float32).isfinite().all()
 
-    @pytest.mark.parametrize(
-        ('options', 'sentence'),
-        [
-            (dict(exit='auxiliary'), "exit='auxiliary'"),
-            (dict(pool=2), 'pool=2: the exit of a classifier is one linear layer'),
-            (dict(channels=8), 'channels=8: the exit of a classifier is one linear layer'),
-            (dict(class_balance=0.5), 'class_balance=0.5: the exit of a classifier is one linear'),
-            (dict(in_channels=5), 'backbone.layer1 has 8 channels, the exit reads 5'),
-        ],
-    )
-    def test_options_of_a_segmentors_exit_are_refused(self, options, sentence):
-        with pytest.raises(ValueError, match=sentence):
-            tiny_classifier.build(dict(criterion=dict(type='hard', **options)))
+    def test_a_classifier_has_no_auxiliary_head(self):
+        with pytest.raises(ValueError, match="exit='auxiliary': classifiers have no auxiliary"):
+            tiny_classifier.build(dict(criterion='hard', exit='auxiliary'))
 
 
 class TestRefusals:
@@ -211,31 +212,33 @@ class TestRefusals:
         return out
 
 
-class TestInfoBatch:
+class TestImageWeights:
     def build(self, head):
-        return tiny_classifier.build(head=head, model_type='ImageLossImageClassifier')
+        model = tiny_classifier.build(head=head, model_type='ImageClassifier')
+        return model, ImageWeights(model)
 
     @KINDS
     def test_each_image_counts_with_its_weight_and_tells_its_loss(self, head, samples):
-        model = self.build(head).eval()
+        model, weigher = self.build(head)
+        model.eval()
         expected, _ = alone(tiny_classifier.plain_twin(model, head), samples())
         weights = torch.tensor([1.0, 2, 1, 2, 1, 1, 2, 1], dtype=torch.float64)
-        model.weigh_images(weights)
+        weigher.weights = weights
         loss = model.loss(tiny_classifier.images(), samples())['loss']
         torch.testing.assert_close(loss, (expected * weights.float()).mean())
-        torch.testing.assert_close(model.image_losses, expected)
+        torch.testing.assert_close(weigher.take_losses(), expected)
 
     def test_without_weights_it_is_the_plain_classifier(self):
-        model = self.build({})
+        model, weigher = self.build({})
         twin = tiny_classifier.plain_twin(model)
         images, samples = tiny_classifier.images(), tiny_classifier.samples()
         assert torch.equal(model.loss(images, samples)['loss'], twin.loss(images, samples)['loss'])
-        with pytest.raises(RuntimeError, match='none was weighted'):
-            _ = model.image_losses
+        with pytest.raises(RuntimeError, match='weighted no loss of single images'):
+            weigher.take_losses()
 
     def test_a_batch_of_another_size_is_refused(self):
-        model = self.build({})
-        model.weigh_images(torch.ones(3))
+        model, weigher = self.build({})
+        weigher.weights = torch.ones(3)
         with pytest.raises(ValueError, match='3 weights for 8 images'):
             model.loss(tiny_classifier.images(), tiny_classifier.samples())
 

@@ -1,5 +1,6 @@
 """Whole runs of classifiers in their own processes: with MMPretrain's train.py, and with ours."""
 
+import json
 import os
 import re
 import subprocess
@@ -64,7 +65,7 @@ PFB = """
 _base_ = 'plain.py'
 custom_imports = dict(imports=['pfb_mmseg'])
 model = dict(
-    type='PFBImageClassifier', pfb=dict(prune_ratio=0.5, criterion=dict(type='hard', warmup=1))
+    type='PFBImageClassifier', pfb=dict(prune_ratio=0.5, criterion='random', exit_loss_weight=1.0)
 )
 custom_hooks = [
     dict(type='EMAHook', momentum=0.1), dict(type='PFBHook', begin=1, end=3, by_epoch=True)
@@ -112,9 +113,9 @@ def test_three_lines_of_the_page_make_a_config_one_with_pfb(folder):
 
 def test_their_tool_blocks_in_the_epochs_that_the_hook_names(theirs):
     work_dir, output = theirs
-    # Four epochs of three batches: the second and the third are blocked, once the exit is warm.
+    # Four epochs of three batches: the second and the third are blocked, of which the exit learns.
     kept = [entry['pfb/kept'] for entry in read_scalars(work_dir)[0]]
-    assert kept == [6, 6, 6, 6, 3, 3, 3, 3, 3, 6, 6, 6]
+    assert kept == [6, 6, 6, 3, 3, 3, 3, 3, 3, 6, 6, 6]
     assert 'PFB blocks 50% of the images behind backbone.layer1' in output
     assert 'accuracy/top1' in output
 
@@ -152,30 +153,27 @@ def test_our_tool_blocks_a_config_that_knows_nothing_of_it(folder):
 INFOBATCH = """
 _base_ = 'plain.py'
 custom_imports = dict(imports=['pfb_mmseg'])
-model = dict(type='ImageLossImageClassifier')
 train_dataloader = dict(
     sampler=dict(_delete_=True, type='InfoBatchSampler', prune_ratio=0.5, percentile=95, seed=0)
 )
 train_cfg = dict(_delete_=True, by_epoch=False, max_iters=9, val_interval=9)
 param_scheduler = []
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=9))
-custom_hooks = [dict(type='InfoBatchHook', interval=1)]
+custom_hooks = [dict(type='ScoreSamplerHook'), dict(type='BudgetHook')]
 """
 
 
 def test_infobatch_prunes_and_weighs(folder):
     (folder / 'infobatch.py').write_text(INFOBATCH)
     call(folder, THEIRS, 'infobatch.py', '--work-dir', 'infobatch')
-    entries = read_scalars(folder / 'infobatch')[0]
-    counts = [(entry['infobatch/kept'], entry['infobatch/candidates']) for entry in entries]
-    assert counts[:3] == [(6, 6)] * 3
-    assert any(candidates > kept for kept, candidates in counts[3:])
+    budget = json.loads((folder / 'infobatch/budget.json').read_text())
+    assert budget['loaded'] == budget['backward'] == 9 * 6 < budget['candidates']
 
 
 @pytest.mark.parametrize(
     ('method', 'model_type'),
     [
-        ('infobatch', 'ImageLossImageClassifier'),
+        ('infobatch', 'ImageClassifier'),
         ('loss_topk', 'PFBImageClassifier'),
         ('small', 'ImageClassifier'),
     ],

@@ -9,19 +9,16 @@ from pfb_mmseg.models import samples as samples_module
 SOFT = dict(loss=dict(type='CrossEntropyLoss', use_soft=True))
 
 
-HARD = dict(type='hard', warmup=0)
-
-
 @pytest.mark.parametrize(
-    ('criterion', 'strategy'),
+    'pfb',
     [
-        ('rare', 'two_pass'),
-        ('random', 'two_pass'),
-        (HARD, 'two_pass'),
-        ('loss_topk', 'two_pass'),
-        ('divbs', 'two_pass'),
-        ('rare', 'single_pass'),
-        (HARD, 'single_pass'),
+        *(dict(criterion=name) for name in ('rare', 'random', 'loss_topk', 'divbs')),
+        dict(strategy='single_pass'),
+        *(
+            dict(criterion='hard', strategy=strategy, exit_loss_weight=weight)
+            for strategy in ('two_pass', 'single_pass')
+            for weight in (0.0, 1.0)
+        ),
     ],
     ids=str,
 )
@@ -30,8 +27,10 @@ HARD = dict(type='hard', warmup=0)
     [({}, tiny_classifier.samples), (SOFT, tiny_classifier.mixed_samples)],
     ids=['classes', 'mixtures'],
 )
-def test_never_waits(monkeypatch, head, samples, criterion, strategy):
-    monkeypatch.setattr(samples_module, '_on_host', lambda tensor: False)
-    model = tiny_classifier.build(dict(criterion=criterion, strategy=strategy), head)
+def test_never_waits(monkeypatch, head, samples, pfb):
+    monkeypatch.setattr(samples_module, '_pick', samples_module._gather)
+    model = tiny_classifier.build(pfb, head)
+    if pfb.get('criterion') == 'hard':
+        tiny_classifier.warm(model, samples())
     assert syncs(model.loss, tiny_classifier.images(), samples()) == []
     assert len(model.pfb.selection.indices) == 4
