@@ -91,6 +91,7 @@ def apply_method(
     if method in ('full', 'short', 'rcs', 'ohem'):
         remove_pfb(cfg)
         if method == 'rcs':
+            full_iters(cfg)  # its epochs have no end
             cfg.train_dataloader.sampler = dict(type='RareClassSampler')
             add_import(cfg)
         elif method == 'ohem':
