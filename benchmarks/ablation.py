@@ -20,7 +20,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
-from rich.console import Console
+from rich.progress import Progress
 from torch import nn
 
 from pfb_mmseg.blocking.stages import stage_names
@@ -36,7 +36,7 @@ from pfb_mmseg.compare.comparison import Outcome, made_by, summarise
 from pfb_mmseg.compare.lengths import count_iterations, full_iters, set_iters
 from pfb_mmseg.compare.methods import apply_method
 from pfb_mmseg.compare.rows import Row
-from pfb_mmseg.compare.runs import progress_bar, run_all
+from pfb_mmseg.compare.runs import run_all
 from pfb_mmseg.convert.apply import add_import
 from pfb_mmseg.core import AdaptiveDensityEstimator
 from pfb_mmseg.core.criteria import Rare
@@ -300,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         planned = plan(config, args.vary, args.ratio)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
-    with progress_bar(Console()) as progress:
+    with Progress() as progress:
         outcomes = run_all(planned.rows, args.seeds, root, progress)
     print(write(planned, outcomes, root, made_by()))
     print(f'ablation.md and ablation.json: {root}/')

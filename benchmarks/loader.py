@@ -19,7 +19,6 @@ import cv2
 import numpy as np
 from mmengine.config import Config
 from mmseg.datasets import CityscapesDataset
-from rich.console import Console
 from rich.progress import Progress
 
 from pfb_mmseg.commands.arguments import ToolParser, seed_number
@@ -27,7 +26,7 @@ from pfb_mmseg.compare import rows
 from pfb_mmseg.compare.comparison import made_by
 from pfb_mmseg.compare.lengths import full_iters
 from pfb_mmseg.compare.methods import PRUNING_METHODS, WHOLE_METHODS
-from pfb_mmseg.compare.runs import progress_bar, run_all, run_folder
+from pfb_mmseg.compare.runs import run_all, run_folder
 from pfb_mmseg.demo.scenes import CLASSES, IGNORE, draw_scene
 from pfb_mmseg.report import read_scalars
 from pfb_mmseg.report.record import write_atomically
@@ -336,15 +335,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--work-dir', type=Path, default='work_dirs/loader')
     args = parser.parse_args(argv)
     root = args.work_dir
-    console = Console()
     try:
         request = Request(**{one.name: getattr(args, one.name) for one in fields(Request)})
-        with progress_bar(console) as progress:
+        with Progress() as progress:
             write_images(root / 'cityscapes', request.images, progress)
             benches = plan(request, root / 'cityscapes')
     except (TypeError, ValueError) as error:
         parser.error(str(error))
-    with progress_bar(console) as progress:
+    with Progress() as progress:
         lines = {
             height: measure(bench, request, root / f'height{height}', progress)
             for height, bench in benches.items()

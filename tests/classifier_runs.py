@@ -64,7 +64,8 @@ def run_config(images, work_dir, max_epochs=3, pfb=None, hooks=(), **options):
             custom_hooks=[dict(type='PFBHook', begin=1, end=1.0, by_epoch=True), *hooks],
             randomness=dict(seed=0),
             log_level='WARNING',
-        )
+        ),
+        format_python_code=False,
     )
     config.merge_from_dict(options)
     return config

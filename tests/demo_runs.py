@@ -29,9 +29,16 @@ ROOT = Path(__file__).parents[1]
 DEMO_CONFIG = ROOT / 'configs/demo/fcn_r18-d8_pfb-p50_1xb16-300i_demo-64x64.py'
 
 
+def read_config(path: Path) -> Config:
+    """The config of a file, whose text is not beautified: the Runner writes it down several times,
+    and each takes as long as the steps of a short run."""
+    config = Config.fromfile(path)
+    return Config(config.to_dict(), filename=config.filename, format_python_code=False)
+
+
 def demo_config(work_dir: Path, max_iters: int = 12, **options) -> Config:
     """The demo configuration cut down to seconds, without chance; ``options`` as --cfg-options."""
-    config = Config.fromfile(DEMO_CONFIG)
+    config = read_config(DEMO_CONFIG)
     config.work_dir = str(work_dir)
     config.model.pfb.criterion = dict(type='rare', estimator=dict(num_centroids=8, dim=16))
     config.merge_from_dict(

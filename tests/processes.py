@@ -4,6 +4,7 @@ They are forked from a server that has imported the packages once, and so begin 
 its hash seed; where ranks are to differ in that, they need a Python each.
 """
 
+import gc
 import os
 import socket
 import tempfile
@@ -123,6 +124,7 @@ def enter(function: Callable, *arguments: object, seconds: float = 120) -> None:
 
 
 def _begin(function: Callable, arguments: tuple, env: dict, seconds: float, log: str) -> None:
+    gc.freeze()  # the garbage that each run collects is none of what the server has imported
     with open(log, 'ab', buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -99,7 +99,6 @@ def one_pixel(folder):
 @pytest.mark.parametrize(
     ('spoil', 'workers', 'sentence'),
     [
-        (truncate, 0, 'failed to load image.*3.png'),
         (truncate, 1, 'failed to load image.*3.png'),
         (lose_labels, 0, 'No such file.*3.png'),
         (shrink_labels, 0, r'\[1, 16, 16\].*\[1, 32, 32\]|\[1, 32, 32\].*\[1, 16, 16\]'),

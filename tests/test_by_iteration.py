@@ -14,7 +14,7 @@ from PIL import Image
 
 from pfb_mmseg.compare.lengths import count_iterations, set_iters
 
-CONFIGS = Path(__file__).parents[1] / 'benchmarks/configs'
+ROOT = Path(__file__).parents[1]
 EPOCHS, LENGTH = 8, 3  # 20 images in batches of 8
 
 
@@ -28,7 +28,7 @@ def config(tmp_path):
             member.size = file.tell()
             file.seek(0)
             tar.addfile(member, file)
-    path = CONFIGS / 'cifar10/resnet18-small_pfb-p50_1xb128-8e_cifar10-jpeg.py'
+    path = ROOT / 'benchmarks/configs/cifar10/resnet18-small_pfb-p50_1xb128-8e_cifar10-jpeg.py'
     config = Config.fromfile(path)
     config.default_scope = 'mmengine'
     config.train_dataloader.batch_size = 8
@@ -105,7 +105,7 @@ def test_what_became_of_it_can_be_shortened(config):
 
 
 def test_a_run_that_counts_iterations_stays_as_it_is():
-    path = CONFIGS / 'demo/fcn_r18-d8_pfb-p50_1xb16-300i_demo-64x64.py'
+    path = ROOT / 'configs/demo/fcn_r18-d8_pfb-p50_1xb16-300i_demo-64x64.py'
     config = Config.fromfile(path)
     count_iterations(config)
     assert config.to_dict() == Config.fromfile(path).to_dict()

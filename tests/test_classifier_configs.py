@@ -9,6 +9,7 @@ from pathlib import Path
 import mmpretrain
 import numpy as np
 import pytest
+from demo_runs import read_config
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -235,12 +236,6 @@ LAYOUTS = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True)
-def _plain_config_text(monkeypatch):
-    """The Runner logs and dumps its config; beautifying that takes longer than the run."""
-    monkeypatch.setattr(Config, 'pretty_text', property(repr))
-
-
 def run(config):
     """What is logged of two iterations, and the accuracy after them."""
     runner = Runner.from_cfg(copy.deepcopy(config))
@@ -256,7 +251,7 @@ def run(config):
 def test_pfb_config_prunes_trains_and_validates(path, root, request, tmp_path):
     root = request.getfixturevalue(root)
     (path,) = [pruned for pruned in PFB if twin(pruned) == path and ratio(pruned) == 0.5]
-    config = shrink(Config.fromfile(path), root, tmp_path / 'work')
+    config = shrink(read_config(path), root, tmp_path / 'work')
     # The first batch seeds the centroids, the second is pruned.
     config.model.pfb.criterion.estimator.num_centroids = 4
     config.custom_hooks[-1].update(begin=0, end=1)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -73,36 +74,11 @@ class TestVersion:
         lines = dict(line.split(': ', 1) for line in told.stdout.splitlines())
         assert lines['pfb_mmseg'].startswith(f'{pfb_mmseg.__version__}')
         assert {'Python', 'platform', 'torch', 'CUDA', 'device', 'numpy'} < {*lines}
-        for module in ('mmengine', 'mmcv', 'mmseg'):
+        for module in ('mmengine', 'mmcv', 'mmseg', 'mmdet'):
             assert any(module in name for name in lines), module
-
-    @pytest.mark.parametrize('compiled', [False, True])
-    def test_tells_whether_a_model_of_mmdetection_can_run(self, tmp_path, compiled):
-        for name in ('mmcv', 'mmdet', 'onedl_mmdetection-3.5.1.dist-info'):
-            (tmp_path / name).mkdir()
-        for name in ('mmcv', 'mmdet'):
-            (tmp_path / name / '__init__.py').touch()
-        text = 'Metadata-Version: 2.1\nName: onedl-mmdetection\nVersion: 3.5.1\n'
-        (tmp_path / 'onedl_mmdetection-3.5.1.dist-info/METADATA').write_text(text)
-        if compiled:
-            (tmp_path / 'mmcv/_ext.py').touch()
-        told = pfb('--version', path=[tmp_path]).stdout
-        assert '\nmmdet: onedl-mmdetection 3.5.1\n' in told
-        expected = 'there' if compiled else 'not there, so that mmdet is of no use'
-        assert f'\ncompiled operations of mmcv: {expected}\n' in f'{told}\n'
-
-    def test_is_told_where_the_packages_do_not_work(self, tmp_path):
-        (tmp_path / 'mmseg').mkdir()
-        (tmp_path / 'mmseg/__init__.py').write_text('assert False')
-        for name in ('mmengine-0.10.7', 'mmcv-1.7.0'):
-            (tmp_path / f'{name}.dist-info').mkdir()
-            project, version = name.split('-')
-            text = f'Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n'
-            (tmp_path / f'{name}.dist-info/METADATA').write_text(text)
-        told = pfb('--version', path=[tmp_path])
-        assert told.returncode == 0, told.stderr
-        assert 'mmcv: 1.7.0' in told.stdout
-        assert '\nconflict: ' in told.stdout
+        compiled = find_spec('mmcv._ext') is not None
+        told_so = not lines['compiled operations of mmcv'].startswith('not')
+        assert told_so == compiled
 
     def test_what_does_not_fit_is_said_before_a_command_runs(self, tmp_path):
         (tmp_path / 'mmseg').mkdir()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 from rich.console import Console
+from rich.progress import Progress
 from test_tools import CONFIG, write_data
 
 import pfb_mmseg
@@ -28,7 +29,8 @@ val_evaluator = test_evaluator
 val_cfg = dict(type='ValLoop')
 param_scheduler = [dict(type='PolyLR', end=4, by_epoch=False)]
 default_hooks.update(logger=dict(type='LoggerHook', interval=3))
-model.update(pfb=dict(estimator=dict(num_centroids=4)), type='PFBEncoderDecoder')
+pfb = dict(criterion=dict(type='rare', estimator=dict(num_centroids=4)))
+model.update(pfb=pfb, type='PFBEncoderDecoder')
 custom_imports = dict(imports=['pfb_mmseg'])
 custom_hooks = [dict(type='PFBHook', begin=0, end=1.0)]
 """
@@ -185,7 +187,7 @@ class TestReuse:
     def train(self, tmp_path):
         """What was printed."""
         console = Console(width=500, file=io.StringIO())
-        with runs.progress_bar(console) as progress:
+        with Progress(console=console) as progress:
             runs.train(tmp_path / 'config.py', tmp_path / 'run', progress, 'one')
         assert runs.last_score(tmp_path / 'run') == ('mIoU', 50)
         return console.file.getvalue()

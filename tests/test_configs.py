@@ -11,6 +11,7 @@ import mmseg
 import numpy as np
 import pytest
 import torch
+from demo_runs import read_config
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -235,16 +236,11 @@ def losses(runner):
 
 
 class TestRunner:
-    @pytest.fixture(autouse=True)
-    def _plain_config_text(self, monkeypatch):
-        """The Runner logs and dumps its config; beautifying that takes longer than the run."""
-        monkeypatch.setattr(Config, 'pretty_text', property(repr))
-
     @LAYOUTS
     def test_pfb_config_prunes_trains_and_tests(self, path, root, request, tmp_path):
         root = request.getfixturevalue(root)
         (path,) = [pruned for pruned in PFB if twin(pruned) == path]
-        config = shrink(Config.fromfile(path), root, tmp_path / 'work')
+        config = shrink(read_config(path), root, tmp_path / 'work')
         assert len(config.tta_pipeline[1].transforms[0]) == 6
         # The first batch seeds the centroids, the second is pruned; of that, one process with plain
         # BN needs two images behind the global pooling of ASPP.

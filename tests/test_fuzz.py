@@ -72,7 +72,6 @@ PFB = st.fixed_dictionaries(
         'exit': mostly(st.sampled_from([None, 'auxiliary', 'own'])),
         'min_keep': mostly(st.integers(1, 9)),
         'score_scale': mostly(st.floats(0.1, 1)),
-        'score_dtype': mostly(st.sampled_from([None, 'bfloat16'])),
         'input_shape': mostly(st.tuples(st.just(3), st.integers(1, 99), st.integers(1, 99))),
         'seed': mostly(st.integers(0, 2**70)),
     },
@@ -80,7 +79,7 @@ PFB = st.fixed_dictionaries(
 
 
 @pytest.mark.usefixtures('one_thread')
-@examples(60)
+@examples(30)
 @given(
     pfb=PFB,
     num=st.integers(2, 7),
@@ -96,6 +95,7 @@ def test_any_options_give_a_sentence_or_a_step_on_some_of_the_images(
     cfg = {**tiny.model_cfg(), 'pfb': pfb}
     try:
         model = MODELS.build(cfg).train().to(dtype)
+        model.pfb.prepare()
     except (TypeError, ValueError) as error:
         assert re.search('expected|[Ss]et |use |leave |choose ', str(error)), error
         return
@@ -145,7 +145,7 @@ def streams(draw):
     ]
 
 
-@examples(200)
+@examples(150)
 # Found: noise on a density at the edge of float32 made a finite image as bad as a NaN.
 @example(
     stream=[torch.tensor(rows)[:, None] for rows in ([NAN], [NAN], [NAN, -0.3, -2.2, 0.6, -1.1])],

@@ -125,11 +125,11 @@ class TestHealth:
         return said
 
     def test_lost_time_is_told_of_once_there_are_enough_steps(self, said):
-        health, pruner = Health(), BatchPruner(0.5)
-        health.check(pruner.quota, pruner.estimator, 8, clock_of(blocked=1.25, num_blocked=10))
+        health, quota = Health(), BatchPruner(0.5).quota
+        health.check(quota, None, 8, clock_of(blocked=1.25, num_blocked=10))
         assert said == []
         for _ in range(2):
-            health.check(pruner.quota, pruner.estimator, 8, clock_of(blocked=1.25))
+            health.check(quota, None, 8, clock_of(blocked=1.25))
         (sentence,) = said
         assert '25% more time' in sentence and 'score_scale=0.5' in sentence
 

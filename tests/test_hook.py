@@ -3,7 +3,6 @@
 import re
 
 import diary_rank
-import numpy as np
 import processes
 import pytest
 import torch
@@ -64,22 +63,6 @@ def test_the_record_holds_what_happened(tmp_path):
     assert record.candidates.sum() == 6 * 4  # two iterations seed the centroids
     assert record.kept.sum() == 6 * 2
     assert all(path.startswith('demo/train/') for path in record.paths)
-    check_against_diaries(record, tmp_path)
-
-
-def test_an_interrupted_run_leaves_the_record_of_its_last_checkpoint_and_goes_on(tmp_path):
-    options = {'default_hooks.checkpoint.interval': 5, 'default_hooks.logger.interval': 4}
-    hooks = [dict(type='DiaryHook', fail_at=7), dict(type='PFBHook', begin=1, end=1.0)]
-    with pytest.raises(RuntimeError, match='went down'):
-        train(demo_config(tmp_path, custom_hooks=hooks, **options))
-    record = SelectionRecord.load(tmp_path / 'pfb_record.npz')
-    check_against_diaries(record, tmp_path, until=5)
-
-    hooks[0] = dict(type='DiaryHook')
-    config = demo_config(tmp_path, custom_hooks=hooks, **options)
-    config.resume = True
-    train(config)
-    record = SelectionRecord.load(tmp_path / 'pfb_record.npz')
     check_against_diaries(record, tmp_path)
 
 
@@ -165,26 +148,6 @@ def test_every_backend_of_the_visualizer_gets_the_scalars(tmp_path):
                  'time_saved', 'step_time_saved'):  # fmt: skip
         logged = {e['step']: e[f'pfb/{name}'] for e in entries if f'pfb/{name}' in e}
         assert logged and FakeBoard.received[f'pfb/{name}'] == logged
-
-
-def test_a_resumed_run_repeats_what_the_uninterrupted_one_did(tmp_path):
-    options = {'default_hooks.checkpoint.interval': 5}
-    hook = [dict(type='PFBHook', begin=1, end=1.0)]
-    whole = train(demo_config(tmp_path / 'whole', custom_hooks=hook, **options))
-    train(demo_config(tmp_path / 'cut', max_iters=12, custom_hooks=hook, **options))
-    # Start again from the checkpoint of iteration 5, as after a crash in iteration 6 to 9.
-    config = demo_config(tmp_path / 'cut', custom_hooks=hook, **options)
-    config.resume = True
-    config.load_from = str(tmp_path / 'cut' / 'iter_5.pth')
-    resumed = train(config)
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name
-    expected = SelectionRecord.load(tmp_path / 'whole' / 'pfb_record.npz')
-    record = SelectionRecord.load(tmp_path / 'cut' / 'pfb_record.npz')
-    assert record.paths == expected.paths
-    np.testing.assert_array_equal(record.kept, expected.kept)
-    np.testing.assert_array_equal(record.candidates, expected.candidates)
-    np.testing.assert_allclose(record.mean_score, expected.mean_score)
 
 
 def test_a_run_that_could_not_be_resumed_says_so_at_its_start_and_refuses_to_resume(

@@ -59,8 +59,9 @@ def watch(name, globals=None, *rest, **options):
     return real(name, globals, *rest, **options)
 
 builtins.__import__ = watch
-import pfb_mmseg, pfb_mmseg.report.versions
-pages = ('pfb_mmseg.report', 'pfb_mmseg.commands')
+import pfb_mmseg
+report = ('browse', 'images', 'page', 'plots', 'report', 'run', 'scan', 'scores')
+pages = ('pfb_mmseg.commands', *(f'pfb_mmseg.report.{name}' for name in report))
 found |= {module for module in sys.modules if module.startswith(pages)}
 print('found', found)
 """

@@ -27,9 +27,7 @@ def kept(work_dir):
 @pytest.mark.parametrize(
     'schedule',
     [
-        dict(begin=1, end=4, by_epoch=True),
         dict(begin=3, end=12),
-        dict(begin=0.2, end=0.8),
         dict(begin=1, end=0.8, by_epoch=True),
     ],
     ids=str,

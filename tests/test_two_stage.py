@@ -10,7 +10,6 @@ import pytest
 import torch
 import two_stage_rank
 from demo_runs import read_diaries, train
-from mmengine.config import Config
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from test_baselines import budget_of, method_config
 from torch.utils.data import DataLoader
@@ -296,10 +295,6 @@ def epoch_config(tmp_path):
 
 class TestRuns:
     """Twelve images in batches of four, of which half are trained on."""
-
-    @pytest.fixture(autouse=True)
-    def _plain_config_text(self, monkeypatch):
-        monkeypatch.setattr(Config, 'pretty_text', property(repr))
 
     def test_both_stages_are_counted(self, tmp_path, capfd):
         runner = train(method_config(tmp_path, 'two_stage', 0.75, log_level='INFO'))

@@ -195,7 +195,7 @@ def test_the_commands_of_an_installed_wheel_work_on_what_it_brings(outside):
     assert (outside.folder / 'run/pruning_report/index.html').is_file()
     options = ['--out', 'ranking', '--images', '2', '--cfg-options', *SMALL]
     outside('pfb', 'browse', DEMO, checkpoint, *options)
-    outside('pfb', 'benchmark', DEMO, '--steps', '3', '--warmup', '1', '--ratios', '0.5')
+    outside('pfb', 'benchmark', DEMO, '--steps', '3', '--ratios', '0.5')
     outside('pfb', 'export', checkpoint, 'plain')
     assert (outside.folder / 'plain/iter_6.pth').is_file()
 

@@ -4,13 +4,11 @@ from pathlib import Path
 
 import torch
 from demo_runs import distributed, train
-from mmengine.config import Config
 from mmengine.dist import get_rank
 from test_baselines import method_config
 
 
 def run(folder):
-    Config.pretty_text = property(repr)  # beautifying takes longer than the run
     config = method_config(Path(folder), 'two_stage', 0.75, max_iters=12)
     config.custom_hooks.append(dict(type='DiaryHook'))
     runner = train(distributed(config))

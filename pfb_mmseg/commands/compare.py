@@ -72,6 +72,7 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     check_counts(parser, args, 'gpus')
     from mmengine.device import get_device
     from rich.console import Console
+    from rich.progress import Progress
 
     from ..compare import comparison, rows, runs
     from .launch import named_config
@@ -92,6 +93,6 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     console = Console()
-    with runs.progress_bar(console) as progress:
+    with Progress(console=console) as progress:
         outcomes = runs.run_all(planned, args.seeds, root, progress, args.gpus, time)
     comparison.report(outcomes, planned[0].name, root, console, time)

@@ -21,7 +21,7 @@ from rich.table import Table
 from ..report.versions import this_code
 
 # By which runs are made equally long: what BudgetHook calls it, and what the table does.
-TIMES = {'cpu': ('cpu_seconds', 'CPU'), 'wall': ('seconds', 'wall clock')}
+TIMES = {'cpu': ('cpu_seconds', 'CPU time'), 'wall': ('seconds', 'wall clock')}
 # Of the columns, behind that of the metric.
 HEADINGS = {
     'difference': 'paired difference',

@@ -42,8 +42,8 @@ OHEM_THRESHOLD, OHEM_SHARE = 0.7, 100_000 / (512 * 1024)
 
 DESCRIPTIONS = {
     'full': 'all images',
-    'short': 'all images, schedule compressed to the time that a pruned run took',
-    'small': 'all images in batches of the size that is kept: random choice without its loading',
+    'short': 'all images, with the schedule shortened to the time that a pruned run took',
+    'small': 'all images, in batches of the size that PFB keeps',
     'hard': 'PFB as recommended: highest losses of an early exit, which teaches on all images',
     'hard_only': 'PFB by the highest losses of an early exit, without its teaching',
     'rare': 'PFB as in the paper: the images of lowest density',
@@ -58,7 +58,7 @@ DESCRIPTIONS = {
     'infobatch': 'InfoBatch†: threshold at the 95th percentile, the actual ratio as the others',
     'infobatch_mean': 'InfoBatch*: threshold at the mean, about half the ratio',
     'orderdp': 'OrderDP: of a random pool the highest last-seen losses, shares to make the ratio',
-    'seta': 'SeTa: a window of groups by loss slides from easy to hard; about the ratio',
+    'seta': 'SeTa: a window of groups by loss that slides from easy to hard; about the ratio',
     'rcs': 'all images by rare class sampling (DAFormer): a class is drawn, then an image of it',
     'ohem': 'all images, with the loss of the hardest pixels only (OHEM)',
 }
@@ -91,6 +91,7 @@ def apply_method(
     if method in ('full', 'short', 'rcs', 'ohem'):
         remove_pfb(cfg)
         if method == 'rcs':
+            full_iters(cfg)  # its epochs have no end
             cfg.train_dataloader.sampler = dict(type='RareClassSampler')
             add_import(cfg)
         elif method == 'ohem':

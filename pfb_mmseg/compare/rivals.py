@@ -45,9 +45,6 @@ class FixedPartSampler(ScoreSampler):
         num_kept = max(1, round((1 - self.prune_ratio) * self.size))
         return shuffled(torch.randperm(self.size, generator=once)[:num_kept], generator), None
 
-    def __str__(self) -> str:
-        return f'a random part of the data, {1 - self.prune_ratio:.1%}, drawn once'
-
 
 @DATA_SAMPLERS.register_module()
 class InfoBatchSampler(ScoreSampler):
@@ -102,13 +99,6 @@ class InfoBatchSampler(ScoreSampler):
         indices = shuffled(stay.nonzero().flatten(), generator)
         return indices, weights[indices]
 
-    def __str__(self) -> str:
-        threshold = 'mean' if self.percentile is None else f'{self.percentile:g}th percentile'
-        return (
-            f'InfoBatch: {self.prune_ratio:.0%} of the samples with a loss below the {threshold} '
-            f'are left out of the epochs after the first and before {self.delta:.1%} of the run'
-        )
-
 
 @DATA_SAMPLERS.register_module()
 class OrderDPSampler(ScoreSampler):
@@ -143,12 +133,6 @@ class OrderDPSampler(ScoreSampler):
         # Stable: equals stay in the random order of the pool.
         hardest = hardness.argsort(descending=True, stable=True)
         return shuffled(drawn[hardest[: max(1, int(self.share * num_pool))]], generator), None
-
-    def __str__(self) -> str:
-        return (
-            f'OrderDP: an epoch trains on the {self.share:.1%} with the highest last-seen losses '
-            f'of {self.pool:.1%} of the samples, drawn at random'
-        )
 
 
 def pool_and_share(prune_ratio: float) -> tuple[float, float]:
@@ -215,14 +199,6 @@ class SeTaSampler(ScoreSampler):
         width = max(1, round(len(groups) * self.window))
         start = epoch % (len(groups) - width + 1)
         return shuffled(drawn[torch.cat(groups[start : start + width])], generator), None
-
-    def __str__(self) -> str:
-        width = max(1, round(self.num_groups * self.window))
-        return (
-            f'SeTa: an epoch leaves out {self.prune_ratio:.1%} of the samples at random and trains '
-            f'on {width} of {self.num_groups} groups of the others, a window that slides from easy '
-            f'to hard; the first epoch and those after {self.delta:.1%} of the run have no window'
-        )
 
 
 def has_window(epoch: int, num_epochs: float, delta: float = DELTA) -> bool:

@@ -12,8 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from ..report import METRICS, read_scalars
 from ..report.versions import this_code
@@ -34,17 +33,6 @@ def last_score(work_dir: Path) -> tuple[str | None, float | None]:
     logged = val[-1] if val else {}
     found = ((name, logged[key]) for name, key in METRICS.items() if key in logged)
     return next(found, (None, None))
-
-
-def progress_bar(console: Console) -> Progress:
-    """Of a run, and of all of them."""
-    return Progress(
-        TextColumn('{task.description}'),
-        BarColumn(),
-        TextColumn('{task.completed}/{task.total}'),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 def run_all(
@@ -148,7 +136,7 @@ def train(
     made_from = {'command': command, 'config': Path(config).read_text(), 'code': code['digest']}
     if stamp.is_file():
         found = json.loads(stamp.read_text())
-        by = found.pop('version')
+        by = found.pop('version', 'an older version')
         if found == made_from:
             _say(progress, f'{name}: reused, finished before by {by}')
             return

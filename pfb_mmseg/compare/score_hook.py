@@ -45,7 +45,7 @@ class ScoreSamplerHook(Hook):
         self.full_iters = full_iters
 
     def before_train(self, runner) -> None:
-        """Refuse what cannot work; say how the samples are chosen."""
+        """Refuse what cannot work; say how long the sampler's schedule is."""
         loader = runner.train_dataloader
         self._sampler = loader.sampler
         if not isinstance(self._sampler, ScoreSampler):
@@ -63,8 +63,8 @@ class ScoreSamplerHook(Hook):
         epochs = full_iters * loader.batch_size * get_world_size() / self._sampler.size
         self._sampler.num_epochs = epochs
         print_log(
-            f'{self._sampler}; the schedule is {runner.max_iters} iterations for the candidates of '
-            f'{full_iters} ({epochs:.1f} epochs).',
+            f'{type(self._sampler).__name__} chooses what is loaded; the schedule is '
+            f'{runner.max_iters} iterations in place of {full_iters} ({epochs:.1f} epochs)',
             'current',
         )
 

@@ -90,9 +90,6 @@ class ScoreSampler(Sampler, ABC):
         """Samples that those trained on so far were chosen from, over all processes."""
         return self._num_drawn * self.size - float(self._stream[:, _STAND_FOR].sum())
 
-    def __str__(self) -> str:
-        return type(self).__name__
-
     def __iter__(self) -> Iterator[int]:
         self._handed_out = 0
         while True:

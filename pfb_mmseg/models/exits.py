@@ -46,6 +46,7 @@ class Exit(ABC):
         ready (bool): whether its losses tell anything yet.
         behind (bool): whether it reads a module that runs after the blocking point.
         head_index (int | None): which auxiliary head of the model it is; None for none.
+        leaves_graph (bool): whether the pass that was captured last can be gone back through.
     """
 
     ready = True
@@ -55,6 +56,7 @@ class Exit(ABC):
     def __init__(self, point: BlockingPoint) -> None:
         self.point = point
         self._output: Any = None
+        self.leaves_graph = False
 
     @property
     def module(self) -> nn.Module:
@@ -75,6 +77,7 @@ class Exit(ABC):
 
         def remember(module: nn.Module, args: Any, output: Any) -> None:
             self._output = output
+            self.leaves_graph = torch.is_grad_enabled()
 
         handle = self.module.register_forward_hook(remember)
         try:

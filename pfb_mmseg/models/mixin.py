@@ -100,6 +100,7 @@ class BlockedStep(ModelCandidates):
         self._model = model
         self._pfb: PartialForwardBlocking = model.pfb
         self._plain_loss = plain_loss
+        self._with_gradient = torch.is_grad_enabled()
         self._vectors: Tensor | None = None
         self._exit_losses: Tensor | None = None
         self._training: Losses = {}
@@ -232,6 +233,13 @@ class BlockedStep(ModelCandidates):
     def _take_exit(self, size: tuple[int, int]) -> None:
         """What the early exit makes of the images of the pass that has just run."""
         pfb = self._pfb
+        if self._weight > 0 and self._with_gradient and not pfb.exit.leaves_graph:
+            raise ValueError(
+                f'exit_loss_weight={self._weight:g} cannot train what leads to {pfb.point.path}, '
+                'which runs without gradient: activation checkpointing of the whole backbone '
+                'is reentrant. Checkpoint its stages one by one, activation_checkpointing='
+                "['backbone.layer1', ...], or set exit_loss_weight=0"
+            )
         self._exit_losses, self._training = pfb.exit.losses(self.samples, size, self._weight)
         pfb.taught_head = pfb.exit.head_index if self._training else None
 
