@@ -239,14 +239,3 @@ def test_overflowing_gradients_skip_the_step_and_the_next_ones_are_blocked_as_ev
     assert moved == [False, True, True]
     assert all(p.isfinite().all() for p in model.parameters())
     assert model.pfb.pruner.estimator.centroids.isfinite().all()
-
-
-def test_features_that_overflow_are_dropped_first_and_change_no_centroid():
-    model = tiny.build()
-    images = tiny.images()
-    images[2] = torch.finfo(torch.float32).max
-    model.loss(images, tiny.samples())
-    selection = model.pfb.selection
-    assert selection.score.isfinite().tolist() == [i != 2 for i in range(8)]
-    assert 2 not in selection.indices.tolist()
-    assert model.pfb.pruner.estimator.centroids.isfinite().all()
