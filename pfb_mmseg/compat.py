@@ -70,7 +70,7 @@ def check_openmmlab() -> str | None:
 
     Returns:
         None if it can. If mmengine, mmcv or mmseg is not installed: the message that was given as
-        an :class:`OpenMMLabMissingWarning`.
+        an :class:`OpenMMLabMissingWarning`, if MMEngine is there.
 
     Raises:
         ImportError: all are installed but cannot work, alone or together.
@@ -80,7 +80,8 @@ def check_openmmlab() -> str | None:
     if missing:
         reason = f'{", ".join(missing)} not installed (pfb_mmseg.core and .blocking work without)'
         message = describe(reason, found)
-        warnings.warn(message, OpenMMLabMissingWarning, stacklevel=3)
+        if 'mmengine' not in missing:  # without it nobody can ask for what needs MMSegmentation
+            warnings.warn(message, OpenMMLabMissingWarning, stacklevel=3)
         return message
     conflict = find_conflict(found)
     if conflict:

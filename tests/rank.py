@@ -117,7 +117,7 @@ def follow():
         mine = part(whole_batch(iteration, world_size), rank, iteration)
         with chosen.select(FeatureCandidates(mine)) as decision:
             rows, selection = decision.take(mine), decision.selection
-        steps.append(dict(rows=rows, kept=selection.kept, log_density=selection.log_density))
+        steps.append(dict(rows=rows, kept=selection.kept, log_density=selection.score))
     return dict(steps=steps, step=chosen.step, state=chosen.state_dict())
 
 

@@ -197,8 +197,8 @@ class TestSelectSamples:
 class WaitingPruner(BatchPruner):
     """What a careless change would be."""
 
-    def select(self, candidates):
-        decision = super().select(candidates)
+    def select(self, candidates, trial=False):
+        decision = super().select(candidates, trial)
         decision.selection.indices.tolist()
         return decision
 

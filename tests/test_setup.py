@@ -103,20 +103,19 @@ class TestResume:
 class TestImport:
     HIDE = "import sys; sys.modules.update(dict.fromkeys(['mmengine', 'mmcv', 'mmseg']));"
 
-    def test_core_and_blocking_need_torch_alone_and_the_rest_is_warned_of_once(self):
+    def test_core_and_blocking_need_torch_alone(self):
         output = python(
             f'{self.HIDE} sys.modules["torchvision"] = None;'
             'import pfb_mmseg, pfb_mmseg.blocking; from pfb_mmseg.core import BatchPruner;'
             'print(BatchPruner(0.5, criterion="random").num_keep(4))'
         )
         assert output.splitlines()[-1] == '2'
-        assert output.count('OpenMMLabMissingWarning') == 1
+        assert 'Warning' not in output
 
     def test_what_needs_openmmlab_says_what_is_missing_when_it_is_asked_for(self):
         output = python(f'{self.HIDE} from pfb_mmseg import PFBHook', status=1)
-        message = re.search('OpenMMLabMissingWarning: (.+)', output)[1]
+        message = re.search('ImportError: (.+)', output)[1]
         assert 'mmengine, mmcv, mmseg not installed' in message
-        assert f'ImportError: {message}' in output
 
     def test_a_stack_that_refuses_itself_is_an_error_with_a_message(self, tmp_path):
         (tmp_path / 'mmseg').mkdir()

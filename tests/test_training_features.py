@@ -124,7 +124,7 @@ def gap(selection):
 
     bfloat16 moves those of the runs here by up to 0.1, of the single steps by up to 2.
     """
-    last_kept, first_dropped = selection.log_density.sort().values[len(selection.indices) - 1 :][:2]
+    last_kept, first_dropped = selection.score.sort().values[len(selection.indices) - 1 :][:2]
     return first_dropped - last_kept
 
 

@@ -37,7 +37,7 @@ def try_blocked_step(runner, pfb: PartialForwardBlocking) -> None:
         return  # a stream: what was taken from it would be missing in training
     with _python_random_state_kept(), pfb.trying():
         batch = _first_batch(runner.train_dataloader)
-        wrapper = runner.optim_wrapper
+        wrapper = getattr(runner, 'optim_wrapper', None)
         precision = isinstance(wrapper, OptimWrapper)
         with wrapper.optim_context(model) if precision else nullcontext():
             data = model.data_preprocessor(batch, True)
