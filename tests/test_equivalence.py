@@ -97,8 +97,9 @@ class TestTwoPass:
         model = tiny.build()
         modes = {name: module.training for name, module in model.named_modules()}
         before, state = norm_buffers(model), torch.get_rng_state()
-        step = BlockedStep(model, tiny.images(), tiny.samples())
-        step.choose(super(PFBMixin, model).loss)
+        plain_loss = super(PFBMixin, model).loss
+        step = BlockedStep(model, tiny.images(), tiny.samples(), plain_loss)
+        step.choose()
         step.finish({})
         assert len(model.pfb.selection.indices) == 4
         assert_close(norm_buffers(model), before, rtol=0, atol=0)

@@ -129,6 +129,8 @@ def test_an_exported_classifier_predicts_bit_for_bit_the_same_with_mmpretrain_al
 def test_of_a_data_set_that_is_left_out_the_pipeline_stays_for_mmpretrain_to_predict_with():
     config = 'benchmarks/configs/cifar10/resnet18-small_pfb-p50_1xb128-8e_cifar10-jpeg.py'
     cfg = Config.fromfile(ROOT / config)
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.type = 'PFBDemoDataset'
     changes = plain_config(cfg)
     assert 'train_dataloader' not in cfg and 'test_evaluator' not in cfg
     assert cfg.test_dataloader == dict(dataset=dict(pipeline=[dict(type='PackInputs')]))

@@ -1,10 +1,12 @@
 """A blocked step must not make the host wait for the device. Watched on the CPU, op by op."""
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
+from mmengine.dataset import pseudo_collate
 from mmengine.hooks import RuntimeInfoHook
 from mmengine.logging import MessageHub
 from mmengine.runner import get_priority
@@ -14,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from pfb_mmseg.core import BatchPruner, Candidates
+from pfb_mmseg.data.places import PLACE
 from pfb_mmseg.hooks import PFBHook, PFBLogHook, PFBRecordHook
 from pfb_mmseg.models import samples as samples_module
 from pfb_mmseg.models.samples import select_samples
@@ -250,7 +253,8 @@ class TestLoss:
         model = build(pfb)
         plain = syncs(tiny.plain_twin(model).loss, tiny.images(4), tiny.samples(4))
         assert plain
-        assert syncs(model.loss, tiny.images(), tiny.samples()) == plain
+        # An auxiliary head that teaches computes no accuracy, for which the plain one waits.
+        assert Counter(syncs(model.loss, tiny.images(), tiny.samples())) <= Counter(plain)
 
     def test_is_caught_where_the_pruner_waits(self, pfb, no_accuracy):
         model = build(pfb)
@@ -259,9 +263,12 @@ class TestLoss:
 
 
 class Images(list):
-    """A data set, as far as the hook asks."""
+    """A data set, as far as the hook asks, also for the step that it tries before training."""
 
     metainfo = {'classes': tuple('abcde')}
+
+    def __getitem__(self, index):
+        return dict(inputs=tiny.images(1)[0], data_samples=tiny.samples(1)[0])
 
 
 class Trainer:
@@ -269,7 +276,9 @@ class Trainer:
 
     def __init__(self, model):
         self.model, self.iter, self.max_iters, self.hooks = model, 0, 1000, []
-        self.train_dataloader = DataLoader(Images(range(8)), batch_size=8)
+        self.train_dataloader = DataLoader(
+            Images(range(8)), batch_size=8, collate_fn=pseudo_collate
+        )
         self.train_loop = self  # with its length
         self.record_hook = PFBRecordHook()
         self.hooks += [PFBHook(begin=0), PFBLogHook(interval=100), self.record_hook]
@@ -288,6 +297,8 @@ class TestHook:
         model = tiny.build({'strategy': strategy})
         trainer = Trainer(model)
         images, samples = tiny.images(), tiny.samples()
+        for place, sample in enumerate(samples):
+            sample.set_metainfo({PLACE: place})
         batch = dict(inputs=images, data_samples=samples)
 
         def step():
