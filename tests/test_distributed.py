@@ -224,7 +224,8 @@ class TestTeaching:
                 total = total + tiny.total(twin.auxiliary_head.loss(narrowed, kept, {}))
             (total / len(seen)).backward()
         expected = tiny.gradients(twin)
-        tolerance = dict(rtol=1e-4, atol=1e-7) if own else dict(rtol=1e-9, atol=1e-12)
+        # An exit of its own computes in float32; the auxiliary head does so in its loss alone.
+        tolerance = dict(rtol=1e-4, atol=1e-7) if own else dict(rtol=1e-5, atol=1e-8)
         for one in seen:
             assert_close(one['gradients'], expected, **tolerance)
 
