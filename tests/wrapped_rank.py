@@ -4,6 +4,7 @@ What it saw goes to FOLDER/<rank>.pt.
 """
 
 import time
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from pfb_mmseg.report import SelectionRecord
 
-STEPS = 5
+STEPS = 3
 BATCH = 6  # images per rank
 SAVED = 6  # iterations before the checkpoint of a run with MMEngine
 # Options of PFB by name: the paper's step, and those in which an early exit teaches.
@@ -133,9 +134,8 @@ def clean(name):
     return name
 
 
-def train(pfb, wrap):
+def train(model, wrap):
     """The images kept in each step, the losses, the weights and the state behind the last."""
-    model = build(pfb)
     wrapped = wrap(model)
     optimizer = torch.optim.SGD(wrapped.parameters(), 0.05, momentum=0.9)
     kept, losses = [], []
@@ -178,13 +178,13 @@ def save(seen, folder):
 
 def wrappers(folder):
     torch.set_default_dtype(torch.float64)
-    seen = {
-        (way, name): train(pfb, wrap)
-        for way, pfb in WAYS.items()
-        for name, wrap in WRAPPERS.items()
-    }
+    seen = {}
+    for way, pfb in WAYS.items():
+        model = build(pfb)
+        for name, wrap in WRAPPERS.items():
+            seen[way, name] = train(deepcopy(model), wrap)
     torch.set_default_dtype(torch.float32)
-    save(seen | {'half': train(WAYS['two_pass'], half)}, folder)
+    save(seen | {'half': train(build(WAYS['two_pass']), half)}, folder)
 
 
 @MODEL_WRAPPERS.register_module()
