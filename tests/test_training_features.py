@@ -384,7 +384,7 @@ class TestExponentialMovingAverage:
                 assert torch.equal(found['centroids'], live.centroids.cpu()), name
                 assert torch.equal(found['counts'], live.counts.cpu()), name
         before, after = (r.model.pfb.pruner.estimator.counts.sum() for r in (first, runner))
-        assert after > before > 0
+        assert before > 0 and after > 0  # load_from alone starts with a new estimate
 
     @pytest.mark.parametrize('update_buffers', [False, True], ids=['parameters', 'buffers too'])
     def test_checkpoint_holds_the_live_exit(self, tmp_path, update_buffers):

@@ -3,6 +3,8 @@
 Two real processes over gloo, in float64: no rounding error meets a tie between two images.
 """
 
+from pathlib import Path
+
 import numpy as np
 import processes
 import pytest
@@ -110,6 +112,8 @@ def flexible(config, strategy, **options):
     config.strategy = strategy
     config.launcher = 'none'
     config.env_cfg = dict(cudnn_benchmark=False)
+    # Runs that start in one second would share a log file: MMEngine names it after the time.
+    config.experiment_name = Path(config.work_dir).as_posix().replace('/', '-')
     runner = FlexibleRunner.from_cfg(config)
     runner.train()
     return runner
