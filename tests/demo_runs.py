@@ -1,5 +1,6 @@
 """The demo configuration cut down to runs of a few seconds, for the tests that need a Runner."""
 
+import itertools
 import json
 import os
 import re
@@ -26,6 +27,7 @@ import pfb_mmseg  # noqa: F401  registers its types
 from pfb_mmseg.compat import find_distributions, why_no_resume
 
 ROOT = Path(__file__).parents[1]
+_NUMBERS = itertools.count()
 DEMO_CONFIG = ROOT / 'configs/demo/fcn_r18-d8_pfb-p50_1xb16-300i_demo-64x64.py'
 
 
@@ -67,6 +69,8 @@ def demo_config(work_dir: Path, max_iters: int = 12, **options) -> Config:
     for step in config.train_dataloader.dataset.pipeline:
         if step.type == 'RandomFlip':
             step.prob = 0.0
+    # Runs that start in one second would share logger and scalars: MMEngine names them by the time.
+    config.experiment_name = f'run-{next(_NUMBERS)}'
     return config
 
 
