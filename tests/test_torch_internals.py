@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from pfb_mmseg.blocking.torch_internals import in_backward, is_checkpointed
+from pfb_mmseg.blocking.torch_internals import at_end_of_backward, in_backward, is_checkpointed
 
 
 @pytest.mark.parametrize('reentrant', [True, False])
@@ -22,3 +22,12 @@ def test_a_pass_that_will_be_run_again_is_told_from_one_that_will_not(reentrant)
     assert plain == (False, False)
     assert first == (True, False)
     assert again[1]
+
+
+def test_what_is_to_be_called_when_a_backward_pass_is_over_finds_its_gradients():
+    x = torch.ones(2, requires_grad=True)
+    seen = []
+    y = x * 2
+    y.register_hook(lambda gradient: at_end_of_backward(lambda: seen.append(x.grad.clone())))
+    y.sum().backward()
+    assert len(seen) == 1 and torch.equal(seen[0], torch.full((2,), 2.0))
