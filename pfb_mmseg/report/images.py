@@ -20,10 +20,8 @@ _SHADE = 0.5  # of the labels over the image
 
 
 class ImageSet:
-    """Every sample of a data set, loaded without augmentation.
-
-    A sample goes by its place: data sets that ConcatDataset joins are counted one after the other,
-    and what RepeatDataset repeats is one sample. Several samples may be of one file.
+    """Every sample of a data set, loaded without augmentation. It goes by its place, see
+    :class:`Places`; several samples may be of one file.
 
     Args:
         config: of the run.
@@ -65,12 +63,9 @@ class ImageSet:
             image_name(info.get('img_path'), place) for place, info in enumerate(self.infos)
         ]
         self._num_of_path = Counter(self.paths)
-        classified = any('gt_label' in info for info in self.infos)
-        self.truth = (
-            'their classes beside their names'
-            if classified
-            else ('the ground truth drawn over them')
-        )
+        self.truth = 'the ground truth drawn over them'
+        if any('gt_label' in info for info in self.infos):
+            self.truth = 'their classes beside their names'
 
     def holds(self, place: int, path: str) -> bool:
         """Whether this sample is of this file, as it was when a run recorded it."""
