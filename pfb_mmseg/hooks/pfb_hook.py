@@ -83,7 +83,6 @@ class PFBHook(Hook):
         if not is_sharded(runner.model, unwrapped(runner.model)):
             self._pfb.prepare()
             try_blocked_step(runner, self._pfb)
-        batch_sampler = runner.train_dataloader.batch_sampler
         batch_size = full_batch(runner.train_dataloader)
         num_ranks = self._pfb.pruner.ranks.size
         self._pfb.start_run(batch_size)
@@ -97,9 +96,9 @@ class PFBHook(Hook):
             f'{runner.max_iters}. {describe_quota(self._pfb.quota, batch_size, num_ranks)}',
             logger='current',
         )
-        if isinstance(batch_sampler, PFBBatchSampler):
-            self._loading = Loading(batch_sampler, self._pfb)
-            self._loading.start(runner, self._begin, self._end, self._loading_state)
+        if isinstance(runner.train_dataloader.batch_sampler, PFBBatchSampler):
+            schedule = self._begin, self._end
+            self._loading = Loading(runner, self._pfb, *schedule, self._loading_state)
             print_log(self._loading.describe(), logger='current')
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:

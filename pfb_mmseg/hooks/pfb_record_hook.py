@@ -116,9 +116,10 @@ class PFBRecordHook(Hook):
             self._told = True
             print_log(
                 f'{unknown} of {len(places)} images that loss was given do not tell which samples '
-                'of the training data set they are. They have no row in the record. If they are of '
-                'the data set, let its packing transform pack the index: '
-                'PackSegInputs(meta_keys=(..., "img_path", "sample_idx")).',
+                'of the training data set they are. They have no row in the record, and a '
+                'PFBBatchSampler loads them as if they were never scored. If they are of the data '
+                'set, let its packing transform pack the index: PackSegInputs(meta_keys=(..., '
+                '"img_path", "sample_idx")).',
                 logger='current',
                 level=logging.WARNING,
             )
