@@ -209,7 +209,6 @@ class TestStepClock:
         clock = self.clock(monkeypatch, *full, (False, 0.5, 0.5), (False, 1.5, 0.5))
         assert clock.step_time_saved == pytest.approx(2 * 0.5 / 5)
         assert clock.time_saved == pytest.approx(2 * (1.5 - 1.5) / (5 * 1.5))
-        assert clock.waiting_share == pytest.approx(1 / 1.5)
 
     def test_what_is_no_training_is_no_wait(self, monkeypatch):
         now = 0.0
@@ -243,4 +242,3 @@ class TestStepClock:
         other.load_state_dict(clock.state_dict())
         assert other.time_saved == clock.time_saved is not None
         assert other.step_time_saved == clock.step_time_saved is not None
-        assert other.waiting_share == clock.waiting_share

@@ -17,19 +17,6 @@ _ENOUGH_STEPS = 50
 _ARRIVES = 0.75
 # Share of the run that must be lost before the loader is named.
 _WORTH_TELLING = 0.03
-_SHALLOW = (
-    'running all images up to the blocking point takes longer than dropping some of them saves. '
-    'Try an earlier block_after or a larger prune_ratio; with strategy="two_pass" also '
-    'score_scale=0.5.'
-)
-# Why a step is not shorter, and what helps, by the criterion's scoring pass.
-_LOST = {
-    'none': 'the choice takes longer than dropping some images saves. Try a larger prune_ratio.',
-    'shallow': _SHALLOW,
-    'exit': _SHALLOW,
-    'whole': 'scoring, a forward pass of the whole network, takes longer than dropping images '
-    "saves. Try criterion='hard', which runs the shallow part alone, or a larger prune_ratio.",
-}
 
 
 class Health:
@@ -47,13 +34,8 @@ class Health:
             self._scored += 1
             self._differing += np.ptp(finite) > _EQUAL * max(1, np.abs(finite).max())
 
-    def check(self, clock: StepClock, scoring_pass: str) -> None:
-        """Warn of what went wrong since the last call.
-
-        Args:
-            clock: what has been saved so far.
-            scoring_pass: of the criterion, see :class:`Criterion`.
-        """
+    def check(self, clock: StepClock) -> None:
+        """Warn of what went wrong since the last call, or of the time lost so far."""
         if self._scored and not self._differing:
             self._tell(
                 'equal scores',
@@ -69,15 +51,16 @@ class Health:
         if of_steps < 0:
             self._tell(
                 'time lost',
-                f'PFB has cost {-of_steps:.0%} more time than full steps would have taken: '
-                + _LOST[scoring_pass],
+                f'PFB has cost {-of_steps:.0%} more time than full steps would have taken: looking '
+                'at all images takes longer than dropping some of them saves. Try a larger '
+                'prune_ratio, or a cheaper look: an earlier block_after, score_scale=0.5 with '
+                "strategy='two_pass', or criterion='hard' where the whole network is asked.",
             )
         elif saved is not None and saved < min(_ARRIVES * of_steps, of_steps - _WORTH_TELLING):
             self._tell(
                 'loader',
                 f'blocking saves {of_steps:.0%} of the time of the training steps, but the run is '
-                f'only {max(saved, 0):.0%} shorter: {clock.waiting_share:.0%} of the time of a '
-                'blocked iteration passes between the steps, mostly waiting for the data loader. '
+                f'only {max(saved, 0):.0%} shorter: the steps wait for the data loader. '
                 'Raise train_dataloader.num_workers, with persistent_workers=True, make the '
                 'pipeline cheaper, or leave images out before they are loaded, '
                 "train_dataloader=dict(batch_sampler=dict(type='PFBBatchSampler')).",

@@ -97,8 +97,7 @@ class PFBHook(Hook):
             logger='current',
         )
         if isinstance(runner.train_dataloader.batch_sampler, PFBBatchSampler):
-            schedule = self._begin, self._end
-            self._loading = Loading(runner, self._pfb, *schedule, self._loading_state)
+            self._loading = Loading(runner, self._pfb, self._begin, self._end, self._loading_state)
             print_log(self._loading.describe(), logger='current')
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:

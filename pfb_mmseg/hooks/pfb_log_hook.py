@@ -74,7 +74,7 @@ class PFBLogHook(Hook):
                 self._health.see_scores(selection.score.numpy())
         if entry_is_due(runner, batch_idx):
             add_entry(runner, batch_idx, self._scalars())
-            self._health.check(self.clock, pfb.pruner.criterion.scoring_pass)
+            self._health.check(self.clock)
 
     def before_val_epoch(self, runner) -> None:
         self.clock.pause()

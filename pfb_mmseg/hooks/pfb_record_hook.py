@@ -59,9 +59,8 @@ class PFBRecordHook(Hook):
         check_only_one(runner.hooks, self)
         self._ranks = self._pfb.pruner.ranks
         dataset = runner.train_dataloader.dataset
-        self._classes = [
-            str(name) for name in getattr(dataset, 'metainfo', {}).get('classes') or ()
-        ]
+        classes = getattr(dataset, 'metainfo', {}).get('classes') or ()
+        self._classes = [str(name) for name in classes]
         # Before the loader starts its workers, which then tell the place of each sample.
         self._places = Places(dataset)
         self._told = False
@@ -95,10 +94,9 @@ class PFBRecordHook(Hook):
             return
         self.record.merge(self._fresh)
         self._fresh = SelectionRecord(self._classes)
-        record = self.record.to_bytes()
-        write_atomically(Path(runner.work_dir) / RECORD_NAME, record)
-        as_tensor = torch.frombuffer(bytearray(record), dtype=torch.uint8)
-        part_to_save(checkpoint)['record'] = as_tensor
+        data = self.record.to_bytes()
+        write_atomically(Path(runner.work_dir) / RECORD_NAME, data)
+        part_to_save(checkpoint)['record'] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         part = part_to_resume(runner, checkpoint)

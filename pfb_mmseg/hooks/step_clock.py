@@ -70,7 +70,8 @@ class StepClock:
         """
         if not self.full_times or not self.num_blocked:
             return None
-        return self._saved(statistics.median(self.full_times), self._mean_blocked_time)
+        full = statistics.median(self.full_times)
+        return self._saved(full, self.blocked_time / self.num_blocked)
 
     @property
     def time_saved(self) -> float | None:
@@ -82,21 +83,8 @@ class StepClock:
         if not self.full_waits or not self.num_blocked_waits:
             return None
         full = statistics.median(self.full_times) + statistics.fmean(self.full_waits)
-        return self._saved(full, self._mean_blocked_time + self._mean_blocked_wait)
-
-    @property
-    def waiting_share(self) -> float:
-        """Share of the wall clock of blocked iterations that is spent waiting, in [0, 1]."""
-        wait = self._mean_blocked_wait
-        return wait / ((self._mean_blocked_time + wait) or 1)
-
-    @property
-    def _mean_blocked_time(self) -> float:
-        return self.blocked_time / max(1, self.num_blocked)
-
-    @property
-    def _mean_blocked_wait(self) -> float:
-        return self.blocked_wait / max(1, self.num_blocked_waits)
+        wait = self.blocked_wait / self.num_blocked_waits
+        return self._saved(full, self.blocked_time / self.num_blocked + wait)
 
     def _saved(self, full: float, blocked: float) -> float:
         return self.num_blocked * (full - blocked) / (self.num_steps * full)

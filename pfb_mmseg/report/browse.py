@@ -12,7 +12,6 @@ from torch import Tensor
 from ..progress import track
 from . import page
 from .images import ImageSet
-from .page import Picture
 from .scores import words_for
 
 
@@ -48,11 +47,8 @@ def write_ranking(
             writer.writerow([rank, i, images.paths[i], f'{values[i]:.4f}'])
 
     def show(chosen: np.ndarray) -> str:
-        pictures = []
-        for i in track(chosen[:num_images], 'Drawing images'):
-            remark = '; '.join([*images.classes_of(i), f'{words.label} {values[i]:.3g}'])
-            pictures.append(Picture(images.picture(i), images.title(i), remark))
-        return page.gallery(pictures)
+        shown = track(chosen[:num_images], 'Drawing images')
+        return page.gallery([images.entry(i, f'{words.label} {values[i]:.3g}') for i in shown])
 
     scored = order[np.isfinite(values[order])]
     content = page.page(

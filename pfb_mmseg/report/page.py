@@ -12,25 +12,25 @@ _STYLE = """
 * { box-sizing: border-box }
 body { margin: 0; background: var(--back); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif }
-main { max-width: 1180px; margin: 0 auto; padding: 28px 20px 60px }
+main { max-width: 1180px; margin: 0 auto; padding: 24px 14px 50px }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0; overflow-wrap: anywhere }
 h2 { font-size: 1.05rem; margin: 0 0 2px }
 p { margin: 0 0 12px; color: var(--soft); font-size: .92rem; max-width: 75ch }
 .status { margin: 4px 0 20px }
-.tiles { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)) }
+.tiles { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)) }
 .tile, section, .note { background: #fff; border: 1px solid var(--line); border-radius: 10px }
 .tile { padding: 12px 16px }
 .tile b { display: block; font-size: 1.6rem; line-height: 1.3; color: var(--accent) }
 .tile span { color: var(--soft); font-size: .85rem }
 .note { padding: 10px 16px; margin-top: 12px; border-left: 4px solid var(--accent) }
-.columns { columns: 2; column-gap: 16px; margin-top: 16px }
+.columns { columns: 2 25rem; column-gap: 16px; margin-top: 16px }
 .columns section { display: inline-block; width: 100% }
-section { padding: 16px 18px; margin: 0 0 16px; break-inside: avoid }
+section { padding: 15px; margin: 0 0 16px; break-inside: avoid }
 section > img { display: block; width: 100%; height: auto; max-width: 620px; margin: 0 auto }
 table { border-collapse: collapse; width: 100%; font-size: .9rem }
 td { padding: 4px 10px 4px 0; border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
 td:first-child { min-width: 6em }
-.gallery { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)) }
+.gallery { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) }
 figure { margin: 0; min-width: 0 }
 figure img { width: 100%; display: block; border-radius: 6px; background: var(--line) }
 figure .gap { aspect-ratio: 4/3; border-radius: 6px; background: var(--line); color: var(--soft);
@@ -40,11 +40,6 @@ figcaption b { display: block; color: var(--ink); font-weight: 500; overflow-wra
 details { margin-top: 8px } summary { cursor: pointer; color: var(--accent) }
 pre { overflow-x: auto; font-size: .78rem; background: var(--back); padding: 12px;
   border-radius: 6px }
-@media (max-width: 760px) {
-  .columns { columns: 1 } main { padding: 18px 12px 40px } section { padding: 14px 12px }
-  .tiles { grid-template-columns: 1fr 1fr; gap: 8px } .tile b { font-size: 1.3rem }
-  .gallery { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)) }
-}
 """
 
 

@@ -165,11 +165,10 @@ def _picture(images: ImageSet | None, place: int, path: str, remark: str) -> Pic
     if images is None:
         return Picture(None, path, remark)
     gone = Picture(None, path, f'{remark}; its file is not there any more')
-    if not images.holds(place, path):
+    if not 0 <= place < len(images.paths) or images.paths[place] != path:
         return gone
-    remark = '; '.join([*images.classes_of(place), remark])
     try:
-        return Picture(images.picture(place), images.title(place), remark)
+        return images.entry(place, remark)
     except OSError:
         return gone
 

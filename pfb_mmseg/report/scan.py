@@ -74,9 +74,6 @@ class Scanner:
         self.has_estimate = self._estimator is None or self._estimator.ready
         self._reads_labels = self._criterion.scoring_pass in ('exit', 'whole')
         self._pipeline = Compose(_test_pipeline(config, self._reads_labels))
-        # The label that the loss leaves out, for what is padded.
-        default = getattr(self.model.data_preprocessor, 'seg_pad_val', 255)
-        self._ignore = getattr(last_head(self.model), 'ignore_index', default)
 
     def _load(self, checkpoint: str | Path) -> None:
         weights = load_checkpoint(checkpoint)
@@ -185,7 +182,10 @@ class Scanner:
         # Test pipelines resize the image alone.
         maps = [nearest(label_maps([item['data_samples']]), size) for item in batch]
         missing = [whole - part for whole, part in zip(images.shape[-2:], size, strict=True)]
-        labels = F.pad(torch.cat(maps), (0, missing[1], 0, missing[0]), value=self._ignore)
+        # What is padded gets the label that the loss leaves out.
+        default = getattr(self.model.data_preprocessor, 'seg_pad_val', 255)
+        ignored = getattr(last_head(self.model), 'ignore_index', default)
+        labels = F.pad(torch.cat(maps), (0, missing[1], 0, missing[0]), value=ignored)
         return labels.to(images.device)
 
 
@@ -219,15 +219,9 @@ def _batches(items: Iterable[dict], batch_size: int) -> Iterator[list[dict]]:
 
 
 def _test_pipeline(config: Config, labelled: bool) -> list:
-    """Of the test or validation data, which is without chance."""
-    pipelines = [
-        leaf_configs(config[name]['dataset'])[0]['pipeline']
-        for name in ('test_dataloader', 'val_dataloader')
-        if config.get(name)
-    ]
-    if not pipelines:
-        raise ValueError('the config has neither test_dataloader nor val_dataloader')
-    if not labelled:
-        return without_annotations(pipelines[0])
-    # The test data may have no labels to be loaded, the validation data has.
-    return next((p for p in pipelines if p != without_annotations(p)), pipelines[-1])
+    """Of the validation data, else of the test data: without chance."""
+    loader = config.get('val_dataloader') or config.get('test_dataloader')
+    if not loader:
+        raise ValueError('the config has neither val_dataloader nor test_dataloader')
+    pipeline = leaf_configs(loader['dataset'])[0]['pipeline']
+    return pipeline if labelled else without_annotations(pipeline)
