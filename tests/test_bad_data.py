@@ -161,19 +161,6 @@ def test_a_last_batch_that_is_smaller_is_counted_as_what_it_is(tmp_path):
     check_record(tmp_path, 3 * (4 + 2))
 
 
-@pytest.mark.parametrize('loop', ['IterBasedTrainLoop', 'EpochBasedTrainLoop'])
-def test_a_loader_that_drops_its_only_batch_is_refused(tmp_path, loop):
-    write_files(tmp_path, num=3)
-    config = file_config(
-        tmp_path,
-        **{'train_dataloader.sampler.type': 'DefaultSampler', 'train_dataloader.drop_last': True},
-    )
-    if loop == 'EpochBasedTrainLoop':
-        config.train_cfg = dict(type=loop, max_epochs=1, val_interval=5)
-    with pytest.raises(ValueError, match=r'no batch: 3 image\(s\).*batch_size=4, drop_last=True'):
-        train(config)
-
-
 @pytest.mark.parametrize('serialize', [True, False])
 def test_an_empty_data_set_is_refused_instead_of_waited_for(tmp_path, serialize):
     write_files(tmp_path, num=0)

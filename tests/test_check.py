@@ -119,14 +119,6 @@ class TestAsTrainingLoads:
         found = problems(leaf(tmp_path, img_suffix='.jpg'))
         assert found == [] if fits else 'labels of another size than their image' in found[0]
 
-    def test_an_orientation_that_no_size_betrays_is_mentioned(self, tmp_path):
-        exif = Image.Exif()
-        exif[0x0112] = 3  # upside down
-        picture(tmp_path / 'images/a.jpg', exif=exif)
-        labels(tmp_path / 'labels/a.png')
-        [note] = advice(leaf(tmp_path, img_suffix='.jpg'))
-        assert '1 of 1 samples have an EXIF orientation' in note
-
     @pytest.mark.parametrize(('values', 'ignored'), [((0, 255), 255), ((0, 250), 250)])
     def test_a_binary_mask_whose_object_is_the_ignored_value(self, root, values, ignored):
         for name in 'abc':
@@ -301,25 +293,6 @@ class TestFiles:
         assert (
             "ends in img_suffix='.jpg'" in faults[1] and 'holds a.png, b.png, c.png.' in faults[1]
         )
-
-    def test_of_cityscapes_without_train_ids_come_with_the_command_that_makes_them(self, tmp_path):
-        picture(tmp_path / 'leftImg8bit/train/ulm/ulm_0_0_leftImg8bit.png')
-        labels(tmp_path / 'gtFine/train/ulm/ulm_0_0_gtFine_labelIds.png')
-        prefix = dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train')
-        dataset = dict(type='CityscapesDataset', data_root=str(tmp_path), data_prefix=prefix)
-        dataset['pipeline'] = [*LOAD, PACK]
-        _, [fault], [remedy] = check_config(config_of(dataset))
-        assert 'is there and holds ulm_0_0_gtFine_labelIds.png.' in fault
-        assert f'cityscapes.py {tmp_path} --nproc 8' in remedy
-
-    def test_of_voc_without_the_augmented_labels_come_with_the_command(self, tmp_path):
-        root = tmp_path / 'VOCdevkit' / 'VOC2012'
-        picture(root / 'images' / 'a.jpg')
-        dataset = leaf(root, type='PascalVOCDataset', ann_file='aug.txt')
-        del dataset['metainfo']
-        _, faults, [remedy] = check_config(config_of(dataset))
-        assert any('aug.txt, is missing' in fault for fault in faults)
-        assert f'voc_aug.py {tmp_path}/VOCdevkit {tmp_path}/VOCdevkit/VOCaug' in remedy
 
     def test_that_are_made_by_code_need_not_be_there(self):
         config = Config.fromfile(next((ROOT / 'configs/demo').glob('*p50*.py')))

@@ -233,12 +233,12 @@ class TestTeaching:
 class TestDescription:
     def test_a_fractional_quota_is_told(self):
         sentence = describe_quota(KeepQuota(0.3), 2, 4)
-        assert 'Each of 4 process(es) keeps 1 or 2, on average 1.4, of its 2' in sentence
+        assert 'Each of 4 process(es) keeps 1.4 of 2 images on average, at least 1' in sentence
         assert 'which makes it' not in sentence
 
     def test_a_minimum_that_raises_the_quota_is_told_with_its_consequence(self):
         sentence = describe_quota(KeepQuota(0.7, min_keep=2), 4, 1)
-        assert 'keeps 2 of its 4; at least 2 image(s)' in sentence
+        assert 'keeps 2 of 4 images on average, at least 2' in sentence
         assert 'which makes it 50% that are blocked' in sentence
 
 

@@ -99,12 +99,11 @@ def test_the_checkpoint_behind_the_last_iteration_holds_the_record_of_all_proces
 
 @pytest.mark.parametrize('first', [True, False])
 def test_bookkeeping_that_custom_hooks_lists_is_not_registered_a_second_time(tmp_path, first):
-    listed = [dict(type='PFBLogHook', interval=5), dict(type='PFBRecordHook')]
-    hooks = [dict(type='DiaryHook'), dict(type='PFBHook', begin=2, end=1.0, interval=1)]
-    options = {'default_hooks.logger.interval': 1000, 'train_dataloader.dataset.length': 6000}
-    hooks = [*listed, *hooks] if first else [*hooks, *listed]
-    train(demo_config(tmp_path, custom_hooks=hooks, **options))
-    assert [entry['step'] for entry in read_scalars(tmp_path)[0]] == [5, 10, 12]
+    listed = [dict(type='PFBLogHook'), dict(type='PFBRecordHook')]
+    hooks = [dict(type='DiaryHook'), dict(type='PFBHook', begin=2, end=1.0)]
+    train(demo_config(tmp_path, custom_hooks=[*listed, *hooks] if first else [*hooks, *listed]))
+    entries, _ = read_scalars(tmp_path)
+    assert sum(entry['pfb/candidates'] for entry in entries) == 12 * 4
     check_against_diaries(SelectionRecord.load(tmp_path / 'pfb_record.npz'), tmp_path)
 
 
@@ -210,7 +209,6 @@ class TestStepClock:
         clock = self.clock(monkeypatch, *full, (False, 0.5, 0.5), (False, 1.5, 0.5))
         assert clock.step_time_saved == pytest.approx(2 * 0.5 / 5)
         assert clock.time_saved == pytest.approx(2 * (1.5 - 1.5) / (5 * 1.5))
-        assert clock.waiting_share == pytest.approx(1 / 1.5)
 
     def test_what_is_no_training_is_no_wait(self, monkeypatch):
         now = 0.0
@@ -244,4 +242,3 @@ class TestStepClock:
         other.load_state_dict(clock.state_dict())
         assert other.time_saved == clock.time_saved is not None
         assert other.step_time_saved == clock.step_time_saved is not None
-        assert other.waiting_share == clock.waiting_share

@@ -121,19 +121,6 @@ def test_a_loss_and_the_time_saved_are_not_averaged_a_second_time(tmp_path):
     assert entries[-1]['pfb/step_time_saved'] == clock.step_time_saved
 
 
-@pytest.mark.parametrize('interval', [3, 8])
-def test_entries_of_its_own_lie_between_those_of_the_logger_and_no_image_counts_twice(
-    tmp_path, interval
-):
-    options = {'default_hooks.logger.interval': 4}
-    run(tmp_path, [dict(type='PFBHook', begin=2, end=1.0, interval=interval)], **options)
-    entries = lines(tmp_path)
-    expected = {3: [3, 4, 6, 8, 9, 12], 8: [4, 8, 12]}[interval]
-    assert [entry['step'] for entry in entries] == expected
-    assert sum(entry['pfb/candidates'] for entry in entries) == 12 * 4
-    assert sum(entry['pfb/kept'] for entry in entries) == 4 * 4 + 8 * 2
-
-
 @pytest.mark.parametrize('interval', [2, 50])
 def test_in_a_run_by_epoch_they_are_in_each_line_of_the_logger(tmp_path, interval):
     config = demo_config(tmp_path, custom_hooks=[dict(type='PFBHook', begin=2, end=1.0)])

@@ -281,7 +281,7 @@ class Trainer:
         )
         self.train_loop = self  # with its length
         self.record_hook = PFBRecordHook()
-        self.hooks += [PFBHook(begin=0), PFBLogHook(interval=100), self.record_hook]
+        self.hooks += [PFBHook(begin=0), PFBLogHook(), self.record_hook]
         self.call('before_train')
 
     def call(self, method, *args):

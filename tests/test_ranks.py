@@ -75,7 +75,7 @@ class TestTwoGroupsOfTwo:
         assert record.class_counts.tolist() == expected.class_counts.tolist()
 
     def test_the_log_and_the_checkpoint_count_the_processes_of_a_group(self, four):
-        assert 'Each of 2 process(es) keeps 2 of its 4' in log_of(four[1])
+        assert 'Each of 2 process(es) keeps 2 of 4 images' in log_of(four[1])
         checkpoint = torch.load(four[1] / 'iter_20.pth', weights_only=False)
         assert checkpoint['pfb']['world_size'] == 2
 

@@ -14,13 +14,12 @@ import pytest
 import torch
 from demo_runs import ROOT, demo_config, train
 from mmengine.config import Config
-from PIL import Image
 
 from pfb_mmseg.convert.apply import remove_pfb
 from pfb_mmseg.report import SelectionRecord
 from pfb_mmseg.report.browse import write_ranking
 from pfb_mmseg.report.images import ImageSet
-from pfb_mmseg.report.report import group_of, groups_by_kept_rate, write_report
+from pfb_mmseg.report.report import write_report
 from pfb_mmseg.report.run import RunFiles, load_checkpoint
 
 
@@ -70,7 +69,7 @@ class _Page(HTMLParser):
 
 
 class TestReport:
-    def test_is_one_page_that_needs_no_other_file_and_plots(self, run, tmp_path):
+    def test_is_one_page_that_needs_no_other_file(self, run, tmp_path):
         text = write_report(run, tmp_path, 3).read_text()
         page = _Page(text)
         words = ' '.join(page.words)
@@ -78,16 +77,12 @@ class TestReport:
         assert 'http' not in re.sub(r'<pre>.*?</pre>', '', text, flags=re.S)
         for heading in (
             'Over the run', 'How common the images looked', 'Classes in kept and dropped images',
-            'Which groups were dropped most', 'Most often kept',
-            'Most often dropped', 'The run',
+            'Most often kept', 'Most often dropped', 'The run',
         ):  # fmt: skip
             assert heading in words
         assert 'Finished after 20 iterations' in words
         assert torch.__version__ in words and 'PFBEncoderDecoder' in words
         assert len(page.sources) == 3 + 2 * 3  # three plots, two galleries of three
-        plots = {'over_the_run', 'scores', 'class_share'}
-        assert {p.stem for p in tmp_path.glob('*.png')} == plots
-        assert all(Image.open(p).format == 'PNG' for p in tmp_path.glob('*.png'))
 
     def test_the_share_kept_is_that_of_the_steps_in_which_images_were_dropped(self, run, tmp_path):
         """Half of each batch; the first and last intervals of the log are mixed."""
@@ -123,7 +118,7 @@ class TestReport:
         record.save(tmp_path / 'run' / 'pfb_record.npz')
         text = write_report(tmp_path / 'run', tmp_path / 'out', 3).read_text()
         assert 'Most often kept' in text and 'among them first' not in text
-        assert not (tmp_path / 'out' / 'scores.png').exists()
+        assert len(_Page(text).sources) == 1  # the plot over the run
 
     def test_escapes_what_comes_from_names(self, run, tmp_path):
         text = write_report(run, tmp_path, num_images=0).read_text()
@@ -168,23 +163,6 @@ class TestReport:
         assert 'was PFBHook in its config?' in capsys.readouterr().err
         assert tool('pruning_report.py', monkeypatch, tmp_path) == 2
         assert 'is it the work dir of a run' in capsys.readouterr().err
-
-
-class TestGroups:
-    def test_are_folders_or_else_what_stands_before_the_first_underscore(self):
-        assert group_of(['a/bonn/1_x.png', 'a/ulm/2_y.png']) == ['bonn', 'ulm']
-        assert group_of(['t/0001TP_1.jpg', 't/0016E5_7.jpg']) == ['0001TP', '0016E5']
-
-    def test_come_most_dropped_first(self):
-        record = SelectionRecord()
-        record.add(['A_1', 'A_2', 'B_1', 'B_2'], np.array([1, 1, 0, 1], bool))
-        record.add(['A_1', 'B_1'], np.array([1, 0], bool))
-        assert groups_by_kept_rate(record) == [('B', 2, 3, 1), ('A', 2, 3, 3)]
-
-    def test_say_nothing_where_every_image_is_its_own(self):
-        record = SelectionRecord()
-        record.add(['1.png', '2.png', '3.png'], np.array([1, 1, 0], bool))
-        assert groups_by_kept_rate(record) == []
 
 
 def ranking(folder):

@@ -271,7 +271,7 @@ class TestStream:
             (dict(skip_loading=1), 'skip_loading=1: expected a number in [0, 1)'),
             (dict(contrast=-1), 'contrast=-1: expected'),
             (dict(seed=-1), 'seed=-1: expected'),
-            (dict(drop_last=1), 'drop_last=1: expected'),
+            (dict(drop_last=1), 'drop_last=1'),
             (dict(skip=0.3), "unexpected keyword argument 'skip'"),
         ],
     )

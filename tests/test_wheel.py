@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/[!_]*/*.py'))
 INDEX = yaml.safe_load((ROOT / 'model-index.yml').read_text())
 # No part of the checkout, but may lie in it.
-LEFT_OUT = ('.*', '__pycache__', '*.egg-info', 'build', 'dist', 'site', 'data', 'work_dirs')
+LEFT_OUT = ('.*', '__pycache__', '*.egg-info', 'build', 'dist', 'site', 'work_dirs')
 # The way out that the tools name where MMEngine cannot read back its checkpoints.
 REFUSED = why_no_resume(find_distributions(), torch.__version__)
 LEAVE = {'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD': '1'} if REFUSED else {}
@@ -39,11 +39,17 @@ SMALL = [
 ]
 
 
+def left_out(folder, names):
+    """Data sets lie in data/ of the checkout; pfb_mmseg/data is code."""
+    patterns = (*LEFT_OUT, 'data') if Path(folder) == ROOT else LEFT_OUT
+    return shutil.ignore_patterns(*patterns)(folder, names)
+
+
 @pytest.fixture(scope='module')
 def checkout(tmp_path_factory):
     """A copy to build in, with what a build before may have left there."""
     folder = tmp_path_factory.mktemp('checkout') / 'pfb_mmseg'
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    shutil.copytree(ROOT, folder, ignore=left_out)
     old = folder / 'build/lib/pfb_mmseg'
     old.mkdir(parents=True)
     (old / 'gone.py').touch()

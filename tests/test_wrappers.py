@@ -11,8 +11,6 @@ import pytest
 import torch
 import wrapped_rank
 from demo_runs import check_against_diaries, demo_config
-from mmengine._strategy import SingleDeviceStrategy
-from mmengine.registry import STRATEGIES as REGISTRY
 from mmengine.runner._flexible_runner import FlexibleRunner
 from torch.testing import assert_close
 from wrapped_rank import FLEXIBLE, SAVED, WAYS, WRAPPERS
@@ -119,17 +117,6 @@ def flexible(config, strategy, **options):
     return runner
 
 
-@REGISTRY.register_module('StandIn')
-class DeepSpeedStrategy(SingleDeviceStrategy):
-    """As MMEngine's of this name: hooks are not asked when it saves or loads."""
-
-    def save_checkpoint(self, filename, *, callback=None, **kwargs):
-        super().save_checkpoint(filename, **kwargs)
-
-    def resume(self, filename, *, callback=None, **kwargs):
-        return super().resume(filename, **kwargs)
-
-
 class TestOneProcess:
     HOOK = dict(custom_hooks=[dict(type='PFBHook', begin=1, end=1.0)])
     SAVES = {'default_hooks.checkpoint.interval': 6}
@@ -142,14 +129,3 @@ class TestOneProcess:
         assert_close(dict(resumed.model.state_dict()), dict(whole.model.state_dict()))
         records = [SelectionRecord.load(tmp_path / run / 'pfb_record.npz') for run in 'ba']
         assert_same_record(*records)
-
-    def test_a_strategy_that_asks_no_hook_says_what_will_be_lost_before_training(self, tmp_path):
-        strategy = dict(type='StandIn')
-        flexible(demo_config(tmp_path / 'a', 6, **self.HOOK, **self.SAVES), strategy)
-        [log] = (tmp_path / 'a').glob('*/*.log')
-        assert 'DeepSpeedStrategy neither gives its checkpoints to hooks' in log.read_text()
-        options = dict(load_from=str(tmp_path / 'a/iter_6.pth'), resume=True)
-        resumed = flexible(demo_config(tmp_path / 'b', 9, **self.HOOK), strategy, **options)
-        assert resumed.model.pfb.pruner.ready
-        record = SelectionRecord.load(tmp_path / 'b/pfb_record.npz')
-        assert sum(record.candidates) == 3 * 4, 'of the three iterations since'

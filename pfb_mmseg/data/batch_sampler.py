@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,10 @@ import torch
 from mmengine.dist import get_dist_info, sync_random_seed
 from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, Sampler
 
 from ..core import KeepQuota
-from ..core.checks import check_bool, check_integer, check_number
+from ..core.checks import check_integer, check_number
 
 SKIPPED = -1.0  # in place of the standing of an image that was not loaded
 _FORGETS = 0.5  # weight of a new standing against the average of those before
@@ -24,7 +23,7 @@ _MOST_WAITING = 1024  # batches that wait for their step; no loader reads so far
 
 
 @DATA_SAMPLERS.register_module()
-class PFBBatchSampler(Sampler):
+class PFBBatchSampler(BatchSampler):
     """Leaves images out of each batch before they are loaded: those that scored low lately.
 
     The first of two stages: PFB chooses among the images that are loaded. Both together leave out
@@ -32,10 +31,8 @@ class PFBBatchSampler(Sampler):
 
         train_dataloader = dict(batch_sampler=dict(type='PFBBatchSampler', skip_loading=0.3))
 
-    with ``batch_size``, ``sampler`` and everything else as before. Of each batch that the sampler
-    draws, the share ``skip_loading`` is not loaded: epochs, iterations and schedules stay what they
-    are. Images are left out between PFBHook's ``begin`` and ``end``. An image that was never scored
-    is always loaded.
+    Epochs, iterations and schedules stay what they are. Images are left out between PFBHook's
+    ``begin`` and ``end``. An image that was never scored is always loaded.
 
     An image's standing is its rank by the criterion's score among the images that it was loaded
     with: 0 for the least wanted, 1 for the most wanted, averaged over the last few times. Image i
@@ -60,7 +57,7 @@ class PFBBatchSampler(Sampler):
 
     Attributes:
         candidates (int): images proposed so far in steps of this process.
-        begin, end (int): iterations between which images are left out; none before :meth:`start`.
+        begin (int): first iteration in which images are left out.
 
     Raises:
         TypeError, ValueError: an argument is outside its range.
@@ -75,18 +72,14 @@ class PFBBatchSampler(Sampler):
         drop_last: bool = False,
         seed: int | None = None,
     ) -> None:
-        check_integer('batch_size', batch_size, low=1)
+        super().__init__(sampler, batch_size, drop_last)
         check_number('skip_loading', skip_loading, 0, 1, open_high=True)
         check_number('contrast', contrast, 0, float('inf'), open_high=True)
-        check_bool('drop_last', drop_last)
         if seed is not None:
             check_integer('seed', seed, low=0)
         self._quota = KeepQuota(skip_loading)
-        self.sampler = sampler
-        self.batch_size = batch_size
         self.skip_loading = skip_loading
         self.contrast = contrast
-        self.drop_last = drop_last
         self.seed = sync_random_seed() if seed is None else seed
         self._rank = get_dist_info()[0]
         self.candidates = 0
@@ -96,7 +89,8 @@ class PFBBatchSampler(Sampler):
         self._known = Standings(0)
         self._taken = 0  # batches that steps have got
         self._in_vain = 0  # of them, those that a resumed loop asks for again and throws away
-        self._handed_out: deque[_Batch] = deque(maxlen=_MOST_WAITING)
+        # Batches that steps have not got yet: number, images proposed, which of them are loaded.
+        self._handed_out: deque[tuple[int, np.ndarray, np.ndarray]] = deque(maxlen=_MOST_WAITING)
 
     def start(
         self,
@@ -110,8 +104,8 @@ class PFBBatchSampler(Sampler):
         """Say, before the first step of a run, what is not known when a loader is built.
 
         Args:
-            places: (len(dataset),) int64, number of the sample that each index stands for; indices
-                of one number share what is known of them.
+            places: (len(dataset),) int64, see :attr:`Places.of_index`; indices of one sample share
+                what is known of it.
             begin, end: iterations between which images are left out.
             ahead: batches that the loader asks for before it needs them.
             iteration: that the run begins with; not 0 if it is resumed.
@@ -127,12 +121,13 @@ class PFBBatchSampler(Sampler):
     def __iter__(self) -> Iterator[list[int]]:
         self._handed_out.clear()
         number = self._taken - self._in_vain
-        for proposed in self._batches():
+        for batch in super().__iter__():
             if number < self._taken:  # thrown away by a loop that is resumed
-                yield [int(proposed[0])]
+                yield batch[:1]
             else:
+                proposed = np.array(batch)
                 loaded = self._choose(number, proposed)
-                self._handed_out.append(_Batch(number, proposed, loaded))
+                self._handed_out.append((number, proposed, loaded))
                 yield proposed[loaded].tolist()
             number += 1
             if number == _MOST_WAITING and not self.end:
@@ -144,11 +139,6 @@ class PFBBatchSampler(Sampler):
                     level=logging.WARNING,
                 )
 
-    def __len__(self) -> int:
-        """Batches of the present epoch."""
-        num = len(self.sampler)
-        return num // self.batch_size if self.drop_last else -(-num // self.batch_size)
-
     def take(self) -> tuple[np.ndarray, np.ndarray]:
         """What the step to come was given: (M,) indices proposed, int64, and which are loaded.
 
@@ -156,20 +146,20 @@ class PFBBatchSampler(Sampler):
             RuntimeError: the loader has given no batch to this step.
         """
         self._in_vain = 0
-        while self._handed_out and self._handed_out[0].number < self._taken:
+        while self._handed_out and self._handed_out[0][0] < self._taken:
             self._handed_out.popleft()  # read before the run was resumed
         if not self._handed_out:
             raise RuntimeError(
                 f'iteration {self._taken} got no batch of PFBBatchSampler: the loop reads another '
                 'data loader. Remove batch_sampler from train_dataloader'
             )
-        batch = self._handed_out.popleft()
+        _, proposed, loaded = self._handed_out.popleft()
         self._taken += 1
-        self.candidates += len(batch.proposed)
-        return batch.proposed, batch.loaded
+        self.candidates += len(proposed)
+        return proposed, loaded
 
     def update(self, indices: np.ndarray, standing: np.ndarray) -> None:
-        """Note what became of the images of the last step, the same in every process.
+        """Note what became of the images of the last step. Called alike in every process.
 
         Args:
             indices: (M,) int64, of the data set, of all processes.
@@ -191,9 +181,6 @@ class PFBBatchSampler(Sampler):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state, behind :meth:`start`.
 
-        Args:
-            state: of :meth:`state_dict`.
-
         Raises:
             ValueError: the state is of a data set with another number of samples.
         """
@@ -202,46 +189,23 @@ class PFBBatchSampler(Sampler):
         self._delay = max(self._delay, state['delay'])
         self.seed = state['seed']
 
-    def _batches(self) -> Iterator[np.ndarray]:
-        batch: list[int] = []
-        for index in self.sampler:
-            batch.append(index)
-            if len(batch) == self.batch_size:
-                yield np.array(batch)
-                batch = []
-        if batch and not self.drop_last:
-            yield np.array(batch)
-
     def _choose(self, number: int, proposed: np.ndarray) -> np.ndarray:
         """(M,) bool, which images of a batch are loaded."""
         loaded = np.ones(len(proposed), bool)
-        num_skipped = 0
-        if self.begin <= number < self.end:  # so many are loaded in every process
-            num_skipped = len(proposed) - self._quota.keep(number - self.begin, len(proposed))
-        if num_skipped:
-            places = self._places[proposed]
-            standing, missed = self._known.before(number - self._delay + 1, places)
-            generator = np.random.default_rng([self.seed, self._rank, number])
-            size = self.contrast * standing + missed + generator.gumbel(size=len(proposed))
-            # NaN, of images that were never scored, is sorted behind all others.
-            lowest = np.argsort(size, kind='stable')[:num_skipped]
-            loaded[lowest[np.isfinite(size[lowest])]] = False
+        if not self.begin <= number < self.end:
+            return loaded
+        num_skipped = len(proposed) - self._quota.keep(number - self.begin, len(proposed))
+        standing, missed = self._known.before(number - self._delay + 1, self._places[proposed])
+        generator = np.random.default_rng([self.seed, self._rank, number])
+        size = self.contrast * standing + missed + generator.gumbel(size=len(proposed))
+        # NaN, of images that were never scored, is sorted behind all others.
+        lowest = np.argsort(size, kind='stable')[:num_skipped]
+        loaded[lowest[np.isfinite(size[lowest])]] = False
         return loaded
 
 
-@dataclass(frozen=True)
-class _Batch:
-    number: int
-    proposed: np.ndarray
-    loaded: np.ndarray
-
-
 class Standings:
-    """What is known of each image, as it was before any of the last few iterations.
-
-    Args:
-        size: number of samples.
-    """
+    """What is known of each of ``size`` images, as it was before any of the last iterations."""
 
     def __init__(self, size: int) -> None:
         # Before the iterations in the log.
@@ -254,9 +218,9 @@ class Standings:
         """Add an iteration; those before ``settled`` need not be told apart any more."""
         self._log.append((iteration, indices, standing))
         while self._log and self._log[0][0] < settled:
-            _, indices, standing = self._log.popleft()
-            found = self._standing[indices], self._missed[indices]
-            self._standing[indices], self._missed[indices] = _after(*found, standing)
+            _, rows, seen = self._log.popleft()
+            after = _after(self._standing[rows], self._missed[rows], seen)
+            self._standing[rows], self._missed[rows] = after
 
     def before(self, iteration: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Standings (M,), NaN where unknown, and how often in a row each was left out, before an

@@ -8,19 +8,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import mmseg
 import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
-from PIL import Image
 
 from ..progress import track
 from .leaves import leaf_configs
 
 _LIBRARIES = ('mmcv', 'mmseg', 'mmdet', 'mmpretrain')
-_EXIF_ORIENTATION = 0x0112
 _NOT_LOADED = 'cannot be loaded'
 _LEFT_OUT = 'are left out: the pipeline returns None'
 
@@ -51,7 +48,7 @@ def check_config(
         for leaf in leaf_configs(dataset):
             if leaf not in seen:  # the test data are the validation data, mostly
                 seen.append(leaf)
-                check = _Check(config, part, leaf)
+                check = _Check(config.get('model') or {}, part, leaf)
                 check.run(num_read)
                 good += check.good
                 bad += check.bad
@@ -64,19 +61,18 @@ def check_config(
                 bad.append(f'{part}: {dataset["type"]} gives no sample: {_words(error)}')
     if not seen:
         bad.append('The config has no train_dataloader, val_dataloader or test_dataloader.')
-    return good, bad, list(dict.fromkeys(advice))
+    return good, bad, advice
 
 
 class _Check:
     """Of one data set."""
 
-    def __init__(self, config: Config, part: str, leaf: dict) -> None:
+    def __init__(self, model: dict, part: str, leaf: dict) -> None:
         self.part = part
         self.leaf = leaf
         self.good: list[str] = []
         self.bad: list[str] = []
         self.advice: list[str] = []
-        model = config.get('model') or {}
         head = model.get('decode_head') or model.get('head') or {}
         self._head = head[-1] if isinstance(head, (list, tuple)) else head
         # What was found: its examples, by whether it is a problem and a sentence's end.
@@ -84,22 +80,17 @@ class _Check:
         self._values: set[int] = set()  # of all labels
 
     def run(self, num_read: int | None) -> None:
-        kind = self.leaf['type']
-        kind = DATASETS.get(kind) if isinstance(kind, str) else kind
         try:
             dataset = DATASETS.build(self.leaf)
             if len(dataset) == 0:
                 self._complain('the data set is empty.')
         except Exception as error:  # whatever it is, training would end with it
             self._complain(f'{self.leaf["type"]} cannot be built: {_words(error)}')
-        if not self.bad:
-            self._check_samples(dataset, num_read)
-        elif kind is not None:
-            for hint in _hints(kind, self.leaf):
-                self._complain(hint)
         if self.bad:
-            names = {base.__name__ for base in getattr(kind, '__mro__', ())}
-            self.advice += [_advice(name, self.leaf) for name in _ADVICE if name in names]
+            for hint in _hints(self.leaf):
+                self._complain(hint)
+        else:
+            self._check_samples(dataset, num_read)
 
     def _complain(self, sentence: str) -> None:
         self.bad.append(f'{self.part}: {sentence}')
@@ -199,8 +190,6 @@ class _Check:
             yield True, f'have the labels {{}} once loaded, but only {meant} mean anything', ''
         elif values <= self._ignored:
             yield False, 'have no label that is not ignored', ''
-        if _is_turned(self._info(index).get('img_path')):
-            yield False, 'have an EXIF orientation, and labels have to fit the turned image', ''
 
     def _is_strange(self, value: int) -> bool:
         in_range = 0 <= value < self._num_values or self._num_values == 0
@@ -208,11 +197,8 @@ class _Check:
 
     def _judge_classes(self, classes: list, loaded: int) -> None:
         found = self._values - self._ignored
-        never = [
-            str(classes[index] if index < len(classes) else index)
-            for index in range(self._num_values)
-            if index not in found
-        ]
+        names = [*classes, *range(len(classes), self._num_values)]
+        never = [str(names[value]) for value in range(self._num_values) if value not in found]
         if not found or len(found) == 1 < self._num_values:
             only = min(found or self._ignored)
             self._complain(
@@ -220,10 +206,9 @@ class _Check:
                 'ignored: there is nothing to learn.'
             )
         elif never:
-            more = f' and {len(never) - 10} more' if len(never) > 10 else ''
             self.advice.append(
                 f'{self.part}: of {self._num_values} classes these never occur in {loaded:,} '
-                f'samples: {", ".join(never[:10])}{more}.'
+                f'samples: {_some(never)}.'
             )
 
 
@@ -248,29 +233,24 @@ def _image_and_labels(results: dict) -> tuple[tuple[int, ...] | None, np.ndarray
     return tuple(results['inputs'].shape[-2:]), labels
 
 
-def _is_turned(path: str | None) -> bool:
-    """Whether a photograph has an EXIF orientation, by which most loaders turn it."""
-    if path is None or not path.lower().endswith(('.jpg', '.jpeg')) or not os.path.isfile(path):
-        return False
-    with Image.open(path) as image:
-        return image.getexif().get(_EXIF_ORIENTATION, 1) != 1
-
-
 def _words(error: Exception) -> str:
     return f'{type(error).__name__}: {error}'
 
 
-def _hints(kind: type, leaf: dict) -> Iterator[str]:
+def _hints(leaf: dict) -> Iterator[str]:
     """Why a data set finds nothing: what is not there, and what is there instead."""
     root, prefixes = leaf.get('data_root') or '', leaf.get('data_prefix') or {}
     prefixes = prefixes if isinstance(prefixes, dict) else {'data_prefix': prefixes}
     wanted = {**prefixes, 'ann_file': leaf.get('ann_file') or ''}
-    absent = {key: path for key, path in wanted.items() if not Path(root, path).exists()}
+    absent = {key: Path(root, path) for key, path in wanted.items()}
+    absent = {key: path for key, path in absent.items() if not path.exists()}
     for key, path in absent.items():
-        yield f'{key}, {Path(root, path)}, is missing. {_around(Path(root, path))}'
+        yield f'{key}, {path}, is missing. {_around(path)}'
+    kind = DATASETS.get(leaf['type']) if isinstance(leaf['type'], str) else leaf['type']
+    if absent or wanted['ann_file'] or 'img_path' not in prefixes or kind is None:
+        return
     default = inspect.signature(kind).parameters.get('img_suffix')
-    suffix = leaf.get('img_suffix', default and default.default)
-    if suffix and not absent and not wanted['ann_file'] and 'img_path' in prefixes:
+    if suffix := leaf.get('img_suffix', default and default.default):
         folder = Path(root, prefixes['img_path'])
         yield f'no file in {folder} ends in img_suffix={suffix!r}. {_around(folder / suffix)}'
 
@@ -281,31 +261,8 @@ def _around(path: Path) -> str:
     while not parent.is_dir() and parent != parent.parent:
         parent = parent.parent
     held = sorted(entry.name for entry in parent.iterdir())
-    shown = ', '.join(held[:8]) + (f' and {len(held) - 8} more' if len(held) > 8 else '')
-    return f'{parent}{os.sep} is there and holds {shown or "nothing"}.'
+    return f'{parent}{os.sep} is there and holds {_some(held) or "nothing"}.'
 
 
-def _advice(name: str, leaf: dict) -> str:
-    """How the files of a well-known data set are laid out and made."""
-    root = str(leaf.get('data_root') or '.').rstrip('/')
-    # mmseg's tools, as the installed package or a clone of it has them.
-    tools = Path(mmseg.__file__).parent / '.mim/tools/dataset_converters'
-    tools = tools if tools.is_dir() else Path('tools/dataset_converters')
-    return _ADVICE[name].format(root=root, devkit=Path(root).parent, tools=tools)
-
-
-_ADVICE = {
-    'CityscapesDataset': (
-        'Cityscapes has leftImg8bit/{{train,val}}/<city>/*_leftImg8bit.png and '
-        'gtFine/{{train,val}}/<city>/*_gtFine_labelTrainIds.png. Unpack '
-        'leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip in {root}; the labelTrainIds are '
-        'made by: pip install cityscapesscripts && python {tools}/cityscapes.py {root} --nproc 8'
-    ),
-    'PascalVOCDataset': (
-        'VOC 2012 with the augmented labels has JPEGImages, SegmentationClass, '
-        'SegmentationClassAug and ImageSets/Segmentation/{{train,aug,val}}.txt. Unpack '
-        'VOCtrainval_11-May-2012.tar so that {root} is its VOC2012 folder, and benchmark.tgz '
-        '(SBD) in {devkit}/VOCaug; SegmentationClassAug and aug.txt are made by: '
-        'python {tools}/voc_aug.py {devkit} {devkit}/VOCaug --nproc 8'
-    ),
-}
+def _some(names: list[str]) -> str:
+    return ', '.join(names[:10]) + (f' and {len(names) - 10} more' if len(names) > 10 else '')

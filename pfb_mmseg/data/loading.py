@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.logging import print_log
 from mmengine.runner import IterBasedTrainLoop
 
 from ..core import Selection
@@ -20,22 +18,31 @@ _NOT_PROPOSED = -1  # fills a short batch up
 
 
 class Loading:
-    """Drives a :class:`PFBBatchSampler` with the scores of the images that were loaded.
+    """Drives the :class:`PFBBatchSampler` of a run with the scores of the images that were loaded.
 
     Args:
-        sampler: of the training data loader.
+        runner: before its first step.
         pfb: of the model; it is read only.
+        begin, end: iterations between which PFB chooses.
+        state: of the sampler, in the checkpoint of a resumed run.
 
     Raises:
         ValueError: PFB would have nothing to choose from, or its criterion has no score.
     """
 
-    def __init__(self, sampler: PFBBatchSampler, pfb: PartialForwardBlocking) -> None:
-        self.sampler = sampler
+    def __init__(
+        self,
+        runner: Any,
+        pfb: PartialForwardBlocking,
+        begin: int,
+        end: int,
+        state: dict[str, Any] | None,
+    ) -> None:
+        loader, loop = runner.train_dataloader, runner.train_loop
+        self.sampler: PFBBatchSampler = loader.batch_sampler
         self._quota, self._ranks = pfb.quota, pfb.pruner.ranks
-        self._sought = pfb.pruner.criterion.sought
-        self._told = False
-        skip, ratio, criterion = sampler.skip_loading, pfb.quota.prune_ratio, pfb.pruner.criterion
+        criterion = pfb.pruner.criterion
+        skip, ratio = self.sampler.skip_loading, pfb.quota.prune_ratio
         if not skip < ratio:
             raise ValueError(
                 f'skip_loading={skip} of the images are left out before they are loaded, and '
@@ -46,14 +53,10 @@ class Loading:
                 f'{type(criterion).__name__} has no score of an image that PFBBatchSampler could '
                 "remember; use criterion='hard' or 'rare', or remove batch_sampler"
             )
-
-    def start(self, runner: Any, begin: int, end: int, state: dict[str, Any] | None) -> None:
-        """Before the first step: say between which iterations PFB chooses, and what the sampler
-        knew when the checkpoint was written that a run goes on from."""
-        loader, loop = runner.train_dataloader, runner.train_loop
+        self._sought = criterion.sought
+        self._places = Places(loader.dataset)
         by_iteration = isinstance(loop, IterBasedTrainLoop)
         discards = by_iteration and not getattr(loop, 'fast_forward_on_resume', False)
-        self._places = Places(loader.dataset)
         self.sampler.start(
             self._places.of_index,
             begin=begin,
@@ -98,14 +101,6 @@ class Loading:
         mine = self._places.of_index[self._proposed]
         standing = np.array([found.get(place, np.nan) for place in mine.tolist()], np.float32)
         standing[~self._loaded] = SKIPPED
-        if not self._told and not any(place in found for place in mine[self._loaded].tolist()):
-            self._told = True
-            print_log(
-                'PFBBatchSampler does not learn how images scored: the data samples that loss was '
-                'given do not tell which samples of the data set they are. All images are loaded.',
-                logger='current',
-                level=logging.WARNING,
-            )
         rows = np.full((self.sampler.batch_size, 2), _NOT_PROPOSED, np.int32)
         rows[: len(mine), 0] = self._proposed
         rows[: len(mine), 1] = standing.view(np.int32)

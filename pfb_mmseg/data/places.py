@@ -44,23 +44,17 @@ class Places:
         self._known: dict[tuple[bool, bool], dict[tuple, int]] = {}
 
     def find(self, samples: Any) -> np.ndarray:
-        """Places of the samples that a call of ``loss`` was given.
+        """Places, (N,) int64, of the N samples that a call of ``loss`` was given.
 
-        Args:
-            samples: N data samples; labels in one tensor tell no place.
-
-        Returns:
-            (N,) int64; :data:`UNKNOWN` for what is no sample of the data set, such as
-            pseudo-labelled images, and for what tells neither its place nor a path of its own.
+        :data:`UNKNOWN` for what is no sample of the data set, such as pseudo-labelled images, and
+        for what tells neither its place nor a path of its own, such as labels in one tensor.
         """
         return np.array([self._find(sample) for sample in samples], np.int64)
 
     def mark(self, samples: Any, indices: np.ndarray) -> None:
-        """Tell data samples their places, unless they know.
+        """Tell the data samples of a batch their places, unless they know.
 
-        Args:
-            samples: of a batch; what is no list of N data samples is left as it is.
-            indices: (N,) of the data set, in the same order.
+        ``indices``: (N,) of the data set. What is no list of N data samples is left as it is.
         """
         if not isinstance(samples, list) or len(samples) != len(indices):
             return

@@ -7,10 +7,8 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
-from mmengine.runner import get_priority
 
 from ..blocking import is_sharded
-from ..core.checks import check_integer, check_keys
 from ..data.batch_sampler import PFBBatchSampler
 from ..data.loading import Loading
 from ..report.versions import installed_versions
@@ -23,7 +21,6 @@ from .preflight import (
     check_only_one,
     describe_quota,
     full_batch,
-    warn_of_strategy,
     warn_of_what_comes_later,
 )
 from .saved import drop_model_state, part_to_resume, part_to_save
@@ -41,7 +38,7 @@ class PFBHook(Hook):
 
     Two other hooks keep the books: :class:`PFBLogHook` logs what is kept and what that saves,
     :class:`PFBRecordHook` records what becomes of each image. This hook registers them, unless
-    ``custom_hooks`` lists them with options of their own.
+    ``custom_hooks`` lists them.
 
     A resumed run goes on with all of PFB's state. A run that takes its weights from a checkpoint
     without being resumed (``load_from`` alone) starts with new PFB state: density, exit and
@@ -51,14 +48,12 @@ class PFBHook(Hook):
         begin: first pruned iteration, as a fraction of the run (float) or an iteration (int).
             Table S5 gives 5 of 200 epochs.
         end: first iteration that is not pruned any more; Table S5 gives 180 of 200 epochs.
-        interval: of the :class:`PFBLogHook` that this hook registers.
         by_epoch: ``begin`` and ``end``, if integers, count epochs; for EpochBasedTrainLoop.
 
     Raises:
         TypeError, ValueError: an argument is outside its range; or, before the first iteration,
             the model has no ``pfb``, ``begin`` does not come before ``end``, there are two hooks
-            or no images, a batch is so small that nothing could ever be pruned, or ``priority`` is
-            lower than that of the hooks registered by this one.
+            or no images, or a batch is so small that nothing could ever be pruned.
         RuntimeError: the run is to be resumed, and MMEngine would fail to.
     """
 
@@ -67,18 +62,9 @@ class PFBHook(Hook):
     priority = 52
 
     def __init__(
-        self,
-        begin: float | int = 0.025,
-        end: float | int = 0.9,
-        interval: int | None = None,
-        by_epoch: bool = False,
-        **unknown: Any,
+        self, begin: float | int = 0.025, end: float | int = 0.9, by_epoch: bool = False
     ) -> None:
-        check_keys('PFBHook', unknown, ('begin', 'end', 'interval', 'by_epoch'))
         self._schedule = Schedule(begin, end, by_epoch)
-        if interval is not None:
-            check_integer('interval', interval, low=1)
-        self.interval = interval
         self._loading: Loading | None = None
         self._loading_state: dict[str, Any] | None = None
 
@@ -97,8 +83,6 @@ class PFBHook(Hook):
         if not is_sharded(runner.model, unwrapped(runner.model)):
             self._pfb.prepare()
             try_blocked_step(runner, self._pfb)
-        warn_of_strategy(getattr(runner, 'strategy', None))
-        batch_sampler = runner.train_dataloader.batch_sampler
         batch_size = full_batch(runner.train_dataloader)
         num_ranks = self._pfb.pruner.ranks.size
         self._pfb.start_run(batch_size)
@@ -112,9 +96,8 @@ class PFBHook(Hook):
             f'{runner.max_iters}. {describe_quota(self._pfb.quota, batch_size, num_ranks)}',
             logger='current',
         )
-        if isinstance(batch_sampler, PFBBatchSampler):
-            self._loading = Loading(batch_sampler, self._pfb)
-            self._loading.start(runner, self._begin, self._end, self._loading_state)
+        if isinstance(runner.train_dataloader.batch_sampler, PFBBatchSampler):
+            self._loading = Loading(runner, self._pfb, self._begin, self._end, self._loading_state)
             print_log(self._loading.describe(), logger='current')
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -130,9 +113,8 @@ class PFBHook(Hook):
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         _publish_live_state(checkpoint)
         part = part_to_save(checkpoint)
-        part.update(
-            world_size=find_filter(runner.model).pruner.ranks.size, versions=installed_versions()
-        )
+        part['world_size'] = find_filter(runner.model).pruner.ranks.size
+        part['versions'] = installed_versions()
         if self._loading:
             part['loading'] = self._loading.sampler.state_dict()
 
@@ -167,14 +149,9 @@ class PFBHook(Hook):
 
     def _register_bookkeeping(self, runner) -> None:
         """Once, and behind this hook: a list that runs through its hooks may only grow there."""
-        if get_priority(self.priority) > get_priority(PFBLogHook.priority):
-            raise ValueError(
-                f'priority={self.priority!r}: PFBHook must come before PFBLogHook, which it '
-                f'registers with {PFBLogHook.priority}; leave its priority out'
-            )
-        for kind, options in ((PFBLogHook, dict(interval=self.interval)), (PFBRecordHook, {})):
+        for kind in (PFBLogHook, PFBRecordHook):
             if not any(isinstance(hook, kind) for hook in runner.hooks):
-                runner.register_hook(kind(**options))
+                runner.register_hook(kind())
 
 
 def _publish_live_state(checkpoint: dict) -> None:

@@ -9,9 +9,8 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 
 from ..core import SelectionStatistics
-from ..core.checks import check_integer, check_keys
 from .health import Health
-from .log_entries import LogEntries
+from .log_entries import add_entry, entry_is_due
 from .model import find_filter
 from .preflight import check_only_one
 from .saved import part_to_resume, part_to_save
@@ -22,9 +21,9 @@ from .step_clock import StepClock
 class PFBLogHook(Hook):
     """Logs what a model with :class:`PFBMixin` keeps; :class:`PFBHook` registers it.
 
-    These scalars are in each entry of LoggerHook and reach the Visualizer's backends. They cover
-    the steps since the last entry, and this process alone. Where ``loss`` is called several times
-    in a step, each call counts.
+    These scalars are in each entry of LoggerHook and reach the Visualizer's backends. The last
+    iteration always makes an entry. They cover the steps since the last entry, and this process
+    alone. Where ``loss`` is called several times in a step, each call counts.
 
     - ``pfb/kept`` and ``pfb/candidates``: images trained on, and images that ``loss`` was given.
     - ``pfb/proposed``: images before PFBBatchSampler left some out.
@@ -32,39 +31,23 @@ class PFBLogHook(Hook):
       named after it: ``pfb/exit_loss_kept``. Absent where no image was scored.
     - ``pfb/nonfinite``: images without a finite score, if there were any.
     - ``pfb/centroids``: how many received a sample in the last 200 updates.
-    - ``pfb/time_saved``: share of the wall clock saved since the start of the run, loading
-      included, against full iterations of the same run; ``pfb/step_time_saved``: share of the time
-      of the steps alone, see :class:`StepClock`. Absent before a full and a blocked step.
+    - ``pfb/time_saved`` and ``pfb/step_time_saved``: share of the wall clock saved since the start
+      of the run, and that of the steps alone. Absent before a full and a blocked step.
 
-    Other hooks read them as ``runner.message_hub.get_scalar('train/pfb/kept').current()``,
-    ``log_processor.custom_cfg`` as ``data_src='pfb/kept'``. A window is over so many entries, see
-    :class:`LogEntries`.
-
-    The hook warns once of each thing that looks wrong, see :class:`Health`, and says at the end of
-    the run what was saved.
-
-    It reads the selections of a step after the step. By then MMEngine's RuntimeInfoHook has waited
-    for the device, to log the losses; in a loop without that hook, this one waits.
-
-    Args:
-        interval: iterations between two further entries, beside LoggerHook's; None: no others, or
-            every 50 where there is no LoggerHook. The last iteration always makes one.
+    The hook warns once of each thing that looks wrong and says at the end of the run what was
+    saved. It reads the selections of a step after the step. By then MMEngine's RuntimeInfoHook has
+    waited for the device, to log the losses; in a loop without that hook, this one waits.
 
     Raises:
-        TypeError, ValueError: an argument is outside its range; or, before the first iteration,
-            the model has no ``pfb``, or there are two hooks.
+        ValueError: before the first iteration, the model has no ``pfb``, or there are two hooks.
     """
 
     # After RuntimeInfoHook (10), which waits for the device, and close to the step, since the clock
     # is here; before PFBRecordHook (56), whose work is none of the step's, and LoggerHook (60).
     priority = 54
 
-    def __init__(self, interval: int | None = None, **unknown: Any) -> None:
-        check_keys('PFBLogHook', unknown, ('interval',))
-        if interval is not None:
-            check_integer('interval', interval, low=1)
+    def __init__(self) -> None:
         self.clock = StepClock()
-        self._entries = LogEntries('pfb/', interval)
         self._health = Health()
         self._statistics = SelectionStatistics()
         self._proposed = 0
@@ -83,28 +66,26 @@ class PFBLogHook(Hook):
         self.clock.stop(full=not pfb.selections)
         found = [selection.on_host for selection in pfb.selections]
         num_looked = sum(selection.num_candidates for selection in found)
-        num_kept = pfb.num_images - num_looked + sum(selection.num_kept for selection in found)
         self._proposed += pfb.pruner.num_proposed or 0
         self._statistics.count_full(pfb.num_images - num_looked)
         for selection in found:
             self._statistics.add(selection)
             if selection.num_kept < selection.num_candidates and selection.score is not None:
                 self._health.see_scores(selection.score.numpy())
-        if pfb.pruning:
-            ready = not found or pfb.ready
-            self._health.see_step(ready, num_kept, pfb.num_images)
-        if self._entries.due(runner, batch_idx):
-            self._entries.add(runner, batch_idx, self._scalars())
-            batch_size = max((s.num_candidates for s in found), default=pfb.num_images)
-            scoring_pass = pfb.pruner.criterion.scoring_pass
-            self._health.check(pfb.quota, pfb.estimator, batch_size, self.clock, scoring_pass)
+        if entry_is_due(runner, batch_idx):
+            add_entry(runner, batch_idx, self._scalars())
+            self._health.check(self.clock)
 
     def before_val_epoch(self, runner) -> None:
         self.clock.pause()
 
     def after_train(self, runner) -> None:
-        if words := _in_words(self.clock):
-            print_log(f'PFB: {words}', logger='current')
+        if self.clock.time_saved is not None:
+            print_log(
+                f'PFB: time saved {self.clock.time_saved:.1%} '
+                f'(of the steps alone {self.clock.step_time_saved:.1%})',
+                logger='current',
+            )
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         self.clock.pause()
@@ -136,14 +117,3 @@ class PFBLogHook(Hook):
             if (share := getattr(self.clock, name)) is not None:
                 scalars[name] = share
         return {f'pfb/{name}': value for name, value in scalars.items()}
-
-
-def _in_words(clock: StepClock) -> str:
-    """Time saved; that of the steps alone, too, where the two differ by a percentage point."""
-    of_steps, saved = clock.step_time_saved, clock.time_saved
-    if of_steps is None:
-        return ''
-    if saved is None:
-        return f'time of the steps saved {of_steps:.1%}'
-    words = f'time saved {saved:.1%}'
-    return words if abs(saved - of_steps) < 0.01 else f'{words} (of the steps alone {of_steps:.1%})'

@@ -21,9 +21,7 @@ from .model import find_filter
 from .preflight import check_only_one
 from .saved import part_to_resume, part_to_save
 
-# Iterations between two collections of the record. A checkpoint that is saved by another hook than
-# CheckpointHook may lack so many, less one, of the other processes.
-_COLLECT_EVERY = 50
+_COLLECT_EVERY = 50  # iterations between two collections of the record
 
 
 @HOOKS.register_module()
@@ -31,11 +29,10 @@ class PFBRecordHook(Hook):
     """Keeps a :class:`SelectionRecord` of a run with :class:`PFBMixin`; PFBHook registers it.
 
     The record counts how often each sample of the data set was a candidate and was kept, in each
-    call of ``loss``, see :class:`Places`. It is merged over all processes of the model's
-    ``process_group``; where there are several groups, it is that of the first process. It is
-    written to ``<work_dir>/pfb_record.npz`` with every checkpoint, into the checkpoint, and at the
-    end of the run. In a checkpoint that is not saved by CheckpointHook, the other processes' last
-    iterations, 49 at most, are missing.
+    call of ``loss``, over all processes of the model's ``process_group``; where there are several
+    groups, it is that of the first process. It is written to ``<work_dir>/pfb_record.npz`` with
+    every checkpoint, into the checkpoint, and at the end of the run. In a checkpoint that is not
+    saved by CheckpointHook, the other processes' last iterations, 49 at most, are missing.
 
     Images that are no samples of the data set, such as pseudo-labelled ones, have no row; only the
     counts of the classes include them.
@@ -61,11 +58,13 @@ class PFBRecordHook(Hook):
         self._pfb = find_filter(runner.model)
         check_only_one(runner.hooks, self)
         self._ranks = self._pfb.pruner.ranks
-        self._classes = _classes(runner.train_dataloader)
+        dataset = runner.train_dataloader.dataset
+        classes = getattr(dataset, 'metainfo', {}).get('classes') or ()
+        self._classes = [str(name) for name in classes]
         # Before the loader starts its workers, which then tell the place of each sample.
-        self._places = Places(runner.train_dataloader.dataset)
+        self._places = Places(dataset)
         self._told = False
-        self._start_afresh()
+        self._fresh = SelectionRecord(self._classes)
 
     def after_train_iter(
         self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -76,12 +75,12 @@ class PFBRecordHook(Hook):
         if self.every_n_train_iters(runner, _COLLECT_EVERY) or _checkpoint_due(runner):
             self._collect()
 
+    # A checkpoint may be saved behind each of these.
+
     def before_val_epoch(self, runner) -> None:
-        """A best checkpoint may be saved behind it."""
         self._collect()
 
     def after_train_epoch(self, runner) -> None:
-        """A checkpoint may be saved behind it."""
         self._collect()
 
     def after_train(self, runner) -> None:
@@ -94,11 +93,10 @@ class PFBRecordHook(Hook):
         if not is_main_process():  # FSDPStrategy has every process write a checkpoint
             return
         self.record.merge(self._fresh)
-        self._start_afresh()
-        record = self.record.to_bytes()
-        write_atomically(Path(runner.work_dir) / RECORD_NAME, record)
-        as_tensor = torch.frombuffer(bytearray(record), dtype=torch.uint8)
-        part_to_save(checkpoint)['record'] = as_tensor
+        self._fresh = SelectionRecord(self._classes)
+        data = self.record.to_bytes()
+        write_atomically(Path(runner.work_dir) / RECORD_NAME, data)
+        part_to_save(checkpoint)['record'] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         part = part_to_resume(runner, checkpoint)
@@ -111,28 +109,27 @@ class PFBRecordHook(Hook):
         """Note which images were kept, and their scores. Waits for the device."""
         found, samples = selection.on_host, selection.samples
         places = self._places.find(samples)
-        if not self._told and (places == UNKNOWN).any():
+        unknown = int((places == UNKNOWN).sum())
+        if unknown and not self._told:
             self._told = True
             print_log(
-                f'{(places == UNKNOWN).sum()} of {len(places)} images that loss was given do not '
-                'tell which samples of the training data set they are. They have no row in the '
-                'record. If they are of the data set, let its packing '
-                'transform pack the index: PackSegInputs(meta_keys=(..., "img_path", '
-                '"sample_idx")).',
+                f'{unknown} of {len(places)} images that loss was given do not tell which samples '
+                'of the training data set they are. They have no row in the record, and a '
+                'PFBBatchSampler loads them as if they were never scored. If they are of the data '
+                'set, let its packing transform pack the index: PackSegInputs(meta_keys=(..., '
+                '"img_path", "sample_idx")).',
                 logger='current',
                 level=logging.WARNING,
             )
-        counted = class_counts(samples, len(self._classes))
+        unit, counts = class_counts(samples, len(self._classes)) or (None, None)
+        paths = [getattr(sample, 'img_path', None) for sample in samples]
         self._fresh.add(
-            [
-                image_name(getattr(sample, 'img_path', None), place)
-                for sample, place in zip(samples, places.tolist(), strict=True)
-            ],
+            [image_name(path, place) for path, place in zip(paths, places.tolist(), strict=True)],
             found.kept.numpy(),
             None if found.score is None else found.score.numpy(),
-            None if counted is None else counted.counts.cpu().numpy(),
+            counts,
             found.score_name,
-            None if counted is None else counted.unit,
+            unit,
             places,
         )
 
@@ -143,24 +140,14 @@ class PFBRecordHook(Hook):
         """
         for part in self._ranks.collect(self._fresh.to_bytes()):
             self.record.merge(SelectionRecord.from_bytes(part))
-        self._start_afresh()
-
-    def _start_afresh(self) -> None:
         self._fresh = SelectionRecord(self._classes)
 
 
-def _classes(dataloader: Any) -> list[str]:
-    """Names of the data set's classes; none if it does not tell."""
-    metainfo = getattr(getattr(dataloader, 'dataset', None), 'metainfo', {})
-    return [str(name) for name in metainfo.get('classes') or ()]
-
-
 def _checkpoint_due(runner) -> bool:
-    """Whether CheckpointHook, which comes later, saves in this iteration.
+    """Whether CheckpointHook, which comes later, saves in this iteration: its own condition.
 
-    Its own condition over again, since it does not tell beforehand. To collect when it saves would
-    be too late: MMEngine's Runner saves in the first process alone, ``before_save_checkpoint`` is
-    never called in the others, and a collective needs them all.
+    To collect when it saves would be too late: MMEngine's Runner calls ``before_save_checkpoint``
+    in the first process alone, and a collective needs them all.
     """
     return any(
         isinstance(hook, CheckpointHook)

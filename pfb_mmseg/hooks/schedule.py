@@ -12,19 +12,14 @@ from ..core.checks import check_bool
 
 
 class Schedule:
-    """A part of a run, in fractions of it, in iterations or in epochs.
-
-    Args:
-        begin: first pruned iteration or epoch (int), or a fraction of the run (float in [0, 1]).
-        end: first one that is not pruned any more, likewise.
-        by_epoch: integers count epochs instead of iterations.
+    """A part of a run, in fractions of it, in iterations or in epochs; see :class:`PFBHook`.
 
     Raises:
         TypeError, ValueError: an argument is outside its range, or ``begin`` does not come before
             ``end``.
     """
 
-    def __init__(self, begin: float | int, end: float | int, by_epoch: bool = False) -> None:
+    def __init__(self, begin: float | int, end: float | int, by_epoch: bool) -> None:
         check_bool('by_epoch', by_epoch)
         unit = 'an epoch' if by_epoch else 'an iteration'
         for name, value in (('begin', begin), ('end', end)):
@@ -42,9 +37,6 @@ class Schedule:
 
     def resolve(self, loop: BaseLoop) -> tuple[int, int]:
         """First pruned iteration, and the first that is not pruned any more.
-
-        Args:
-            loop: of the training; ``by_epoch`` takes one that counts epochs.
 
         Raises:
             ValueError: nothing of the run would be pruned, or the loop counts no epochs.

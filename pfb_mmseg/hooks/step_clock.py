@@ -5,17 +5,25 @@ from __future__ import annotations
 import statistics
 import time
 
+_WINDOW = 200  # latest full steps that are compared with: enough to forget the slow first ones
+_COUNTED = (
+    'full_times',
+    'full_waits',
+    'blocked_time',
+    'blocked_wait',
+    'num_blocked',
+    'num_blocked_waits',
+    'num_steps',
+)
+
 
 class StepClock:
     """Times training steps and the waits between them, to compare blocked with full steps.
 
     MMEngine reads the losses after every step, which waits for the device, so the host's clock
     measures the step. A wait is the time from the end of a step to the start of the next one: the
-    data loader, and the other hooks.
+    data loader, and the other hooks. All times are in seconds.
     """
-
-    # Full steps whose median is compared with: enough of them to forget the slow first ones.
-    _WINDOW = 200
 
     def __init__(self) -> None:
         self.full_times: list[float] = []
@@ -39,9 +47,9 @@ class StepClock:
         seconds = self._ended - self._started
         self.num_steps += 1
         if full:
-            self.full_times = [*self.full_times, seconds][-self._WINDOW :]
+            self.full_times = [*self.full_times, seconds][-_WINDOW:]
             if self._wait is not None:
-                self.full_waits = [*self.full_waits, self._wait][-self._WINDOW :]
+                self.full_waits = [*self.full_waits, self._wait][-_WINDOW:]
         else:
             self.blocked_time += seconds
             self.num_blocked += 1
@@ -75,38 +83,15 @@ class StepClock:
         if not self.full_waits or not self.num_blocked_waits:
             return None
         full = statistics.median(self.full_times) + statistics.fmean(self.full_waits)
-        return self._saved(full, self.blocked_time / self.num_blocked + self.mean_blocked_wait)
-
-    @property
-    def mean_blocked_wait(self) -> float:
-        """Seconds waited before a blocked step."""
-        return self.blocked_wait / max(1, self.num_blocked_waits)
-
-    @property
-    def waiting_share(self) -> float:
-        """Share of the wall clock of blocked iterations that is spent waiting, in [0, 1]."""
-        step = self.blocked_time / max(1, self.num_blocked)
-        return self.mean_blocked_wait / ((step + self.mean_blocked_wait) or 1)
+        wait = self.blocked_wait / self.num_blocked_waits
+        return self._saved(full, self.blocked_time / self.num_blocked + wait)
 
     def _saved(self, full: float, blocked: float) -> float:
         return self.num_blocked * (full - blocked) / (self.num_steps * full)
 
     def state_dict(self) -> dict:
-        return {
-            'full_times': list(self.full_times),
-            'full_waits': list(self.full_waits),
-            'blocked_time': self.blocked_time,
-            'blocked_wait': self.blocked_wait,
-            'num_blocked': self.num_blocked,
-            'num_blocked_waits': self.num_blocked_waits,
-            'num_steps': self.num_steps,
-        }
+        return {name: getattr(self, name) for name in _COUNTED}
 
     def load_state_dict(self, state: dict) -> None:
-        self.full_times = list(state['full_times'])
-        self.blocked_time = state['blocked_time']
-        self.num_blocked = state['num_blocked']
-        self.num_steps = state['num_steps']
-        self.full_waits = list(state['full_waits'])
-        self.blocked_wait = state['blocked_wait']
-        self.num_blocked_waits = state['num_blocked_waits']
+        for name in _COUNTED:
+            setattr(self, name, state[name])

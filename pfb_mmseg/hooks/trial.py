@@ -10,7 +10,6 @@ import numpy as np
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
-from torch.utils.data import DataLoader
 
 from ..blocking import RunsTwice
 from ..models import PartialForwardBlocking
@@ -23,10 +22,6 @@ _SAMPLES = 4
 def try_blocked_step(runner, pfb: PartialForwardBlocking) -> None:
     """Block one step without gradient; neither the model nor a random generator notices.
 
-    Args:
-        runner: whose model, data set and precision are taken.
-        pfb: of the model.
-
     Raises:
         ValueError: the model, its heads or the labels do not allow a blocked step.
     """
@@ -36,7 +31,8 @@ def try_blocked_step(runner, pfb: PartialForwardBlocking) -> None:
     if not isinstance(dataset, Sized) or not hasattr(dataset, '__getitem__'):
         return  # a stream: what was taken from it would be missing in training
     with _python_random_state_kept(), pfb.trying():
-        batch = _first_batch(runner.train_dataloader)
+        num = min(_SAMPLES, len(dataset))
+        batch = runner.train_dataloader.collate_fn([dataset[index] for index in range(num)])
         wrapper = getattr(runner, 'optim_wrapper', None)
         precision = isinstance(wrapper, OptimWrapper)
         with wrapper.optim_context(model) if precision else nullcontext():
@@ -48,11 +44,6 @@ def try_blocked_step(runner, pfb: PartialForwardBlocking) -> None:
                     raise
                 print_log('PFB: the encoder runs more than once in a step.', logger='current')
                 _run(model, pfb, data)
-
-
-def _first_batch(loader: DataLoader) -> object:
-    num = min(_SAMPLES, len(loader.dataset))
-    return loader.collate_fn([loader.dataset[index] for index in range(num)])
 
 
 def _run(model: BaseModel, pfb: PartialForwardBlocking, data: object) -> None:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from ..core.selection import LOG_DENSITY
 from ..progress import track
 from . import page
 from .images import ImageSet
-from .page import Picture
-from .record import write_atomically
 from .scores import words_for
 
 
@@ -23,8 +19,8 @@ def write_ranking(
     images: ImageSet,
     score: Tensor,
     out_dir: str | os.PathLike,
-    num_images: int = 24,
-    score_name: str = LOG_DENSITY,
+    num_images: int,
+    score_name: str,
 ) -> tuple[Path, Path]:
     """Write ``ranking.csv`` (rank, index in the data set, path, score) and ``index.html``.
 
@@ -40,30 +36,26 @@ def write_ranking(
     Returns:
         Paths of the two files.
     """
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    table, html = Path(out_dir, 'ranking.csv'), Path(out_dir, 'index.html')
+    table.parent.mkdir(parents=True, exist_ok=True)
     words, values = words_for(score_name), score.double().numpy()
     order = np.argsort(-words.sought * values, kind='stable')  # NaN last
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['rank', 'index', 'path', score_name])
-    for rank, i in enumerate(order, start=1):
-        writer.writerow([rank, i, images.paths[i], f'{values[i]:.4f}'])
-    write_atomically(out_dir / 'ranking.csv', text.getvalue().encode(errors='surrogateescape'))
+    with table.open('w', newline='', encoding='utf-8', errors='surrogateescape') as file:
+        writer = csv.writer(file, lineterminator='\n')
+        writer.writerow(['rank', 'index', 'path', score_name])
+        for rank, i in enumerate(order, start=1):
+            writer.writerow([rank, i, images.paths[i], f'{values[i]:.4f}'])
 
     def show(chosen: np.ndarray) -> str:
-        pictures = []
-        for i in track(chosen[:num_images], 'Drawing images'):
-            remark = '; '.join([*images.classes_of(i), f'{words.label} {values[i]:.3g}'])
-            pictures.append(Picture(images.picture(i), images.title(i), remark))
-        return page.gallery(pictures)
+        shown = track(chosen[:num_images], 'Drawing images')
+        return page.gallery([images.entry(i, f'{words.label} {values[i]:.3g}') for i in shown])
 
     scored = order[np.isfinite(values[order])]
     content = page.page(
         words.heading,
         f'{len(values):,} images by their {words.label} under the model, {images.truth}',
-        page.section(words.first.capitalize(), words.about_sought, show(scored)),
-        page.section(words.last.capitalize(), words.about_others, show(scored[::-1])),
+        page.section(words.first.capitalize(), words.about_first, show(scored)),
+        page.section(words.last.capitalize(), words.about_last, show(scored[::-1])),
     )
-    write_atomically(out_dir / 'index.html', content.encode())
-    return out_dir / 'ranking.csv', out_dir / 'index.html'
+    html.write_text(content, encoding='utf-8')
+    return table, html

@@ -14,16 +14,15 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ..data.leaves import build_without_pipeline, leaf_configs
+from .page import Picture
 from .record import image_name
 
 _SHADE = 0.5  # of the labels over the image
 
 
 class ImageSet:
-    """Every sample of a data set, loaded without augmentation.
-
-    A sample goes by its place: data sets that ConcatDataset joins are counted one after the other,
-    and what RepeatDataset repeats is one sample. Several samples may be of one file.
+    """Every sample of a data set, loaded without augmentation. It goes by its place, see
+    :class:`Places`; several samples may be of one file.
 
     Args:
         config: of the run.
@@ -65,22 +64,20 @@ class ImageSet:
             image_name(info.get('img_path'), place) for place, info in enumerate(self.infos)
         ]
         self._num_of_path = Counter(self.paths)
-        classified = any('gt_label' in info for info in self.infos)
-        self.truth = (
-            'their classes beside their names'
-            if classified
-            else ('the ground truth drawn over them')
-        )
-
-    def holds(self, place: int, path: str) -> bool:
-        """Whether this sample is of this file, as it was when a run recorded it."""
-        return 0 <= place < len(self.paths) and self.paths[place] == path
+        self.truth = 'the ground truth drawn over them'
+        if any('gt_label' in info for info in self.infos):
+            self.truth = 'their classes beside their names'
 
     def title(self, place: int) -> str:
         """A short name; with the place, where the file has several samples."""
         path = self.paths[place]
         stem = PurePosixPath(path.replace('\\', '/')).stem
         return f'{stem} [{place}]' if self._num_of_path[path] > 1 else stem
+
+    def entry(self, place: int, remark: str) -> Picture:
+        """For a gallery: the picture, its title, and its classes in front of the remark."""
+        remark = '; '.join([*self.classes_of(place), remark])
+        return Picture(self.picture(place), self.title(place), remark)
 
     def classes_of(self, place: int) -> list[str]:
         """Names of the classes that an image as a whole is of; none for segmentation."""

@@ -12,45 +12,34 @@ _STYLE = """
 * { box-sizing: border-box }
 body { margin: 0; background: var(--back); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif }
-main { max-width: 1180px; margin: 0 auto; padding: 28px 20px 60px }
+main { max-width: 1180px; margin: 0 auto; padding: 24px 14px 50px }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0; overflow-wrap: anywhere }
 h2 { font-size: 1.05rem; margin: 0 0 2px }
 p { margin: 0 0 12px; color: var(--soft); font-size: .92rem; max-width: 75ch }
 .status { margin: 4px 0 20px }
-.tiles { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)) }
+.tiles { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)) }
 .tile, section, .note { background: #fff; border: 1px solid var(--line); border-radius: 10px }
 .tile { padding: 12px 16px }
 .tile b { display: block; font-size: 1.6rem; line-height: 1.3; color: var(--accent) }
 .tile span { color: var(--soft); font-size: .85rem }
 .note { padding: 10px 16px; margin-top: 12px; border-left: 4px solid var(--accent) }
-.columns { columns: 2; column-gap: 16px; margin-top: 16px }
+.columns { columns: 2 25rem; column-gap: 16px; margin-top: 16px }
 .columns section { display: inline-block; width: 100% }
-section { padding: 16px 18px; margin: 0 0 16px; break-inside: avoid }
+section { padding: 15px; margin: 0 0 16px; break-inside: avoid }
 section > img { display: block; width: 100%; height: auto; max-width: 620px; margin: 0 auto }
 table { border-collapse: collapse; width: 100%; font-size: .9rem }
-th { text-align: left; color: var(--soft); font-weight: 500 }
-th, td { padding: 4px 10px 4px 0; border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
+td { padding: 4px 10px 4px 0; border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
 td:first-child { min-width: 6em }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-.bar { width: 34% } .bar i { display: block; height: 10px; border-radius: 3px; min-width: 2px;
-  background: var(--accent) }
-.gallery { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)) }
+.gallery { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) }
 figure { margin: 0; min-width: 0 }
 figure img { width: 100%; display: block; border-radius: 6px; background: var(--line) }
 figure .gap { aspect-ratio: 4/3; border-radius: 6px; background: var(--line); color: var(--soft);
   display: grid; place-items: center; font-size: .85rem; text-align: center; padding: 8px }
 figcaption { font-size: .78rem; color: var(--soft); line-height: 1.35; margin-top: 3px }
 figcaption b { display: block; color: var(--ink); font-weight: 500; overflow-wrap: anywhere }
-h3 { font-size: .9rem; margin: 14px 0 6px; font-weight: 600 }
 details { margin-top: 8px } summary { cursor: pointer; color: var(--accent) }
 pre { overflow-x: auto; font-size: .78rem; background: var(--back); padding: 12px;
   border-radius: 6px }
-@media (max-width: 760px) {
-  .columns { columns: 1 } main { padding: 18px 12px 40px } section { padding: 14px 12px }
-  .tiles { grid-template-columns: 1fr 1fr; gap: 8px } .tile b { font-size: 1.3rem }
-  .gallery { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)) }
-  .bar { width: 22% }
-}
 """
 
 
@@ -75,11 +64,11 @@ def page(title: str, status: str, *parts: str) -> str:
 
 def tiles(values: dict[str, str]) -> str:
     """The numbers at the head of the page, by what they mean."""
-    cells = (
+    cells = ''.join(
         f'<div class="tile"><b>{_text(v)}</b><span>{_text(k)}</span></div>'
         for k, v in values.items()
     )
-    return f'<div class="tiles">{"".join(cells)}</div>'
+    return f'<div class="tiles">{cells}</div>'
 
 
 def notes(sentences: Sequence[str]) -> str:
@@ -101,33 +90,18 @@ def plot(png: bytes, description: str) -> str:
     return f'<img src="{_source(png, "png")}" alt="{_text(description)}">'
 
 
-def gallery(pictures: Sequence[Picture], heading: str = '') -> str:
+def gallery(pictures: Sequence[Picture]) -> str:
     figures = []
     for picture in pictures:
         if picture.jpeg is None:
-            shown = f'<div class="gap">{_text(picture.text)}</div>'
-            remark = ''
+            shown, remark = f'<div class="gap">{_text(picture.text)}</div>', ''
         else:
             shown = f'<img loading="lazy" src="{_source(picture.jpeg, "jpeg")}" alt="">'
             remark = _text(picture.text)
         figures.append(
             f'<figure>{shown}<figcaption><b>{_text(picture.name)}</b>{remark}</figcaption></figure>'
         )
-    above = f'<h3>{_text(heading)}</h3>' if heading else ''
-    return f'{above}<div class="gallery">{"".join(figures)}</div>'
-
-
-def bars(headings: Sequence[str], rows: Sequence[Sequence[str]], shares: Sequence[float]) -> str:
-    """A table whose last column is a bar; the first holds names, the others numbers."""
-    head = ''.join(
-        f'<th{"" if i == 0 else " class=number"}>{_text(h)}</th>' for i, h in enumerate(headings)
-    )
-    body = []
-    for (name, *numbers), share in zip(rows, shares, strict=True):
-        cells = ''.join(f'<td class="number">{_text(n)}</td>' for n in numbers)
-        bar = f'<td class="bar"><i style="width:{min(max(share, 0), 1):.1%}"></i></td>'
-        body.append(f'<tr><td>{_text(name)}</td>{cells}{bar}</tr>')
-    return f'<table><tr>{head}<th></th></tr>{"".join(body)}</table>'
+    return f'<div class="gallery">{"".join(figures)}</div>'
 
 
 def facts(values: dict[str, str]) -> str:

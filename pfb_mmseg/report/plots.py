@@ -45,7 +45,8 @@ def scores(record: SelectionRecord, words: ScoreWords) -> bytes:
         label=['kept', 'dropped'],
     )
     axes.set_yticks([])
-    axes.set_xlabel(f'{words.label} (right: {words.high})')
+    right = words.first if words.sought > 0 else words.last
+    axes.set_xlabel(f'{words.label} (right: {right})')
     axes.legend(frameon=False)
     return _png(figure)
 

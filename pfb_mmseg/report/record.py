@@ -27,19 +27,18 @@ class SelectionRecord:
         classes: names of the classes whose pixels or images are counted.
 
     Attributes:
-        paths: list of str, of each image, see :func:`image_name`, in the order in which the images
-            were first seen.
+        paths: list of str, of each image, in the order in which the images were first seen. An
+            image without a file is called after its place.
         places: (M,) int64, place of each in the data set; -1 where :meth:`add` was told none.
         candidates, kept: (M,) int64, number of blocked steps an image was in, and survived.
         kept_share: float, share of the candidates that were kept; None before the first.
         score_name: str, what the images were scored by, such as ``'log_density'``; None while
             nothing was scored. Where it changes, as in a run resumed with another criterion, the
             scores before are dropped.
-        mean_score: (M,) float64, over the steps in which an image had a finite score; NaN where
-            there was none.
+        mean_score: (M,) float64, over the steps in which an image had a finite score, else NaN.
         classes: list of str. Where they change, the counts before are dropped.
-        class_unit: str, what is counted of the classes, ``'pixels'`` (segmentation) or
-            ``'images'`` (classification); None while nothing was counted.
+        class_unit: str, what is counted, ``'pixels'`` (segmentation) or ``'images'``
+            (classification); None while nothing was.
         class_counts: (2, C) int64, of dropped and of kept images.
     """
 
@@ -96,8 +95,7 @@ class SelectionRecord:
             kept: (N,) bool, True for those that stayed.
             score: (N,), or None if nothing was scored.
             class_counts: (N, C) integers, of each of the ``classes``; None if there are no labels.
-            score_name: what ``score`` is; not looked at where there is none.
-            class_unit: what ``class_counts`` counts, likewise.
+            score_name, class_unit: what ``score`` is, and what ``class_counts`` counts.
             places: (N,) int64, of the candidates in the data set; those below 0 are no samples of
                 it and have no row. None: each path is a sample.
         """
@@ -192,16 +190,13 @@ class SelectionRecord:
             self._table[:, 2:] = 0
 
     def _count_classes(self, classes: Sequence[str]) -> None:
-        """Begin to count these classes."""
         self.classes = list(classes)
         self.class_counts = np.zeros((2, len(self.classes)), np.int64)
 
 
-def image_name(path: str | os.PathLike | None, index: int | None) -> str:
+def image_name(path: str | os.PathLike | None, place: int) -> str:
     """How an image is called: its path or, if it has none, its place in the data set."""
-    if path is not None:
-        return str(path)
-    return '<no path>' if index is None else f'image {index}'
+    return f'image {place}' if path is None else str(path)
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:

@@ -1,10 +1,9 @@
-"""The report of a run: one page and its plots."""
+"""The report of a run: one page that needs no other file."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -12,18 +11,16 @@ from ..progress import track
 from . import page, plots
 from .images import ImageSet
 from .page import Picture
-from .record import SelectionRecord, write_atomically
+from .record import SelectionRecord
 from .run import RunFiles
 from .scalars import METRICS
 from .scores import words_for
-
-_MOST_GROUPS = 30
 
 
 def write_report(
     work_dir: str | os.PathLike, out_dir: str | os.PathLike | None = None, num_images: int = 12
 ) -> Path:
-    """Write ``index.html``, which needs no other file, and its plots as PNG.
+    """Write ``index.html``, which needs no other file.
 
     Args:
         work_dir: of a run with PFBHook, finished or not.
@@ -38,32 +35,21 @@ def write_report(
         ValueError: the run had no PFBHook.
     """
     run = RunFiles(work_dir)
-    if not any('pfb/kept' in entry for entry in run.train) and run.record is None:
+    if not any('pfb/kept' in entry for entry in run.train) and not len(run.record):
         raise ValueError(f'the run in {work_dir} logged nothing of PFB: was PFBHook in its config?')
     out_dir = run.work_dir / 'pruning_report' if out_dir is None else Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-
-    figures = _figures(run)
-    for name, (png, *_) in figures.items():
-        write_atomically(out_dir / f'{name}.png', png)
-    sections = [
-        page.section(heading, text, page.plot(png, heading))
-        for png, heading, text in figures.values()
-    ]
-    galleries = []
-    if run.record is not None and len(run.record):
-        sections[2:2] = _groups(run.record)  # where the two columns come out even
-        galleries = _galleries(run, num_images)
+    images = _image_set(run)
     content = page.page(
-        f'What was skipped: {run.name}',
+        f'What was skipped: {run.work_dir.resolve().name}',
         _status(run),
         page.tiles(_numbers(run)),
         page.notes(run.notes),
-        page.columns(*sections),
-        *galleries,
+        page.columns(*_figures(run)),
+        *(_galleries(run.record, images, num_images) if len(run.record) else ()),
         _origin(run),
     )
-    write_atomically(out_dir / 'index.html', content.encode())
+    (out_dir / 'index.html').write_text(content, encoding='utf-8')
     return out_dir / 'index.html'
 
 
@@ -81,12 +67,12 @@ def _status(run: RunFiles) -> str:
 def _numbers(run: RunFiles) -> dict[str, str]:
     """What the head of the page says."""
     numbers, record = {}, run.record
-    if record is not None and len(record):
+    if len(record):
         numbers['of the images kept while pruning'] = f'{record.kept_share:.0%}'
     _, saved = run.column('pfb/time_saved')
     if len(saved):
         numbers['of the wall clock saved'] = f'{saved[-1]:.1%}'
-    if record is not None and len(record):
+    if len(record):
         never = int((record.kept == 0).sum())
         numbers[f'of {len(record):,} images looked at were never kept'] = f'{never:,}'
     for name, key in METRICS.items():
@@ -95,93 +81,45 @@ def _numbers(run: RunFiles) -> dict[str, str]:
     return numbers
 
 
-def _figures(run: RunFiles) -> dict[str, tuple[bytes, str, str]]:
-    """File name -> PNG, heading, explanation."""
+def _figures(run: RunFiles) -> list[str]:
     steps, kept = run.column('pfb/kept')
     _, candidates = run.column('pfb/candidates')
-    figures = {
-        'over_the_run': (
-            plots.over_the_run(
-                (steps, kept / np.maximum(candidates, 1)), run.column('pfb/time_saved')
-            ),
+    share = steps, kept / np.maximum(candidates, 1)
+    figures = [
+        _figure(
             'Over the run',
             'Share of the images trained on in each interval of the log, and time saved '
             'since the start against as many full iterations of this run.',
+            plots.over_the_run(share, run.column('pfb/time_saved')),
         )
-    }
+    ]
     record = run.record
-    if record is not None and np.isfinite(record.mean_score).any():
+    if np.isfinite(record.mean_score).any():
         words = words_for(record.score_name)
-        figures['scores'] = (
-            plots.scores(record, words),
-            words.heading,
+        explanation = (
             f'Mean {words.label} of each image over the run, counted as often as the image was '
-            'kept or dropped. The wider the spread, the more there is to choose by.',
+            'kept or dropped. The wider the spread, the more there is to choose by.'
         )
-    if record is not None and record.class_counts.any():
+        figures.append(_figure(words.heading, explanation, plots.scores(record, words)))
+    if record.class_counts.any():
         counted = {'pixels': 'labelled pixels', 'images': 'images'}[record.class_unit]
-        figures['class_share'] = (
-            plots.class_shares(record.classes, record.class_counts, counted),
-            'Classes in kept and dropped images',
+        explanation = (
             f'Share of each class among the {counted}, while images were being looked at. '
-            'Where the grey bar is the longer one, a class was skipped more than others.',
+            'Where the grey bar is the longer one, a class was skipped more than others.'
         )
+        png = plots.class_shares(record.classes, record.class_counts, counted)
+        figures.append(_figure('Classes in kept and dropped images', explanation, png))
     return figures
 
 
-def group_of(paths: Sequence[str]) -> list[str]:
-    """The group of each image: its folder or, if there is one only, its name up to the first '_'.
-
-    For Cityscapes that is the city, for CamVid the sequence.
-    """
-    parts = [PurePosixPath(path.replace('\\', '/')) for path in paths]
-    if len({part.parent for part in parts}) > 1:
-        return [part.parent.name for part in parts]
-    return [part.name.partition('_')[0] for part in parts]
+def _figure(heading: str, explanation: str, png: bytes) -> str:
+    return page.section(heading, explanation, page.plot(png, heading))
 
 
-def groups_by_kept_rate(record: SelectionRecord) -> list[tuple[str, int, int, int]]:
-    """Name, images, candidates and kept of each group, most dropped first; empty if it has none.
-
-    Groups say something only if there are several, with several images each.
-    """
-    names, index = np.unique(np.array(group_of(record.paths), dtype=object), return_inverse=True)
-    if not 2 <= len(names) <= len(record) / 2:
-        return []
-    images = np.bincount(index)
-    candidates = np.bincount(index, record.candidates).astype(int)
-    kept = np.bincount(index, record.kept).astype(int)
-    order = np.argsort(kept / candidates, kind='stable')
-    return [(names[i], int(images[i]), int(candidates[i]), int(kept[i])) for i in order]
-
-
-def _groups(record: SelectionRecord) -> list[str]:
-    groups = groups_by_kept_rate(record)
-    if not groups:
-        return []
-    shown = groups[:_MOST_GROUPS]
-    shares = [kept / candidates for _, _, candidates, kept in shown]
-    rows = [
-        (name, f'{images:,}', f'{candidates:,}', f'{share:.0%}')
-        for (name, images, candidates, _), share in zip(shown, shares, strict=True)
-    ]
-    more = f' The {_MOST_GROUPS} most dropped of {len(groups)}.' if len(groups) > len(shown) else ''
-    return [
-        page.section(
-            'Which groups were dropped most',
-            'Images by their folder, or by their name up to the first underscore; how often they '
-            f'were candidates, and how often kept.{more}',
-            page.bars(('', 'images', 'looked at', 'kept'), rows, shares),
-        )
-    ]
-
-
-def _galleries(run: RunFiles, num_images: int) -> list[str]:
-    record = run.record
+def _galleries(record: SelectionRecord, images: ImageSet | None, num_images: int) -> list[str]:
     kept, candidates, score = record.kept, record.candidates, record.mean_score
     dropped, paths, places = candidates - kept, record.paths, record.places.tolist()
     words = words_for(record.score_name or '')
-    images = _image_set(run)
 
     def show(order: np.ndarray) -> str:
         pictures = []
@@ -227,11 +165,10 @@ def _picture(images: ImageSet | None, place: int, path: str, remark: str) -> Pic
     if images is None:
         return Picture(None, path, remark)
     gone = Picture(None, path, f'{remark}; its file is not there any more')
-    if not images.holds(place, path):
+    if not 0 <= place < len(images.paths) or images.paths[place] != path:
         return gone
-    remark = '; '.join([*images.classes_of(place), remark])
     try:
-        return Picture(images.picture(place), images.title(place), remark)
+        return images.entry(place, remark)
     except OSError:
         return gone
 
@@ -239,7 +176,9 @@ def _picture(images: ImageSet | None, place: int, path: str, remark: str) -> Pic
 def _origin(run: RunFiles) -> str:
     checkpoint = '-' if run.checkpoint is None else run.checkpoint.name
     values = {'Work dir': str(run.work_dir), 'Newest checkpoint': checkpoint, **run.versions}
-    pfb = {} if run.config is None else run.config.get('model', {}).get('pfb', {})
-    values |= {f'pfb.{name}': str(value) for name, value in dict(pfb).items()}
-    config = '' if run.config is None else page.folded('The whole config', run.config.pretty_text)
+    config = ''
+    if run.config is not None:
+        pfb = run.config.get('model', {}).get('pfb', {})
+        values |= {f'pfb.{name}': str(value) for name, value in pfb.items()}
+        config = page.folded('The whole config', run.config.pretty_text)
     return page.section('The run', 'What it was made with.', page.facts(values), config)

@@ -25,7 +25,7 @@ class RunFiles:
         iteration: int, the last one that was logged.
         config: as the run was started last, or None.
         max_iters, max_epochs: int, length of the run, of which one is None.
-        record: SelectionRecord; None before the first checkpoint.
+        record: SelectionRecord; empty before the first checkpoint.
         checkpoint: path of the newest that can be read, or None.
         epoch: int, the last one before the checkpoint; None where there is none.
         versions: dict of str, with which the run was made; empty before the first checkpoint.
@@ -46,7 +46,7 @@ class RunFiles:
         self.checkpoint, state = self._read_checkpoint()
         self.epoch = state.get('meta', {}).get('epoch')
         self.versions = state.get('pfb', {}).get('versions', {})
-        self.record = None
+        self.record = SelectionRecord()
         if (self.work_dir / RECORD_NAME).is_file():
             self.record = SelectionRecord.load(self.work_dir / RECORD_NAME)
         else:
@@ -55,17 +55,10 @@ class RunFiles:
                 'then nothing is known of single images and classes.'
             )
 
-    @property
-    def name(self) -> str:
-        return self.work_dir.resolve().name
-
     def column(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Iterations and values of a scalar, where it was logged."""
-        entries = [entry for entry in self.train if key in entry]
-        return (
-            np.array([entry['step'] for entry in entries]),
-            np.array([entry[key] for entry in entries]),
-        )
+        found = [(entry['step'], entry[key]) for entry in self.train if key in entry]
+        return tuple(np.array(found).reshape(-1, 2).T)
 
     def _read_config(self) -> Config | None:
         logged = sorted(self.work_dir.glob('*/vis_data/config.py'))

@@ -35,10 +35,10 @@ _OPTIONS = dict(strategy='two_pass', score_scale=1.0, process_group=None)
 class Scanner:
     """A trained model and the criterion that it is asked for, in eval mode.
 
-    BatchNorm uses its running statistics, images go through the test pipeline, and nothing is
-    learnt, so an image's score depends on the image alone. A small early exit of PFB's own is the
-    exception, since it has no running statistics: that of a segmentor normalises over the images
-    that run together, that of a classifier over thousands that are drawn at random.
+    BatchNorm uses its running statistics and images go through the test pipeline, so an image's
+    score depends on the image alone. Only an early exit of PFB's own normalises over images: that
+    of a segmentor over those that run together, that of a classifier over thousands drawn at
+    random.
 
     Args:
         config: with ``model.pfb``.
@@ -62,10 +62,9 @@ class Scanner:
         config = copy.deepcopy(config)
         chosen = _criterion(config.model.pfb.get('criterion', 'rare'), criterion)
         self._asks_exit = CRITERIA.build(chosen).scoring_pass == 'exit'
-        options = {**config.model.pfb, **_OPTIONS, 'criterion': chosen}
+        config.model.pfb.update(criterion=chosen, **_OPTIONS)
         if not self._asks_exit:
-            options |= {'exit': None, 'exit_loss_weight': 0}
-        config.model.pfb = options
+            config.model.pfb.update(exit=None, exit_loss_weight=0)
         self.model = revert_sync_batchnorm(MODELS.build(config.model)).to(get_device()).eval()
         self.model.pfb.prepare()
         self._load(checkpoint)
@@ -75,25 +74,25 @@ class Scanner:
         self.has_estimate = self._estimator is None or self._estimator.ready
         self._reads_labels = self._criterion.scoring_pass in ('exit', 'whole')
         self._pipeline = Compose(_test_pipeline(config, self._reads_labels))
-        # The label that the loss leaves out, for what is padded.
-        default = getattr(self.model.data_preprocessor, 'seg_pad_val', 255)
-        self._ignore = getattr(last_head(self.model), 'ignore_index', default)
 
     def _load(self, checkpoint: str | Path) -> None:
         weights = load_checkpoint(checkpoint)
         weights = weights.get('state_dict', weights)
         own, exit = self.model.state_dict(), self.model.pfb.exit
-        needed = [name for name in own if not name.startswith('pfb.')]
-        wrong = [k for k in needed if k not in weights or weights[k].shape != own[k].shape]
+        wrong = [
+            name
+            for name, value in own.items()
+            if not name.startswith('pfb.')
+            and (name not in weights or weights[name].shape != value.shape)
+        ]
         if wrong:
             raise ValueError(
                 f'{checkpoint} is no checkpoint of this config: {len(wrong)} of {len(own)} weights '
                 f'are missing or of another shape, {wrong[0]!r} for example'
             )
-        kept = {k: v for k, v in weights.items() if k in own or k.startswith('pfb.')}
         with warnings.catch_warnings():  # no estimate, or one of another size: `has_estimate`
             warnings.simplefilter('ignore')
-            self.model.load_state_dict({**own, **kept}, strict=False)
+            self.model.load_state_dict(weights, strict=False)
         if exit is not None and not exit.ready:
             raise ValueError(
                 f'{checkpoint} has no trained early exit behind {self.model.pfb.point.path}, and '
@@ -105,8 +104,7 @@ class Scanner:
     def score(self, infos: Sequence[dict], batch_size: int = 8) -> Tensor:
         """Score images; neighbours of one size run together.
 
-        Where there is no estimate, the density is learnt from these images, in two rounds over them
-        in a fixed random order: in the first the centroids settle.
+        Where there is no density estimate, it is learnt from these images.
 
         Args:
             infos: what the data set knows of each of the M images.
@@ -129,6 +127,8 @@ class Scanner:
         """(M, D) or (M,) float32, what the criterion sees of the images."""
         observed, samples = [], []
         exit = self.model.pfb.exit
+        # This exit compares images with each other. Neighbours in a data set, such as those of one
+        # class, tell nothing of what is usual.
         compares = self._asks_exit and isinstance(exit, LinearExit)
         items = track(map(self._load_image, infos), 'Scoring images', len(infos))
         for batch in _batches(items, batch_size):
@@ -138,15 +138,11 @@ class Scanner:
             if self._reads_labels and 'gt_sem_seg' in labels[0]:
                 labels = self._label_maps(batch, images)
             step = BlockedStep(self.model, images, labels, self.model.loss)
-            if compares:
-                observed.append(step.features().cpu())
-                samples += labels
-            else:
-                observed.append(self._criterion.observe(step).cpu())
+            seen = step.features() if compares else self._criterion.observe(step)
+            observed.append(seen.cpu())
+            samples += labels if compares else ()
         if not compares:
             return torch.cat(observed)
-        # This exit compares images with each other. Neighbours in a data set, such as those of one
-        # class, tell nothing of what is usual.
         vectors, losses = torch.cat(observed), torch.zeros(len(samples))
         for rows in _random_order(len(samples)).tensor_split(-(-len(samples) // _MOST_COMPARED)):
             logits = exit.layers(vectors[rows].to(get_device()))
@@ -161,26 +157,24 @@ class Scanner:
                 "model.pfb.criterion=dict(type='rare', estimator=dict(num_centroids="
                 f'{max(1, len(x) // 4)})) or less'
             )
-        for _ in range(2):
+        for _ in range(2):  # in the first round the centroids settle
             for rows in _random_order(len(x)).split(num_centroids):
                 self._estimator.update(x[rows].to(get_device()))
 
     def _load_image(self, info: dict) -> dict:
-        if not self._reads_labels:
-            return self._pipeline(copy.deepcopy(info))
         try:
             item = self._pipeline(copy.deepcopy(info))
-        except KeyError as error:
-            raise self._unlabelled(info) from error
-        if not any(name in item['data_samples'] for name in _LABELS):
-            raise self._unlabelled(info)
+            labelled = any(name in item['data_samples'] for name in _LABELS)
+        except KeyError:  # of LoadAnnotations, where the data set knows of no label file
+            if not self._reads_labels:
+                raise
+            labelled = False
+        if self._reads_labels and not labelled:
+            raise ValueError(
+                f'{info.get("img_path", "an image")} has no labels, by which {self.score_name} is '
+                "measured; rank by criterion 'rare', which needs none, or another part of the data"
+            )
         return item
-
-    def _unlabelled(self, info: dict) -> ValueError:
-        return ValueError(
-            f'{info.get("img_path", "an image")} has no labels, by which {self.score_name} is '
-            "measured; rank by criterion 'rare', which needs none, or another part of the data"
-        )
 
     def _label_maps(self, batch: list[dict], images: Tensor) -> Tensor:
         """(N, 1, H, W) labels laid over the images, as these came out of the preprocessor."""
@@ -188,16 +182,15 @@ class Scanner:
         # Test pipelines resize the image alone.
         maps = [nearest(label_maps([item['data_samples']]), size) for item in batch]
         missing = [whole - part for whole, part in zip(images.shape[-2:], size, strict=True)]
-        labels = F.pad(torch.cat(maps), (0, missing[1], 0, missing[0]), value=self._ignore)
+        # What is padded gets the label that the loss leaves out.
+        default = getattr(self.model.data_preprocessor, 'seg_pad_val', 255)
+        ignored = getattr(last_head(self.model), 'ignore_index', default)
+        labels = F.pad(torch.cat(maps), (0, missing[1], 0, missing[0]), value=ignored)
         return labels.to(images.device)
 
 
 def _criterion(of_config: CriterionOption, wanted: str | None) -> CriterionOption:
-    """The one to rank by: the config's with its options, unless another one is wanted.
-
-    Raises:
-        TypeError, ValueError: there is none of that name, or it has no score.
-    """
+    """The one to rank by: the config's with its options, unless another one is wanted."""
     name = of_config.get('type') if isinstance(of_config, dict) else of_config
     if wanted is None:
         return of_config if CRITERIA.build(of_config).score_name else 'rare'
@@ -226,15 +219,9 @@ def _batches(items: Iterable[dict], batch_size: int) -> Iterator[list[dict]]:
 
 
 def _test_pipeline(config: Config, labelled: bool) -> list:
-    """Of the test or validation data, which is without chance."""
-    pipelines = [
-        leaf_configs(config[name]['dataset'])[0]['pipeline']
-        for name in ('test_dataloader', 'val_dataloader')
-        if config.get(name)
-    ]
-    if not pipelines:
-        raise ValueError('the config has neither test_dataloader nor val_dataloader')
-    if not labelled:
-        return without_annotations(pipelines[0])
-    # The test data may have no labels to be loaded, the validation data has.
-    return next((p for p in pipelines if p != without_annotations(p)), pipelines[-1])
+    """Of the validation data, else of the test data: without chance."""
+    loader = config.get('val_dataloader') or config.get('test_dataloader')
+    if not loader:
+        raise ValueError('the config has neither val_dataloader nor test_dataloader')
+    pipeline = leaf_configs(loader['dataset'])[0]['pipeline']
+    return pipeline if labelled else without_annotations(pipeline)
