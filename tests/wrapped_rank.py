@@ -37,14 +37,10 @@ SAVED = 6  # iterations before the checkpoint of a run with MMEngine
 WAYS = {
     'two_pass': dict(strategy='two_pass'),
     'single_pass': dict(strategy='single_pass'),
-    'two_pass, taught': dict(strategy='two_pass', criterion='hard'),
     'two_pass, taught by an exit of its own': dict(
         strategy='two_pass', criterion='hard', exit='own'
     ),
     'single_pass, taught': dict(strategy='single_pass', criterion='hard'),
-    'single_pass, taught by an exit of its own': dict(
-        strategy='single_pass', criterion='hard', exit='own'
-    ),
 }
 PREFIXES = ('_fsdp_wrapped_module.', '_checkpoint_wrapped_module.', 'module.')
 
