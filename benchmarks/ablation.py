@@ -28,8 +28,8 @@ from pfb_mmseg.commands.arguments import (
     ToolParser,
     add_config,
     add_config_options,
-    check_counts,
     seed_number,
+    share,
 )
 from pfb_mmseg.commands.launch import named_config
 from pfb_mmseg.compare.comparison import Outcome, made_by, summarise
@@ -286,14 +286,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ToolParser('python -m benchmarks.ablation', description=__doc__)
     add_config(parser, 'with PFB', default=CONFIG)
     parser.add_argument('--vary', nargs='+', choices=ABLATIONS, default=list(ABLATIONS))
-    parser.add_argument('--ratio', type=float, default=0.5, metavar='P', help='share left out')
+    parser.add_argument('--ratio', type=share, default=0.5, metavar='P', help='share left out')
     parser.add_argument('--seeds', nargs='+', type=seed_number, default=[0, 1, 2])
     add_config_options(parser)
     parser.add_argument('--work-dir', default='work_dirs/ablation')
     args = parser.parse_args(argv)
-    check_counts(parser, args)
-    if not 0 < args.ratio < 1:
-        parser.error(f'--ratio {args.ratio:g}: expected a number in (0, 1)')
     config = named_config(parser, args)
     root = Path(args.work_dir) / Path(config.filename).stem
     try:
@@ -301,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     with Progress() as progress:
-        outcomes = run_all(planned.rows, args.seeds, root, progress)
+        outcomes = run_all(planned.rows, [*dict.fromkeys(args.seeds)], root, progress)
     print(write(planned, outcomes, root, made_by()))
     print(f'ablation.md and ablation.json: {root}/')
 

@@ -21,11 +21,11 @@ from mmengine.config import Config
 from mmseg.datasets import CityscapesDataset
 from rich.progress import Progress
 
-from pfb_mmseg.commands.arguments import ToolParser, seed_number
+from pfb_mmseg.commands.arguments import ToolParser, seed_number, share, whole
 from pfb_mmseg.compare import rows
 from pfb_mmseg.compare.comparison import made_by
 from pfb_mmseg.compare.lengths import full_iters
-from pfb_mmseg.compare.methods import PRUNING_METHODS, WHOLE_METHODS
+from pfb_mmseg.compare.methods import PRUNING_METHODS
 from pfb_mmseg.compare.runs import run_all, run_folder
 from pfb_mmseg.demo.scenes import CLASSES, IGNORE, draw_scene
 from pfb_mmseg.report import read_scalars
@@ -36,8 +36,6 @@ from pfb_mmseg.shipped import find_config
 NETWORK = 'fcn_r18-d8_pfb-p50_1xb16-300i_demo-64x64'
 PIPELINE = 'deeplabv3_r50-d8_4xb2-36k_cityscapes-512x1024'
 REFERENCE = 'full'
-# Those whose length does not follow from times, which are what is measured here.
-METHODS = tuple(one for one in (*WHOLE_METHODS, *PRUNING_METHODS) if one != REFERENCE)
 
 _FILE_SIZE = (2048, 1024)  # (width, height), as Cityscapes'
 # Twice enlarged, the scenes' noise compresses about as badly as a camera's.
@@ -51,17 +49,14 @@ class Request:
     """What is to be measured.
 
     Attributes:
-        methods: of :data:`METHODS`, to be set beside full data.
-        ratios: that each of those that prune leaves out, in (0, 1).
+        methods: that prune, to be set beside full data.
+        ratios: that each of them leaves out, in (0, 1).
         seeds: of each run.
         heights: of the images that the network gets, twice as wide; a bench each, in [8, 512].
         images: of the data set.
         iters: of full data.
         batch_size: images of a step.
         workers: of the loader; 0: the training process loads by itself.
-
-    Raises:
-        ValueError: one is outside its range.
     """
 
     methods: Sequence[str]
@@ -72,24 +67,6 @@ class Request:
     iters: int
     batch_size: int
     workers: int
-
-    def __post_init__(self) -> None:
-        for name, low in (('images', 1), ('iters', 1), ('batch_size', 1), ('workers', 0)):
-            value = getattr(self, name)
-            if value < low:
-                option = name.replace('_', '-')
-                raise ValueError(f'--{option} {value}: expected an integer >= {low}')
-        for ratio in self.ratios:
-            if not 0 < ratio < 1:
-                raise ValueError(f'--ratios {ratio:g}: expected numbers in (0, 1)')
-        for height in self.heights:
-            if not 8 <= height <= 512:
-                raise ValueError(f'--heights {height}: expected integers in [8, 512]')
-        for name in ('seeds', 'heights'):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                given = ' '.join(map(str, values))
-                raise ValueError(f'--{name} {given}: one stands there twice')
 
     @property
     def uncounted(self) -> int:
@@ -317,21 +294,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         '--methods',
         nargs='+',
-        choices=METHODS,
-        default=['rare', 'hard', 'two_stage', 'orderdp'],
+        choices=PRUNING_METHODS,
+        default=['rare', 'hard', 'two_stage', 'infobatch'],
         help='beside full',
     )
-    parser.add_argument('--ratios', nargs='+', type=float, default=[0.5, 0.7], metavar='P')
+    parser.add_argument('--ratios', nargs='+', type=share, default=[0.5, 0.7], metavar='P')
     parser.add_argument('--seeds', nargs='+', type=seed_number, default=[0])
     about = 'of the images that the network gets, twice as wide; a table each'
-    parser.add_argument('--heights', nargs='+', type=int, default=[32, 160], help=about)
-    for name, default, about in (
-        ('images', 24, 'files'),
-        ('iters', 50, 'iterations of full data'),
-        ('batch-size', 4, 'images of a step'),
-        ('workers', 1, 'processes of the loader; 0: the training process loads'),
+    parser.add_argument('--heights', nargs='+', type=whole(8, 513), default=[32, 160], help=about)
+    for name, low, default, about in (
+        ('images', 1, 24, 'files'),
+        ('iters', 1, 50, 'iterations of full data'),
+        ('batch-size', 1, 4, 'images of a step'),
+        ('workers', 0, 1, 'processes of the loader; 0: the training process loads'),
     ):
-        parser.add_argument(f'--{name}', type=int, default=default, help=about)
+        parser.add_argument(f'--{name}', type=whole(low), default=default, help=about)
     parser.add_argument('--work-dir', type=Path, default='work_dirs/loader')
     args = parser.parse_args(argv)
     root = args.work_dir

@@ -79,13 +79,7 @@ HOOK_VALUES = [
     (dict(beginn=1), "unexpected keyword argument 'beginn'"),
 ]
 INFOBATCH_VALUES = [
-    (HOOKS, 'ScoreSamplerHook', dict(full_iters=0), 'full_iters=0: expected an integer >= 1'),
-    (
-        DATA_SAMPLERS,
-        'InfoBatchSampler',
-        dict(delta=1.5),
-        r'delta=1\.5: expected a number in \[0, 1\]',
-    ),
+    (HOOKS, 'InfoBatchHook', dict(full_iters=0), 'full_iters=0: expected an integer >= 1'),
     (DATA_SAMPLERS, 'InfoBatchSampler', dict(prune_ratio=1), 'prune_ratio=1: expected a number'),
     (DATA_SAMPLERS, 'InfoBatchSampler', dict(percentile=101), 'percentile=101: expected a number'),
     (DATA_SAMPLERS, 'InfoBatchSampler', dict(seed=0.5), r'seed=0\.5: expected an integer >= 0'),
@@ -237,7 +231,7 @@ TOOLS = [
     ('train.py good.py --cfg-options custom_imports.imports=nobody', 'Failed to import nobody'),
     ('train.py good.py --launcher torchrun', "invalid choice: 'torchrun' .*'pytorch'"),
     ('compare.py good.py --variants a --seeds -1', "'-1': expected an integer in"),
-    ('demo.py --iters 0', '--iters 0: expected an integer >= 1'),
+    ('demo.py --iters 0', "--iters: '0': expected an integer >= 1"),
 ]
 
 

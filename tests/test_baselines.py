@@ -12,41 +12,42 @@ from demo_runs import DEMO_CONFIG, demo_config, distributed, train
 from mmengine.config import Config
 from mmengine.dist import get_rank
 
-from pfb_mmseg.compare import InfoBatchSampler, ScoreSamplerHook
-from pfb_mmseg.compare.lengths import set_iters, shortened_iters
-from pfb_mmseg.compare.methods import CRITERIA, METHODS, apply_method
+from pfb_mmseg.compare import InfoBatchHook, InfoBatchSampler
+from pfb_mmseg.compare.infobatch import shortened_iters
+from pfb_mmseg.compare.lengths import set_iters
+from pfb_mmseg.compare.methods import CRITERIA, INFOBATCH, METHODS, apply_method
 from pfb_mmseg.report import read_scalars
 
 ROOT = Path(__file__).parents[1]
-# They choose what is loaded.
-SAMPLED = ('random_once', 'infobatch', 'infobatch_mean', 'orderdp', 'seta')
 
 
 class TestShortenedIters:
     def test_counts_epoch_by_epoch(self):
-        # 10 epochs of 100: the first and those from 8.75 on are full, 1 to 8 lose 0.5 * 0.95.
+        # 10 epochs of 100: the first and the last, after 8.75, are full, 1 to 8 lose 0.5 * 0.95.
         kept = 100 + 8 * 52.5 + 100
-        sampler = InfoBatchSampler(range(100), 0.5, 95, seed=0)
-        assert shortened_iters(sampler, 100, 10) == pytest.approx(kept / 10, abs=1)
-        assert sampler.scores.isnan().all()
+        assert shortened_iters(100, 10, 100, 0.5, 95) == pytest.approx(kept / 10, abs=1)
+        kept = 100 + 8 * 75 + 100
+        assert shortened_iters(100, 10, 100, 0.5, None) == kept / 10
 
     def test_an_epoch_that_does_not_end_counts_in_part(self):
-        sampler = InfoBatchSampler(range(100), 0.5, 100, delta=1.0, seed=0)
-        assert shortened_iters(sampler, 15, 10) == pytest.approx(12.5, abs=0.5)
+        # Of 2.5 epochs the second loses half of its 99 easiest, and the last half epoch as well.
+        kept = 100 + (100 - 0.5 * 99) * 1.5
+        assert shortened_iters(25, 10, 100, 0.5, 100) == round(kept / 10)
 
     def test_a_run_of_less_than_an_epoch_is_not_shortened(self):
-        assert shortened_iters(InfoBatchSampler(range(100), 0.7, 95, seed=0), 9, 10) == 9
+        assert shortened_iters(9, 10, 100, 0.7, 95) == 9
 
-    def test_foretells_the_candidates_of_a_run(self):
-        sampler = InfoBatchSampler(range(120), 0.5, 95, seed=0)
-        iters = shortened_iters(sampler, 150, 8)
+    @pytest.mark.parametrize('percentile', [95, None])
+    def test_foretells_the_candidates_of_a_run(self, percentile):
+        sampler = InfoBatchSampler(range(120), 0.5, percentile, seed=0)
+        iters = shortened_iters(150, 8, 120, 0.5, percentile)
         sampler.num_epochs = 150 * 8 / 120
         rng = np.random.default_rng(0)
         for _ in range(iters):
             losses = torch.from_numpy(rng.random(8))
             sampler.update(sampler.take(8)[0].flatten(), losses)
-        assert iters < 100
-        assert sampler.candidates == pytest.approx(150 * 8, rel=0.02)
+        assert iters < 125
+        assert sampler.candidates == pytest.approx(150 * 8, rel=0.03)
 
 
 def method_config(tmp_path, method, ratio=0.5, max_iters=18, **options):
@@ -81,7 +82,7 @@ class TestRuns:
         images = budget['shallow'], budget['deep'], budget['backward']
         blocked = round(0.9 * 18)
         kept = blocked * 2 + (18 - blocked) * 4
-        if method in ('full', 'rcs', 'ohem'):
+        if method == 'full':
             assert images == (72, 72, 72)
         elif method == 'small':
             assert images == (36, 36, 36)
@@ -103,17 +104,15 @@ class TestRuns:
         else:
             assert iterations == runner.max_iters < 18
             assert images == (4 * iterations,) * 3
-            # Of the mean threshold only half the samples were expected to lie below it, of SeTa's
-            # groups all to be of one size; OrderDP's length is whole iterations of 2.4 * 4.
-            near = {'infobatch_mean': 16, 'seta': 40}.get(method, 5)
+            # Of the mean threshold only half the samples were expected to lie below it.
+            near = 16 if method == 'infobatch_mean' else 5
             assert budget['candidates'] == pytest.approx(72, abs=near)
-            seen = runner.train_dataloader.sampler.scores.isfinite()
-            assert seen.all() if method.startswith('infobatch') else seen.sum() >= 6
-        if method not in SAMPLED:
+            assert runner.train_dataloader.sampler.losses.isfinite().all()
+        if method not in INFOBATCH:
             assert iterations == 18
         if method != 'two_stage':
             assert budget['loaded'] == (2 if method == 'small' else 4) * iterations
-            assert (budget['candidates'] == budget['loaded']) == (method not in SAMPLED)
+            assert (budget['candidates'] == budget['loaded']) == (method not in INFOBATCH)
         assert budget['seconds'] > 0 < budget['cpu_seconds'] and budget['peak_memory_mib'] > 1
 
     def test_a_run_resumes_bit_for_bit(self, tmp_path):
@@ -125,8 +124,8 @@ class TestRuns:
         resumed = train(config)
         for name, value in whole.model.state_dict().items():
             assert torch.equal(value, resumed.model.state_dict()[name]), name
-        scores = (run.train_dataloader.sampler.scores.nan_to_num(-1) for run in (resumed, whole))
-        assert torch.equal(*scores)
+        losses = (run.train_dataloader.sampler.losses.nan_to_num(-1) for run in (resumed, whole))
+        assert torch.equal(*losses)
         budgets = [budget_of(tmp_path / name) for name in ('cut', 'whole')]
         for key in ('iterations', 'candidates', 'loaded', 'shallow', 'deep', 'backward'):
             assert budgets[0][key] == budgets[1][key]
@@ -136,7 +135,7 @@ class TestRuns:
         config.train_dataloader.update(num_workers=2, persistent_workers=True)
         named = []
 
-        class Watch(ScoreSamplerHook):
+        class Watch(InfoBatchHook):
             def before_train_iter(self, runner, batch_idx, data_batch=None):
                 super().before_train_iter(runner, batch_idx, data_batch)
                 dataset = runner.train_dataloader.dataset
@@ -151,7 +150,7 @@ class TestRuns:
     def test_another_sampler_or_loop_is_refused(self, tmp_path):
         config = method_config(tmp_path, 'infobatch')
         config.train_dataloader.sampler = dict(type='InfiniteSampler')
-        with pytest.raises(ValueError, match='drives a ScoreSampler, got InfiniteSampler'):
+        with pytest.raises(ValueError, match='drives InfoBatchSampler, got InfiniteSampler'):
             train(config)
         config = method_config(tmp_path, 'infobatch')
         config.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)
@@ -159,26 +158,20 @@ class TestRuns:
             train(config)
 
 
-def train_on_a_rank(folder, *methods):
-    for method in methods:
-        work_dir = Path(folder, method)
-        runner = train(distributed(method_config(work_dir, method, max_iters=9)))
-        seen = dict(weight=runner.model.module.state_dict()['backbone.stem.0.weight'])
-        if method in SAMPLED:
-            seen['scores'] = runner.train_dataloader.sampler.scores.nan_to_num(-1)
-        torch.save(seen, work_dir / f'{get_rank()}.pt')
+def train_on_a_rank(folder):
+    runner = train(distributed(method_config(folder, 'infobatch', max_iters=9)))
+    weight = runner.model.module.state_dict()['backbone.stem.0.weight']
+    seen = dict(weight=weight, losses=runner.train_dataloader.sampler.losses)
+    torch.save(seen, Path(folder, f'{get_rank()}.pt'))
 
 
 def test_two_ranks_train_with_what_chooses_before_loading(tmp_path):
-    methods = ['infobatch', 'orderdp', 'rcs']
-    processes.run(train_on_a_rank, tmp_path, *methods, num_ranks=2)
-    for method in methods:
-        first, second = (torch.load(tmp_path / method / f'{rank}.pt') for rank in range(2))
-        for key, value in first.items():
-            assert torch.equal(value, second[key]), (method, key)
-        if method == 'infobatch':
-            assert (first['scores'] >= 0).all()  # of all samples, whichever rank had them
-        assert budget_of(tmp_path / method)['backward'] % 2 == 0
+    processes.run(train_on_a_rank, tmp_path, num_ranks=2)
+    first, second = (torch.load(tmp_path / f'{rank}.pt') for rank in range(2))
+    assert torch.equal(first['weight'], second['weight'])
+    assert torch.equal(first['losses'], second['losses'])
+    assert (first['losses'] >= 0).all()  # of all samples, whichever rank had them
+    assert budget_of(tmp_path)['backward'] % 2 == 0
 
 
 class TestMethods:
@@ -198,11 +191,9 @@ class TestMethods:
                 one.model.pop('pfb', None)
             if method == 'small':
                 one.train_dataloader.pop('batch_size')
-            if method in (*SAMPLED, 'rcs'):
+            if method in INFOBATCH:
                 one.train_dataloader.pop('sampler')
                 set_iters(one, 300)
-            if method == 'ohem':
-                one.model.decode_head.pop('sampler', None)
             if method == 'two_stage':
                 one.train_dataloader.pop('batch_sampler', None)
         assert config.to_dict() == plain.to_dict()
@@ -256,7 +247,7 @@ class TestMethods:
                 ],
                 custom_hooks=[
                     dict(type='PFBHook', begin=40, end=0.9),
-                    dict(type='ScoreSamplerHook', full_iters=2000),
+                    dict(type='InfoBatchHook', full_iters=2000),
                 ],
             )
         )
@@ -269,12 +260,13 @@ class TestMethods:
 
     def test_what_chooses_before_loading_has_a_shorter_schedule(self, tmp_path):
         options = {'train_dataloader.dataset.length': 100}
-        config = method_config(tmp_path, 'orderdp', 0.7, 400, **options)
-        sampler = config.train_dataloader.sampler
-        assert sampler.pool * sampler.share == pytest.approx(0.3)
-        assert config.train_cfg.max_iters == pytest.approx(0.3 * 400, abs=8)
+        config = method_config(tmp_path, 'infobatch', 0.5, 400, **options)
+        sampler = dict(type='InfoBatchSampler', prune_ratio=0.5, percentile=95)
+        assert config.train_dataloader.sampler == sampler
+        # Of 16 epochs 13 lose nearly a half.
+        assert config.train_cfg.max_iters == pytest.approx(400 - 13 * 0.475 * 25, abs=4)
         assert config.train_cfg.max_iters == config.param_scheduler[0].end
-        assert config.custom_hooks[0] == dict(type='ScoreSamplerHook', full_iters=400)
+        assert config.custom_hooks[0] == dict(type='InfoBatchHook', full_iters=400)
 
     @pytest.mark.parametrize(
         ('ratio', 'min_keep', 'kept'), [(0.7, None, 5), (0.5, None, 8), (0.9, None, 2), (0.7, 6, 6)]
@@ -291,17 +283,6 @@ class TestMethods:
         )
         apply_method(config, 'small', 0.9)
         assert config.train_dataloader.batch_size == 2  # BatchNorm on DeepLabV3's pooled image
-
-    def test_ohem_keeps_the_share_of_pixels_that_mmsegs_configs_keep(self):
-        config = self.plain()
-        apply_method(config, 'ohem')
-        expected = dict(type='OHEMPixelSampler', thresh=0.7, min_kept=781)
-        assert config.model.decode_head.sampler == expected  # of 64x64
-        assert 'sampler' not in config.model.auxiliary_head
-        config.model.data_preprocessor.pop('size')
-        config.pop('crop_size', None)
-        with pytest.raises(ValueError, match=r'neither model\.data_preprocessor\.size nor'):
-            apply_method(config, 'ohem')
 
     @pytest.mark.parametrize(
         ('options', 'complaint'),
@@ -321,6 +302,5 @@ class TestMethods:
         with pytest.raises(ValueError, match='PolyLR counts epochs'):
             set_iters(config, 100)
         config.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=3)
-        for method in ('rcs', 'orderdp'):
-            with pytest.raises(ValueError, match='train_cfg has no max_iters'):
-                apply_method(config, method, 0.5)
+        with pytest.raises(ValueError, match='train_cfg has no max_iters'):
+            apply_method(config, 'infobatch', 0.5)

@@ -73,12 +73,12 @@ class TestTool:
         'args, complaint',
         [
             (['no_such_config.py'], 'no_such_config.py'),
-            ([PLAIN, '--ratios', '1'], '--ratios 1'),
+            ([PLAIN, '--ratios', '1'], "--ratios: '1'"),
             ([PLAIN, '--ratios', '0.5', '-0.2'], '--ratios'),
-            ([PLAIN, '--steps', '0'], '--steps 0'),
-            ([PLAIN, '--batch-size', '0'], '--batch-size 0'),
+            ([PLAIN, '--steps', '0'], "--steps: '0'"),
+            ([PLAIN, '--batch-size', '0'], "--batch-size: '0'"),
             ([PLAIN, '--batch-size', '1'], '--batch-size'),
-            ([PLAIN, '--crop', '0', '64'], '--crop 0'),
+            ([PLAIN, '--crop', '0', '64'], "--crop: '0'"),
             ([PLAIN, '--amp'], 'mixed precision needs a GPU'),
         ],
     )

@@ -221,7 +221,7 @@ class TestReuse:
     [
         ([], 'name --methods, --variants or both'),
         (['--methods', 'pbf'], "invalid choice: 'pbf'"),
-        (['--methods', 'pfb', '--ratios', '1.5'], '--ratios 1.5: expected numbers in (0, 1)'),
+        (['--methods', 'pfb', '--ratios', '1.5'], "--ratios: '1.5': expected a number in (0, 1)"),
         (['--methods', 'short', 'pfb'], "it takes 'full' and a method that prunes"),
         (['--methods', 'long', 'full'], "it takes 'full' and a method that prunes"),
         (['--methods', 'small', 'pfb'], "it takes 'full' beside it"),
@@ -229,9 +229,8 @@ class TestReuse:
             ['--methods', 'full', 'small', '--ratios', '0.1'],
             'batches of 4 image(s), of which at least 1 must stay, cannot be smaller',
         ),
-        (['--methods', 'full', '--seeds', '1', '1'], 'a seed stands there twice'),
-        (['--methods', 'full', '--gpus', '0'], '--gpus 0: expected an integer >= 1'),
-        (['--methods', 'full', '--iters', '0'], 'max_iters=0'),
+        (['--methods', 'full', '--gpus', '0'], "--gpus: '0': expected an integer >= 1"),
+        (['--methods', 'full', '--iters', '0'], "--iters: '0': expected an integer >= 1"),
         (['--variants', 'a:lr'], "'lr': expected KEY=VALUE"),
         (['--variants', 'full', '--methods', 'full'], 'two rows have one name'),
         (['--variants', 'a:model.pfb.criterion=rar'], "did you mean 'rare'"),
@@ -315,7 +314,3 @@ class TestFigures:
         run = outcome('pace', 0, None, 20.0, iterations=20)
         full = outcome('full', 0, 1.0, target)
         assert equal_iters(full, run, 'wall', 0.5) == (iters, False)
-
-    def test_rows_of_other_seeds_are_refused(self):
-        with pytest.raises(ValueError, match=r'pfb has the seeds \[1\], full has \[0\]'):
-            summarise([outcome('full', 0, 1.0, 1.0), outcome('pfb', 1, 1.0, 1.0)], 'full')

@@ -85,7 +85,7 @@ def test_infobatch_config_is_what_the_method_makes_of_its_twin():
     rival, full = Config.fromfile(path), Config.fromfile(ADE20K)
     sampler = rival.train_dataloader.pop('sampler')
     assert sampler == dict(type='InfoBatchSampler', prune_ratio=0.5, percentile=None)
-    assert rival.pop('custom_hooks') == [dict(type='ScoreSamplerHook', full_iters=160000)]
+    assert rival.pop('custom_hooks') == [dict(type='InfoBatchHook', full_iters=160000)]
     set_iters(full, 128000)
     full.train_dataloader.pop('sampler')
     assert rival.to_dict() == full.to_dict()

@@ -3,7 +3,7 @@ _base_ = './upernet_r50_4xb4-160k_ade20k-512x512.py'
 train_dataloader = dict(
     sampler=dict(_delete_=True, type='InfoBatchSampler', prune_ratio=0.5, percentile=None)
 )
-custom_hooks = [dict(type='ScoreSamplerHook', full_iters=160000)]
+custom_hooks = [dict(type='InfoBatchHook', full_iters=160000)]
 param_scheduler = [
     dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=0, end=128000, by_epoch=False)
 ]

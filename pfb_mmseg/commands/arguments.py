@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 
@@ -39,11 +40,30 @@ class KeyValueAction(argparse.Action):
         read(parser, namespace, values, option_string)
 
 
-def seed_number(text: str) -> int:
-    """The type of an argument that is a seed."""
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f'{text!r}: expected an integer in [0, 2**32)')
-    return int(text)
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """The type of an argument that is an integer in [low, high), or at least ``low``."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < low or (high is not None and int(text) >= high):
+            wanted = f'>= {low}' if high is None else f'in [{low}, {high})'
+            raise argparse.ArgumentTypeError(f'{text!r}: expected an integer {wanted}')
+        return int(text)
+
+    return read
+
+
+def share(text: str) -> float:
+    """The type of an argument that is a share of the images."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float('nan')
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f'{text!r}: expected a number in (0, 1)')
+    return value
+
+
+seed_number = whole(0, 2**32)
 
 
 def add_config(
@@ -59,16 +79,6 @@ def add_config(
         help=f'config file, or the name of one that comes with pfb_mmseg; {about}'
         + (f' (default: {default})' if default else ''),
     )
-
-
-def check_counts(parser: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:
-    """Ends in an error where an option is less than 1, or a seed of ``args.seeds`` stands twice."""
-    for name in names:
-        value = getattr(args, name)
-        if value < 1:
-            parser.error(f'--{name} {value}: expected an integer >= 1')
-    if len(set(args.seeds)) < len(args.seeds):
-        parser.error(f'--seeds {" ".join(map(str, args.seeds))}: a seed stands there twice')
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:

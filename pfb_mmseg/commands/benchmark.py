@@ -14,17 +14,18 @@ import argparse
 import json
 from pathlib import Path
 
-from .arguments import ToolParser, add_config, add_config_options
+from .arguments import ToolParser, add_config, add_config_options, share, whole
 
 
 def add_arguments(parser: ToolParser) -> None:
     add_config(parser)
-    parser.add_argument('--ratios', type=float, nargs='+', default=[0.3, 0.5, 0.7], metavar='P')
-    parser.add_argument('--steps', type=int, default=20, help='measured steps of each kind')
-    parser.add_argument('--batch-size', type=int, help="images per step (default: the config's)")
+    parser.add_argument('--ratios', type=share, nargs='+', default=[0.3, 0.5, 0.7], metavar='P')
+    parser.add_argument('--steps', type=whole(1), default=20, help='measured steps of each kind')
+    about = "images per step (default: the config's)"
+    parser.add_argument('--batch-size', type=whole(1), help=about)
     parser.add_argument(
         '--crop',
-        type=int,
+        type=whole(1),
         nargs=2,
         metavar=('H', 'W'),
         help="size of the images (default: the config's crop size)",
@@ -36,12 +37,6 @@ def add_arguments(parser: ToolParser) -> None:
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
-    for name in ('steps', 'batch_size'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f'--{name.replace("_", "-")} {value}: expected an integer >= 1')
-    if args.crop and min(args.crop) < 1:
-        parser.error(f'--crop {args.crop[0]} {args.crop[1]}: expected integers >= 1')
     from dataclasses import asdict
 
     import torch

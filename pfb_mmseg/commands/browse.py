@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from pickle import UnpicklingError
 
-from .arguments import ToolParser, add_config, add_config_options
+from .arguments import ToolParser, add_config, add_config_options, whole
 
 
 def add_arguments(parser: ToolParser) -> None:
@@ -26,14 +26,12 @@ def add_arguments(parser: ToolParser) -> None:
     )
     parser.add_argument('--part', choices=['train', 'val', 'test'], default='train')
     parser.add_argument('--out', default='work_dirs/browse_selection', help='folder to write to')
-    parser.add_argument('--images', type=int, default=24, metavar='N', help='in each gallery')
-    parser.add_argument('--batch-size', type=int, default=8, metavar='N')
+    parser.add_argument('--images', type=whole(0), default=24, metavar='N', help='in each gallery')
+    parser.add_argument('--batch-size', type=whole(1), default=8, metavar='N')
     add_config_options(parser)
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
-    if args.images < 0 or args.batch_size < 1:
-        parser.error('--images must not be negative, --batch-size at least 1')
     if not Path(args.checkpoint).is_file():
         parser.error(f'checkpoint {args.checkpoint!r} is not a file')
     from ..convert.apply import apply_pfb

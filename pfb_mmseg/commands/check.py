@@ -6,14 +6,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .arguments import ToolParser, add_config, add_config_options
+from .arguments import ToolParser, add_config, add_config_options, whole
 
 
 def add_arguments(parser: ToolParser) -> None:
     add_config(parser)
     parser.add_argument(
         '--read',
-        type=int,
+        type=whole(0),
         default=200,
         metavar='N',
         help='samples to load of each data set, evenly spread; 0: all (default: 200)',
@@ -22,8 +22,6 @@ def add_arguments(parser: ToolParser) -> None:
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
-    if args.read < 0:
-        parser.error(f'--read {args.read}: expected 0 or more')
     from ..data.check import check_config
     from .launch import named_config
 

@@ -22,14 +22,28 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from .arguments import (
+    KeyValueAction,
     ToolParser,
     add_config,
     add_config_options,
-    check_counts,
     seed_number,
+    share,
+    whole,
 )
+
+
+def variant(text: str) -> tuple[str, dict[str, Any]]:
+    """The type of NAME[:KEY=VALUE,...]: a name, and options of the config."""
+    name, _, pairs = text.partition(':')
+    if not name or Path(name).name != name:
+        raise argparse.ArgumentTypeError(f'{text!r}: expected a name without slashes')
+    found = argparse.Namespace(options={})
+    if pairs:
+        KeyValueAction(['--variants'], 'options')(None, found, pairs.split(','))
+    return name, found.options
 
 
 def add_arguments(parser: ToolParser) -> None:
@@ -41,7 +55,7 @@ def add_arguments(parser: ToolParser) -> None:
     parser.add_argument(
         '--ratios',
         nargs='+',
-        type=float,
+        type=share,
         default=[0.3, 0.5, 0.7],
         metavar='P',
         help='shares that each of the pruning methods leaves out (default: %(default)s)',
@@ -49,13 +63,14 @@ def add_arguments(parser: ToolParser) -> None:
     parser.add_argument(
         '--variants',
         nargs='+',
+        type=variant,
         default=[],
         metavar='NAME[:KEY=VALUE,...]',
         help='further rows, the config with options: single:model.pfb.strategy=single_pass',
     )
     parser.add_argument('--seeds', nargs='+', type=seed_number, default=[0, 1, 2])
     parser.add_argument(
-        '--iters', type=int, help="of full data; shortens the config's whole schedule to it"
+        '--iters', type=whole(1), help="of full data; shortens the config's whole schedule to it"
     )
     parser.add_argument(
         '--time',
@@ -63,13 +78,12 @@ def add_arguments(parser: ToolParser) -> None:
         help='what is equal at equal time: CPU seconds or the wall clock (default: cpu on a CPU, '
         'wall on a GPU)',
     )
-    parser.add_argument('--gpus', type=int, default=1, help='processes of each run')
+    parser.add_argument('--gpus', type=whole(1), default=1, help='processes of each run')
     add_config_options(parser)
     parser.add_argument('--work-dir', default='work_dirs/compare')
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
-    check_counts(parser, args, 'gpus')
     from mmengine.device import get_device
     from rich.console import Console
     from rich.progress import Progress
@@ -82,17 +96,12 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     root = Path(args.work_dir) / Path(config.filename).stem
     try:
         planned = rows.plan(
-            config,
-            args.methods,
-            args.ratios,
-            args.variants,
-            args.iters,
-            args.gpus,
-            time=time,
+            config, args.methods, args.ratios, args.variants, args.iters, args.gpus, time=time
         )
     except (TypeError, ValueError) as error:
         parser.error(str(error))
+    seeds = [*dict.fromkeys(args.seeds)]
     console = Console()
     with Progress(console=console) as progress:
-        outcomes = runs.run_all(planned, args.seeds, root, progress, args.gpus, time)
+        outcomes = runs.run_all(planned, seeds, root, progress, args.gpus, time)
     comparison.report(outcomes, planned[0].name, root, console, time)

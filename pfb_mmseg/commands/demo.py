@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .arguments import ToolParser, seed_number
+from .arguments import ToolParser, seed_number, whole
 
 ABOUT = (
     'A small network learns to segment 2,000 scenes made by code, three times: from all images, '
@@ -21,12 +21,10 @@ ABOUT = (
 def add_arguments(parser: ToolParser) -> None:
     parser.add_argument('--work-dir', default='work_dirs/demo', help='folder for logs and plots')
     parser.add_argument('--seed', type=seed_number, default=0, help='of all runs')
-    parser.add_argument('--iters', type=int, help='shorter or longer runs (default: 200)')
+    parser.add_argument('--iters', type=whole(1), help='shorter or longer runs (default: 200)')
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
-    if args.iters is not None and args.iters < 1:
-        parser.error(f'--iters {args.iters}: expected an integer >= 1')
     from rich.console import Console
     from rich.progress import Progress
 

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import ToolParser
+from .arguments import ToolParser, whole
 
 
 def add_arguments(parser: ToolParser) -> None:
     parser.add_argument('work_dir', help='work dir of the run')
     parser.add_argument('--out', help='folder for the page (default: WORK_DIR/pruning_report)')
-    parser.add_argument('--images', type=int, default=12, metavar='N', help='in each gallery')
+    parser.add_argument('--images', type=whole(0), default=12, metavar='N', help='in each gallery')
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
-    if args.images < 0:
-        parser.error(f'--images {args.images}: expected 0 or more')
     from ..report.report import write_report
 
     try:

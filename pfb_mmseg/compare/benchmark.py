@@ -83,9 +83,6 @@ class Bench:
         batch_size: int | None = None,
         crop: Sequence[int] | None = None,
     ) -> None:
-        for ratio in ratios:
-            if not 0 < ratio < 1:
-                raise ValueError(f'--ratios {ratio:g}: expected numbers in (0, 1)')
         if device == 'cuda' and not torch.cuda.is_available():
             raise ValueError('--device cuda: no GPU was found; use --device cpu')
         if device == 'cpu' and cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':

@@ -18,7 +18,7 @@ from ..hooks.model import unwrapped
 
 BUDGET_NAME = 'budget.json'
 CLOCKS = {'seconds': time.perf_counter, 'cpu_seconds': time.process_time}
-_COUNTS = ('loaded', 'shallow', 'deep', 'backward')
+_COUNTS = ('loaded', 'shallow', 'deep', 'backward')  # images
 
 
 @HOOKS.register_module()
@@ -60,7 +60,7 @@ class BudgetHook(Hook):
     def before_train(self, runner) -> None:
         model = unwrapped(runner.model)
         last = _last_layer(model)
-        if not hasattr(model, 'backbone') or not isinstance(last, nn.Module):
+        if not hasattr(model, 'backbone') or last is None:
             raise ValueError(
                 'BudgetHook counts images that enter backbone, and decode_head.conv_seg or a '
                 f'linear layer in head, which {type(model).__name__} lacks; remove the hook'
@@ -80,10 +80,10 @@ class BudgetHook(Hook):
         self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         self._training_step = False
-        for name, clock in CLOCKS.items():
-            now = clock()
-            self._spent[name] += now - self._since[name]
-            self._since[name] = now
+        now = {name: clock() for name, clock in CLOCKS.items()}
+        for name in CLOCKS:
+            self._spent[name] += now[name] - self._since[name]
+        self._since = now
         peak = peak_memory(self._device) / 2**20
         self._spent['peak_memory_mib'] = max(self._spent['peak_memory_mib'], peak)
         if self._first is None:

@@ -11,14 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..report.versions import this_code
+from ..report.versions import installed_versions, this_code
 
 # By which runs are made equally long: what BudgetHook calls it, and what the table does.
 TIMES = {'cpu': ('cpu_seconds', 'CPU time'), 'wall': ('seconds', 'wall clock')}
@@ -135,21 +134,12 @@ def summarise(outcomes: Sequence[Outcome], reference: str) -> list[Line]:
     """One line for each row, in the order of their first outcomes.
 
     Args:
-        outcomes: every row with the same seeds.
+        outcomes: every row with the same seeds, and with scores.
         reference: the row that the others are compared with.
-
-    Raises:
-        ValueError: a row lacks a seed of the reference, or has another.
     """
     rows: dict[str, dict[int, Outcome]] = {}
     for outcome in outcomes:
         rows.setdefault(outcome.row, {})[outcome.seed] = outcome
-    for row, runs in rows.items():
-        if runs.keys() != rows[reference].keys():
-            raise ValueError(
-                f'{row} has the seeds {sorted(runs)}, {reference} has {sorted(rows[reference])}: '
-                'differences are taken seed by seed'
-            )
     return [_line(runs, rows[reference], row != reference) for row, runs in rows.items()]
 
 
@@ -157,12 +147,9 @@ def _line(runs: dict[int, Outcome], base: dict[int, Outcome], compared: bool) ->
     first = next(iter(runs.values()))
     keys = [key for key in ('score', *HEADINGS) if hasattr(first, key)]
     values = {key: [getattr(run, key) for run in runs.values()] for key in keys}
-    if first.score is None:
-        del values['score']
     if compared:
         pairs = [(run, base[seed]) for seed, run in runs.items()]
-        if 'score' in values:
-            values['difference'] = [run.score - full.score for run, full in pairs]
+        values['difference'] = [run.score - full.score for run, full in pairs]
         for key, time in _SHARES.items():
             values[key] = [1 - getattr(run, time) / getattr(full, time) for run, full in pairs]
     stds = {key: statistics.stdev(one) for key, one in values.items()} if len(runs) > 1 else {}
@@ -209,12 +196,8 @@ def report(
 
 def made_by() -> dict[str, Any]:
     """What figures of this process come from."""
-    return {
-        'command': sys.argv,
-        'device': torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu',
-        'machine': platform.platform(),
-        'versions': {'pfb_mmseg': this_code()['version'], 'torch': torch.__version__},
-    }
+    made = {'command': sys.argv, 'machine': platform.platform(), **installed_versions()}
+    return {**made, 'code': this_code()['version']}
 
 
 def headings_of(lines: Sequence[Line]) -> dict[str, str]:

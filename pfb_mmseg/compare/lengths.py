@@ -1,5 +1,4 @@
-"""How long a run is: with its whole schedule stretched, in iterations instead of epochs, and where
-its epochs are shorter than the data set."""
+"""How long a run is: with its whole schedule stretched, and in iterations instead of epochs."""
 
 from __future__ import annotations
 
@@ -7,13 +6,11 @@ import copy
 import math
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
 from ..convert.apply import type_name
 from ..core.checks import check_integer
-from .score_sampler import ScoreSampler
 
 # The moments of a scheduler.
 _MOMENTS = ('begin', 'end', 'T_max', 'total_steps', 'step_size', 'milestones')
@@ -60,7 +57,7 @@ def set_iters(cfg: Config, max_iters: int) -> None:
     _stretch(cfg.train_cfg, ('val_interval',), ratio)
     cfg.train_cfg.max_iters = max_iters
     for hook in cfg.get('custom_hooks') or []:
-        if type_name(hook.get('type')) in ('PFBHook', 'ScoreSamplerHook'):
+        if type_name(hook.get('type')) in ('PFBHook', 'InfoBatchHook'):
             _stretch(hook, ('begin', 'end', 'full_iters'), ratio)
 
 
@@ -116,25 +113,6 @@ def schedulers_of(cfg: Config) -> list[dict[str, Any]]:
     """Those of the learning rate and the like; a config may name one or a list."""
     found = cfg.get('param_scheduler') or []
     return list(found) if isinstance(found, (list, tuple)) else [found]
-
-
-def shortened_iters(sampler: ScoreSampler, full_iters: int, images_per_iter: int) -> int:
-    """Iterations in which a sampler is expected to get through the candidates of a run on full
-    data: as many as it takes where all losses are drawn anew in each epoch, from [0, 1).
-
-    Args:
-        sampler: of a run; only asked.
-        full_iters: iterations of the run on full data.
-        images_per_iter: images of an iteration, over all processes.
-    """
-    sampler = copy.deepcopy(sampler)
-    sampler.num_epochs = num_epochs = full_iters * images_per_iter / sampler.size
-    generator = torch.Generator().manual_seed(0)
-    kept = 0.0
-    for epoch in range(math.ceil(num_epochs)):  # the last may not end
-        kept += min(1.0, num_epochs - epoch) * len(sampler.draw(epoch, generator)[0])
-        sampler.update(torch.arange(sampler.size), torch.rand(sampler.size, generator=generator))
-    return max(1, round(kept / images_per_iter))
 
 
 def _stretch(options: dict[str, Any], names: tuple[str, ...], ratio: float) -> None:

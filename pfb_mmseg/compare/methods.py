@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -14,8 +13,8 @@ from ..blocking import least_trainable
 from ..convert.apply import add_import, apply_pfb, remove_pfb
 from ..core import KeepQuota
 from ..core.checks import check_choice, check_number
-from . import rivals
-from .lengths import dataset_size, full_iters, set_iters, shortened_iters
+from .infobatch import shortened_iters
+from .lengths import dataset_size, full_iters, set_iters
 
 # PFB's criterion, and the weight with which the early exit's loss teaches the shallow part; None:
 # that of the config if it has this criterion, else the criterion's own.
@@ -32,13 +31,8 @@ CRITERIA = {
 }
 # The threshold, a percentile or the mean.
 INFOBATCH = {'infobatch': 95, 'infobatch_mean': None}
-PRUNING_METHODS = (*CRITERIA, 'pfb', 'random_once', *INFOBATCH, 'orderdp', 'seta')
-# They have no ratio, and are as long as full data.
-WHOLE_METHODS = ('full', 'rcs', 'ohem')
-METHODS = (*WHOLE_METHODS, 'short', 'small', *PRUNING_METHODS)
-
-# MMSegmentation's OHEM keeps at least 100,000 pixels of a crop of 512x1024 in its own configs.
-OHEM_THRESHOLD, OHEM_SHARE = 0.7, 100_000 / (512 * 1024)
+PRUNING_METHODS = (*CRITERIA, 'pfb', *INFOBATCH)
+METHODS = ('full', 'short', 'small', *PRUNING_METHODS)
 
 DESCRIPTIONS = {
     'full': 'all images',
@@ -51,16 +45,11 @@ DESCRIPTIONS = {
     'pfb': "PFB with the config's own criterion and options",
     'two_stage': 'hard, behind a loader that leaves out images that were easy when last looked at',
     'random': 'PFB with a new random part of each batch',
-    'random_once': 'a random part of the data, drawn once before training',
     'common': "PFB with the paper's criterion reversed: the images of highest density",
     'loss_topk': 'the highest losses of each batch, after a forward pass of all of it',
     'divbs': 'DivBS: diverse last-layer gradients, after a forward pass of all of the batch',
     'infobatch': 'InfoBatch†: threshold at the 95th percentile, the actual ratio as the others',
     'infobatch_mean': 'InfoBatch*: threshold at the mean, about half the ratio',
-    'orderdp': 'OrderDP: of a random pool the highest last-seen losses, shares to make the ratio',
-    'seta': 'SeTa: a window of groups by loss that slides from easy to hard; about the ratio',
-    'rcs': 'all images by rare class sampling (DAFormer): a class is drawn, then an image of it',
-    'ohem': 'all images, with the loss of the hardest pixels only (OHEM)',
 }
 
 
@@ -72,9 +61,7 @@ def apply_method(
     The config may have PFB or not; its options of PFB and its PFBHook serve the methods that prune
     batches, and are taken away for the others. ``'short'`` and ``'small'`` are full data here, the
     latter in smaller batches and at the same learning rate; their length follows from measured
-    times. The schedule of the methods that choose what is loaded (InfoBatch, OrderDP, SeTa, a
-    random part drawn once) is shortened to the expected number of iterations in which they get
-    through the candidates of the run on full data.
+    times. The schedule of InfoBatch is shortened, see :func:`.infobatch.shortened_iters`.
 
     Args:
         cfg: Config of a segmentor or a classifier; see :func:`.lengths.count_iterations` for one
@@ -88,29 +75,23 @@ def apply_method(
         TypeError, ValueError: an argument is outside its range, or the config does not fit.
     """
     check_choice('method', method, METHODS)
-    if method in ('full', 'short', 'rcs', 'ohem'):
+    if method in ('full', 'short'):
         remove_pfb(cfg)
-        if method == 'rcs':
-            full_iters(cfg)  # its epochs have no end
-            cfg.train_dataloader.sampler = dict(type='RareClassSampler')
-            add_import(cfg)
-        elif method == 'ohem':
-            _mine_hard_pixels(cfg)
         return
     check_number('prune_ratio', prune_ratio, 0, 1, open_high=True)
     if method == 'small':
         min_keep = (cfg.model.get('pfb') or {}).get('min_keep')
         remove_pfb(cfg)
         _shrink_batches(cfg, prune_ratio, min_keep)
-    elif method in (*CRITERIA, 'pfb'):
+    elif method in INFOBATCH:
+        remove_pfb(cfg)
+        _use_infobatch(cfg, prune_ratio, INFOBATCH[method], num_processes)
+    else:
         # Each of two stages leaves out the same share of what it is given.
         skipped = 1 - math.sqrt(1 - prune_ratio) if method == 'two_stage' else 0.0
         apply_pfb(cfg, prune_ratio, skipped)
         if method != 'pfb':
             _choose_criterion(cfg, *CRITERIA[method])
-    else:
-        remove_pfb(cfg)
-        _choose_by_score(cfg, method, prune_ratio, num_processes)
 
 
 def _choose_criterion(cfg: Config, criterion: str, exit_loss_weight: float | None) -> None:
@@ -144,42 +125,13 @@ def _shrink_batches(cfg: Config, prune_ratio: float, min_keep: int | None) -> No
     cfg.train_dataloader.batch_size = kept
 
 
-def _choose_by_score(cfg: Config, method: str, prune_ratio: float, num_processes: int) -> None:
-    """Gives the loader one of our samplers, and the run its hook and the length that this takes."""
-    candidates = full_iters(cfg)
-    size = dataset_size(cfg)
-    images = cfg.train_dataloader.batch_size * num_processes
-    options: dict[str, Any] = dict(prune_ratio=prune_ratio)
-    if method == 'random_once':
-        kind = rivals.FixedPartSampler
-    elif method == 'orderdp':
-        kind = rivals.OrderDPSampler
-        options = dict(zip(('pool', 'share'), rivals.pool_and_share(prune_ratio), strict=True))
-    elif method == 'seta':
-        kind = rivals.SeTaSampler
-        ratio, window = rivals.ratio_and_window(prune_ratio, candidates * images / size)
-        options = dict(prune_ratio=ratio, window=window)
-    else:
-        kind = rivals.InfoBatchSampler
-        options['percentile'] = INFOBATCH[method]
-    sampler = kind(range(size), seed=0, **options)
-    set_iters(cfg, shortened_iters(sampler, candidates, images))
-    cfg.train_dataloader.sampler = dict(type=kind.__name__, **options)
-    hook = dict(type='ScoreSamplerHook', full_iters=candidates)
+def _use_infobatch(
+    cfg: Config, prune_ratio: float, percentile: float | None, num_processes: int
+) -> None:
+    candidates, images = full_iters(cfg), cfg.train_dataloader.batch_size * num_processes
+    options = dict(prune_ratio=prune_ratio, percentile=percentile)
+    set_iters(cfg, shortened_iters(candidates, images, dataset_size(cfg), **options))
+    cfg.train_dataloader.sampler = dict(type='InfoBatchSampler', **options)
+    hook = dict(type='InfoBatchHook', full_iters=candidates)
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
     add_import(cfg)
-
-
-def _mine_hard_pixels(cfg: Config) -> None:
-    """Gives the decode head, all stages of a cascade, MMSegmentation's pixel sampler."""
-    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    size = preprocessor.get('size') or cfg.get('crop_size')
-    if not size:
-        raise ValueError(
-            'ohem keeps a share of the pixels of a training image, but neither '
-            'model.data_preprocessor.size nor crop_size says how many it has; set one'
-        )
-    min_kept = max(2, round(OHEM_SHARE * size[0] * size[1]))
-    heads = cfg.model.decode_head
-    for head in heads if isinstance(heads, (list, tuple)) else [heads]:
-        head['sampler'] = dict(type='OHEMPixelSampler', thresh=OHEM_THRESHOLD, min_kept=min_kept)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
 from ..convert.apply import add_import, type_name
 from .image_weights import ImageWeights
 from .lengths import count_iterations, full_iters, set_iters
-from .methods import DESCRIPTIONS, PRUNING_METHODS, WHOLE_METHODS, apply_method
+from .methods import DESCRIPTIONS, PRUNING_METHODS, apply_method
 
 # Whose time `short` takes, and which is lengthened, where several methods prune.
 _FIRST_CHOICES = ('hard', 'pfb')
@@ -51,7 +50,7 @@ def plan(
     base: Config,
     methods: Sequence[str] = (),
     ratios: Sequence[float] = (),
-    variants: Sequence[str] = (),
+    variants: Sequence[tuple[str, dict[str, Any]]] = (),
     iters: int | None = None,
     num_processes: int = 1,
     scored: bool = True,
@@ -64,8 +63,8 @@ def plan(
         methods: of :data:`ROWS`. ``'short'`` and ``'long'`` are of one method that prunes: of
             ``'hard'`` if it is there, else ``'pfb'``, else the first.
         ratios: that each of the pruning methods leaves out, in (0, 1).
-        variants: NAME[:KEY=VALUE,...], the config with options.
-        iters: of full data; None: as the config says.
+        variants: names of further rows, and the options that each changes in the config.
+        iters: of full data, at least 1; None: as the config says.
         num_processes: of each run.
         scored: whether accuracy is compared too, and not time alone.
         time: by which rows are equally long, one of :data:`.comparison.TIMES`. With ``'cpu'`` the
@@ -74,9 +73,6 @@ def plan(
     Raises:
         TypeError, ValueError: an argument is outside its range, or does not fit the config.
     """
-    for ratio in ratios:
-        if not 0 < ratio < 1:
-            raise ValueError(f'--ratios {ratio:g}: expected numbers in (0, 1)')
     if not methods and not variants:
         raise ValueError('nothing to compare: name --methods, --variants or both')
     pruning = [method for method in dict.fromkeys(methods) if method in PRUNING_METHODS]
@@ -99,7 +95,7 @@ def plan(
         return Row(_row_name(method, ratio), method, ratio, config)
 
     first = next((method for method in (*_FIRST_CHOICES, *pruning) if method in pruning), '')
-    rows = [row_of(method, None) for method in WHOLE_METHODS if method in methods]
+    rows = [row_of('full', None)] if 'full' in methods else []
     for ratio in dict.fromkeys(ratios):
         like = _row_name(first, ratio)
         if 'short' in methods:
@@ -113,7 +109,10 @@ def plan(
             method = f'long-{first}'
             row = replace(row_of(first, ratio), method=method, name=_row_name(method, ratio))
             rows.append(replace(row, as_long_as='full', timed_by=like))
-    rows += [_variant_row(base, variant) for variant in variants]
+    for name, options in variants:
+        config = copy.deepcopy(base)
+        config.merge_from_dict(options)
+        rows.append(Row(name, name, None, config))
     names = [row.name for row in rows]
     if len(set(names)) < len(names):
         raise ValueError(f'two rows have one name: {", ".join(names)}')
@@ -145,30 +144,13 @@ def _row_name(method: str, ratio: float | None) -> str:
     return method if ratio is None else f'{method}-p{round(100 * ratio, 2):g}'
 
 
-def _variant_row(base: Config, variant: str) -> Row:
-    name, _, text = variant.partition(':')
-    if not name or Path(name).name != name:
-        raise ValueError(f'--variants {variant}: expected a name without slashes')
-    pairs = [pair for pair in text.split(',') if pair]
-    for pair in pairs:
-        if not pair.partition('=')[0] or '=' not in pair:
-            raise ValueError(f'--variants {variant}: {pair!r}: expected KEY=VALUE')
-    config = copy.deepcopy(base)
-    if pairs:
-        parser = argparse.ArgumentParser()
-        parser.add_argument('--options', nargs='+', action=DictAction)
-        config.merge_from_dict(parser.parse_args(['--options', *pairs]).options)
-    return Row(name, name, None, config)
-
-
 def _build_models(rows: list[Row]) -> None:
-    """A model that cannot be built is told of before the first run, not in the third hour; nor can
-    losses be weighted in any model."""
+    """Refuses a model that cannot be built, or whose losses cannot be weighted, before any run."""
     for row in {row.method: row for row in rows if row.timed_by is None}.values():
         init_default_scope(row.config.get('default_scope', 'mmseg'))
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # the runs give them again, in their logs
             model = MODELS.build(copy.deepcopy(row.config.model))
         hooks = [type_name(hook.get('type')) for hook in row.config.custom_hooks]
-        if 'ScoreSamplerHook' in hooks:
+        if 'InfoBatchHook' in hooks:
             ImageWeights(model)

@@ -159,7 +159,7 @@ train_dataloader = dict(
 train_cfg = dict(_delete_=True, by_epoch=False, max_iters=9, val_interval=9)
 param_scheduler = []
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=9))
-custom_hooks = [dict(type='ScoreSamplerHook'), dict(type='BudgetHook')]
+custom_hooks = [dict(type='InfoBatchHook', full_iters=9), dict(type='BudgetHook')]
 """
 
 
