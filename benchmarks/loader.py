@@ -99,7 +99,7 @@ class Line:
     share: float
 
 
-def write_images(folder: Path, num_images: int, progress: Progress, seed: int = 0) -> None:
+def write_images(folder: Path, num_images: int, progress: Progress) -> None:
     """Street scenes of the demo and their labels as files, with Cityscapes' names and places; those
     that are there already stay.
 
@@ -107,19 +107,18 @@ def write_images(folder: Path, num_images: int, progress: Progress, seed: int = 
         folder: root of the data set.
         num_images: of the data set; the first ones are the same for any number.
         progress: shows the images.
-        seed: of the data set.
     """
     for index in progress.track(range(num_images), num_images, description='images'):
-        _write_image(folder, index, seed)
+        _write_image(folder, index)
 
 
-def _write_image(folder: Path, index: int, seed: int) -> None:
+def _write_image(folder: Path, index: int) -> None:
     name = f'demo/demo_{index:06d}_000000'
     image_file = folder / f'leftImg8bit/train/{name}_leftImg8bit.png'
     label_file = folder / f'gtFine/train/{name}_gtFine_labelTrainIds.png'
     if image_file.is_file() and label_file.is_file():
         return
-    image, labels = draw_scene('street', 'train', index, seed, _DRAWN_SIZE)
+    image, labels = draw_scene('street', 'train', index, _DRAWN_SIZE)
     image = cv2.resize(image, _FILE_SIZE, interpolation=cv2.INTER_LINEAR)
     labels = cv2.resize(_train_ids()[labels], _FILE_SIZE, interpolation=cv2.INTER_NEAREST)
     for file, pixels in ((image_file, image), (label_file, labels)):

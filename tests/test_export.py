@@ -61,7 +61,7 @@ def way_out():
 
 @pytest.fixture(scope='module')
 def scene():
-    image, _ = draw_scene('night', 'val', 0, 0, (64, 64))
+    image, _ = draw_scene('night', 'val', 0, (64, 64))
     return image
 
 

@@ -159,7 +159,8 @@ def test_a_checkpoint_trained_with_pfb_is_tested_with_the_plain_config_and_tta(t
 
 def test_predictions_are_painted_over_scenes_that_are_no_files(tmp_path, monkeypatch):
     cfg = demo_config(tmp_path / 'work')
-    cfg.test_dataloader.dataset.update(length=3, size=(40, 72), seed=1)
+    cfg.test_dataloader.dataset.update(length=3, size=(40, 72))
+    cfg.default_hooks.visualization.backend_args.size = (40, 72)
     cfg.model.data_preprocessor.pop('size')
     cfg.dump(tmp_path / 'demo.py')
     init_default_scope('mmseg')

@@ -13,4 +13,8 @@ optim_wrapper = dict(
     paramwise_cfg=dict(norm_decay_mult=0.0),
 )
 param_scheduler = [dict(type='PolyLR', eta_min=0, power=0.9, begin=0, end=300, by_epoch=False)]
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=300))
+default_hooks = dict(
+    logger=dict(interval=20),
+    checkpoint=dict(interval=300),
+    visualization=dict(backend_args=dict(backend='demo_scenes')),  # the images are no files
+)

@@ -55,7 +55,7 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
         bench = benchmark.Bench(config, args.ratios, device, args.batch_size, args.crop)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
-    console = Console()
+    console = Console(markup=False, highlight=False)
     setting = {
         'config': config.filename,
         'criterion': config.model.pfb.criterion['type'],
@@ -64,7 +64,7 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
         'versions': f'{this_code()["version"]}, torch {torch.__version__}',
     }
     for name, value in setting.items():
-        console.print(f'{name}: {value}', markup=False, highlight=False, soft_wrap=True)
+        console.print(f'{name}: {value}', soft_wrap=True)
     with Progress(console=console) as progress:
         results = benchmark.measure(bench, args.steps, progress)
     console.print(benchmark.table(results))

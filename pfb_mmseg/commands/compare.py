@@ -2,20 +2,17 @@
 
 Each is a run of `pfb train`. Finished runs are kept: after an interruption, start it again.
 
-Three rows are set beside the methods at equal time, with the same seed: `short` is full data in the
-time of a pruned run, `long` is a pruned run in full data's time, and `small` is full data in
-batches of the size that is kept, with as many iterations as fit into full data's time. `short` and
-`long` are of the method `hard` if it is there, else of `pfb`, else of the first that prunes. Time
-is CPU seconds of the training process on a CPU, where other programs hardly change them, and the
-wall clock on a GPU; the table has both. For CPU seconds each run has one thread (unless
-OMP_NUM_THREADS is set) and loads its images itself (num_workers=0).
+At equal time, seed by seed: `short` is full data in the time of a pruned run, `long` a pruned run
+in full data's time, `small` full data in batches of the size that is kept, for full data's time.
+`short` and `long` are of `hard` if it is there, else of `pfb`, else of the first that prunes. Time
+is CPU seconds of the training process on a CPU, where each run has one thread (unless
+OMP_NUM_THREADS is set) and loads its images itself, and the wall clock on a GPU; the table has
+both.
 
-The lengths follow from times that were measured: those of the row's own full-length run, less what
-its first iteration took longer than the others; for `small`, those of a run of a tenth of full
-data's iterations (at least 20). The whole schedule is stretched with them (learning rate,
-validation, begin and end of pruning). The learning rate itself stays as it is, also in smaller
-batches, unless the config turns MMEngine's auto_scale_lr on. A config that counts epochs is trained
-for as many iterations as these have. Classifiers are compared by their top-1 accuracy.
+The lengths follow from measured times, for `small` from a run of a tenth of full data's iterations
+(at least 20). The whole schedule is stretched with them. The learning rate stays as it is, also in
+smaller batches, unless the config turns MMEngine's auto_scale_lr on. A config that counts epochs is
+trained for as many iterations. Classifiers are compared by their top-1 accuracy.
 """
 
 from __future__ import annotations
@@ -101,7 +98,7 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     seeds = [*dict.fromkeys(args.seeds)]
-    console = Console()
+    console = Console(markup=False, highlight=False)
     with Progress(console=console) as progress:
         outcomes = runs.run_all(planned, seeds, root, progress, args.gpus, time)
     comparison.report(outcomes, planned[0].name, root, console, time)

@@ -33,15 +33,15 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
     from ..report.report import write_report
 
     work_dir = Path(args.work_dir)
-    console = Console()
-    console.print(ABOUT, highlight=False)
+    console = Console(markup=False, highlight=False)
+    console.print(ABOUT)
     with Progress(console=console) as progress:
         outcomes = demo.train_all(work_dir, args.seed, progress, args.iters)
     plot(summarise(outcomes, outcomes[0].row), work_dir / 'demo.png', 'cpu')
     report = write_report(demo.folder_of(work_dir, outcomes[1]), work_dir / 'report')
     console.print(demo.kind_table(work_dir, outcomes))
     console.print(demo.comparison(outcomes))
-    console.print(demo.conclusion(outcomes), highlight=False)
+    console.print(demo.conclusion(outcomes))
     console.print(f'\nAccuracy against time: {work_dir / "demo.png"}', soft_wrap=True)
     console.print(f'What was skipped, to open in a browser: {report}', soft_wrap=True)
     console.print(f'Logs and checkpoints: {work_dir}/', soft_wrap=True)

@@ -15,7 +15,6 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.utils import import_modules_from_strings
-from mmseg.registry import DATASETS
 
 from ..compat import find_distributions, why_no_resume
 from ..shipped import find_config
@@ -128,11 +127,6 @@ def turn_on_drawing(cfg: Config, args: argparse.Namespace) -> None:
             "default_hooks=dict(visualization=dict(type='SegVisualizationHook'))"
         )
     hook.draw = True
-    dataset = cfg.get('test_dataloader', {}).get('dataset', {})
-    kind = dataset.get('type')
-    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
-    if hasattr(kind, 'file_backend') and hook.get('backend_args') is None:
-        hook.backend_args = kind.file_backend(dataset)  # its images are no files
     hook.interval = 1  # every image, as the fork draws them; OpenMMLab's hook would every 50th
     if args.show:
         hook.show = True

@@ -26,8 +26,7 @@ from ..convert.apply import apply_pfb
 from ..models.pfb import PartialForwardBlocking
 
 FULL = 'full'
-# Blocked steps, and the options of PFB that make them: the paper's, and those in which the early
-# exit teaches the shallow part on all images.
+# Blocked steps, and the options of PFB that make them: the paper's, and with the exit's teaching.
 KINDS = {
     'two_pass': dict(strategy='two_pass', exit_loss_weight=0.0),
     'taught': dict(strategy=None, exit_loss_weight=1.0),
@@ -177,13 +176,8 @@ class Bench:
 
 
 def measure(bench: Bench, steps: int, progress: Progress) -> list[Result]:
-    """Time all kinds of steps in turns, so that a slow spell of the machine meets them alike, then
-    measure memory. Time is the wall clock on a GPU, and CPU seconds elsewhere.
-
-    Args:
-        bench: what to step.
-        steps: of each kind that are timed.
-        progress: shows how far it is.
+    """Time ``steps`` steps of each kind in turns, so that a slow spell of the machine meets them
+    alike, then measure memory. Time is the wall clock on a GPU, and CPU seconds elsewhere.
     """
     names = list(bench.blockings)
     task = progress.add_task('steps', total=len(names) * (steps + 1))

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..blocking.devices import forget_peak_memory, peak_memory
 from ..hooks.model import unwrapped
+from ..models.segmentation.heads import last_head
 
 BUDGET_NAME = 'budget.json'
 CLOCKS = {'seconds': time.perf_counter, 'cpu_seconds': time.process_time}
@@ -136,10 +137,8 @@ class BudgetHook(Hook):
 
 def _last_layer(model: nn.Module) -> nn.Module | None:
     """What gives the scores, of a segmentor or of a classifier."""
-    decoder = getattr(model, 'decode_head', None)
-    if decoder is not None:
-        decoder = decoder[-1] if isinstance(decoder, nn.ModuleList) else decoder
-        return getattr(decoder, 'conv_seg', None)
+    if hasattr(model, 'decode_head'):
+        return getattr(last_head(model), 'conv_seg', None)
     head = getattr(model, 'head', None)
     parts = head.modules() if isinstance(head, nn.Module) else ()
     return next((part for part in reversed([*parts]) if isinstance(part, nn.Linear)), None)

@@ -14,7 +14,6 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..report.versions import installed_versions, this_code
@@ -168,7 +167,7 @@ def report(
         outcomes: of :func:`.runs.run_all`.
         reference: name of the row that the others are compared with.
         root: the folder.
-        console: to show it on.
+        console: to show it on, without markup.
         time: that the plot shows, one of :data:`TIMES`.
     """
     lines = summarise(outcomes, reference)
@@ -179,7 +178,7 @@ def report(
         table.add_column(no_wrap=True)
         for heading in [*headings.values()][part]:
             longest = max(map(len, heading.split()))
-            table.add_column(escape(heading), justify='right', min_width=longest)
+            table.add_column(heading, justify='right', min_width=longest)
         for line in lines:
             table.add_row(line.row, *map(line.cell, [*headings][part]))
         console.print(table)

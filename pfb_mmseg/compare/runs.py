@@ -50,7 +50,7 @@ def run_all(
         rows: see :func:`.rows.plan`.
         seeds: of each row.
         root: folder of the runs and their configs.
-        progress: shows the runs and their iterations.
+        progress: shows the runs and their iterations, on a console without markup.
         num_processes: of each run.
         time: by which rows are equally long, one of :data:`TIMES`; with ``'cpu'`` each process has
             one thread, unless OMP_NUM_THREADS says otherwise: threads that wait for each other
@@ -70,11 +70,10 @@ def run_all(
             iters, as_measured = equal_iters(target, pace, time, row.prune_ratio)
             set_iters(config, iters)
             if not as_measured:
-                _say(
-                    progress,
+                progress.console.print(
                     f'{name}: the times of {row.as_long_as} and {row.timed_by} cannot be right, '
                     f'the machine was busy; {iters} iterations are the nearest length that '
-                    f'{row.prune_ratio:.0%} pruned can explain',
+                    f'{row.prune_ratio:.0%} pruned can explain'
                 )
         config.randomness = {**config.get('randomness', {}), 'seed': seed}
         path = root / 'configs' / f'{row.name}_seed{seed}.py'
@@ -112,10 +111,8 @@ def train(
     num_processes: int = 1,
     one_thread: bool = False,
 ) -> None:
-    """Run the command `pfb train` from scratch in ``work_dir`` and follow its log.
-
-    A work dir that holds a finished run of the very same command, config and code of this package
-    is taken as it is. What is decided, and why, is printed.
+    """Run `pfb train` from scratch in ``work_dir``, unless that holds a finished run of the very
+    same command, config and code of this package. What is decided, and why, is printed.
 
     Args:
         config: config file.
@@ -136,12 +133,12 @@ def train(
     made_from = {'command': command, 'config': Path(config).read_text(), 'code': code['digest']}
     if stamp.is_file():
         found = json.loads(stamp.read_text())
-        by = found.pop('version', 'an older version')
+        by = found.pop('version')
         if found == made_from:
-            _say(progress, f'{name}: reused, finished before by {by}')
+            progress.console.print(f'{name}: reused, finished before by {by}')
             return
         other = 'other code' if found['code'] != code['digest'] else 'another command or config'
-        _say(progress, f'{name}: run again, the one finished before by {by} had {other}')
+        progress.console.print(f'{name}: run again, the one finished before by {by} had {other}')
     if (work_dir / 'console.log').is_file():
         shutil.rmtree(work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
@@ -162,7 +159,7 @@ def train(
         sys.exit(f'{name}: training failed, see {log.name}')
     stamp.write_text(json.dumps({**made_from, 'version': code['version']}, indent=1) + '\n')
     metric, score = last_score(work_dir)
-    _say(progress, name if score is None else f'{name}: {metric} {score:.2f}')
+    progress.console.print(name if score is None else f'{name}: {metric} {score:.2f}')
 
 
 def environment() -> dict[str, str]:
@@ -170,7 +167,3 @@ def environment() -> dict[str, str]:
     installed."""
     path = os.pathsep.join(filter(None, [str(_PACKAGES), os.environ.get('PYTHONPATH')]))
     return {**os.environ, 'PYTHONPATH': path, 'PYTHONSAFEPATH': '1'}
-
-
-def _say(progress: Progress, sentence: str) -> None:
-    progress.console.print(sentence, highlight=False, markup=False)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from mmengine.config import Config
 from rich.box import SIMPLE
-from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -31,7 +30,7 @@ _TOLERANCE = 0.1
 def train_all(
     work_dir: Path, seed: int, progress: Progress, iters: int | None = None
 ) -> list[Outcome]:
-    """The rows of the table, made as ``pfb compare`` makes its own; their methods are :data:`ROWS`.
+    """Trains the rows of the table, as ``pfb compare`` does; their methods are :data:`ROWS`.
 
     Args:
         work_dir: folder of the runs and their configs.
@@ -48,14 +47,11 @@ def train_all(
 
 def comparison(outcomes: Sequence[Outcome]) -> Table:
     """A line for each row; time is CPU seconds, which other programs hardly change."""
-    table = Table(
-        title='Same model, same data',
-        box=SIMPLE,
-        caption='CPU time: of training, in one thread, validation left out',
-    )
+    caption = 'CPU time: of training, in one thread, validation left out'
+    table = Table(title='Same model, same data', box=SIMPLE, caption=caption)
     table.add_column('')
     for heading in ('iterations', 'images through\nall layers', 'CPU time\n[s]', 'mIoU\n[%]'):
-        table.add_column(escape(heading), justify='right')
+        table.add_column(heading, justify='right')
     for name, outcome in zip(ROWS, outcomes, strict=True):
         figures = f'{outcome.cpu_seconds:.1f}', f'{outcome.score:.1f}'
         table.add_row(name, f'{outcome.iterations}', f'{outcome.deep:,}', *figures)
@@ -78,8 +74,7 @@ def conclusion(outcomes: Sequence[Outcome]) -> str:
 
 
 def kind_table(work_dir: Path, outcomes: Sequence[Outcome]) -> Table:
-    """For each kind of scene, commonest first, which share PFB kept in as many iterations as full
-    data had."""
+    """Which share of each kind of scene PFB kept at the same iterations, commonest kind first."""
     record = SelectionRecord.load(folder_of(work_dir, outcomes[1]) / RECORD_NAME)
     kind_of = np.array([PFBDemoDataset.kind_of(path) for path in record.paths])
     table = Table(title='What PFB trained all layers on', box=SIMPLE)

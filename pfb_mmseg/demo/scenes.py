@@ -1,12 +1,12 @@
 """A data set made by code: small outdoor scenes in kinds of very unequal frequency.
 
-No file is read. An image is a function of (seed, split, index, size) alone.
+No file is read. An image is a function of (split, index, size) alone.
 """
 
 import math
+import re
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import cv2
@@ -22,15 +22,16 @@ IGNORE = 255
 SPLITS = ('train', 'val')
 _MIN_SIDE = 32
 _GOLDEN = (math.sqrt(5) - 1) / 2
+_PATH = re.compile(r'demo/(?P<split>\w+)/(?P<kind>\w+)/(?P<index>\d+)\.png')
 
 Point = tuple[float, float]
 
 
 class _Look(NamedTuple):
-    """How a class is shown in overlays, and how it looks in a scene (RGB, 0 to 255)."""
+    """How a class looks (RGB, 0 to 255)."""
 
-    palette: list[int]
-    colour: tuple[int, int, int]
+    palette: list[int]  # in overlays
+    colour: tuple[int, int, int]  # in a scene
     spread: float  # standard deviation of the colour between images
     roughness: float  # amplitude of the texture within an image
 
@@ -319,23 +320,22 @@ def _finish(scene: _Scene) -> np.ndarray:
 
 
 def draw_scene(
-    kind: str, split: str, index: int, seed: int, size: tuple[int, int]
+    kind: str, split: str, index: int, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw one scene.
 
     Args:
-        kind: One of :data:`KIND_SHARES`.
+        kind: one of :data:`KIND_SHARES`.
         split: 'train' or 'val'.
-        index: Number of the image in its split.
-        seed: Seed of the data set.
+        index: number of the image in its split.
         size: (height, width) in pixels.
 
     Returns:
         The image, (H, W, 3) uint8 in BGR as mmcv loads files, and the labels, (H, W) uint8 in
         ``range(len(CLASSES))`` or 255.
     """
-    # The zero keeps this stream apart from the one that deals out the kinds.
-    rng = np.random.default_rng((seed, SPLITS.index(split), 0, index))
+    # The second zero keeps this stream apart from the one that deals out the kinds.
+    rng = np.random.default_rng((0, SPLITS.index(split), 0, index))
     scene = _Scene(rng, size, _KINDS[kind].variety)
     _KINDS[kind].paint(scene)
     image = _finish(scene)
@@ -356,14 +356,13 @@ class PFBDemoDataset(BaseSegDataset):
 
     Args:
         split: 'train' or 'val'.
-        length: Number of images, at least 1.
+        length: number of images, at least 1.
         size: (height, width) in pixels, at least 32 each.
-        seed: Seed of the data set, at least 0.
-        **kwargs: As for :class:`mmseg.datasets.BaseSegDataset`: ``pipeline``, ``metainfo``,
+        **kwargs: as for :class:`mmseg.datasets.BaseSegDataset`: ``pipeline``, ``metainfo``,
             ``indices``, ``test_mode``, ….
 
     Raises:
-        TypeError, ValueError: an option is outside of what is allowed.
+        TypeError, ValueError: an option is outside its range.
     """
 
     METAINFO = dict(classes=CLASSES, palette=[look.palette for look in _LOOKS.values()])
@@ -373,50 +372,28 @@ class PFBDemoDataset(BaseSegDataset):
         split: str = 'train',
         length: int = 2000,
         size: tuple[int, int] = (64, 64),
-        seed: int = 0,
         **kwargs: Any,
     ) -> None:
         check_choice('split', split, SPLITS)
         check_integer('length', length, low=1)
-        check_integer('seed', seed, low=0)
         check_sizes('size', size, 2)
         if min(size) < _MIN_SIDE:
             raise ValueError(f'size={size!r}: expected at least {_MIN_SIDE} pixels a side')
-        self.split, self.length, self.size, self.seed = split, length, tuple(size), seed
+        self.split, self.length, self.size = split, length, tuple(size)
         super().__init__(reduce_zero_label=False, **kwargs)
-
-    @classmethod
-    def file_backend(cls, dataset: dict) -> dict:
-        """For who reads images by ``img_path``: ``backend_args`` of :func:`mmengine.fileio.get`.
-
-        Args:
-            dataset: config of a data set of this type.
-        """
-        options = {key: dataset[key] for key in ('size', 'seed') if key in dataset}
-        return dict(backend=DemoSceneBackend.NAME, **options)
 
     @staticmethod
     def kind_of(img_path: str) -> str:
-        """Tell the kind of scene from an ``img_path`` of this data set.
+        """The kind of scene that an ``img_path`` of this data set names.
 
         Raises:
-            ValueError: If the path is not one of this data set's.
+            ValueError: the path is not one of this data set's.
         """
-        parts = PurePosixPath(img_path).parts
-        if (
-            len(parts) != 4
-            or parts[0] != 'demo'
-            or parts[1] not in SPLITS
-            or parts[2] not in _KINDS
-        ):
-            raise ValueError(
-                f'img_path must look like demo/<split>/<kind>/<index>.png, but is {img_path!r}.'
-            )
-        return parts[2]
+        return _scene_of(img_path)['kind']
 
     def load_data_list(self) -> list[dict]:
         """List what each image is drawn from; nothing is drawn yet."""
-        start = np.random.default_rng((self.seed, SPLITS.index(self.split), 1)).random()
+        start = np.random.default_rng((0, SPLITS.index(self.split), 1)).random()
         # Steps of the golden ratio fill [0, 1) evenly, so every stretch of the split holds the
         # kinds in their shares, and a short one has its few rare images too.
         places = (start + _GOLDEN * np.arange(self.length)) % 1
@@ -425,9 +402,7 @@ class PFBDemoDataset(BaseSegDataset):
         return [
             dict(
                 img_path=f'demo/{self.split}/{kind}/{index:06d}.png',
-                scene=dict(
-                    kind=kind, split=self.split, index=index, seed=self.seed, size=self.size
-                ),
+                scene=dict(kind=kind, split=self.split, index=index, size=self.size),
                 label_map=self.label_map,
                 reduce_zero_label=self.reduce_zero_label,
                 seg_fields=[],
@@ -436,30 +411,35 @@ class PFBDemoDataset(BaseSegDataset):
         ]
 
 
+def _scene_of(img_path: str) -> dict[str, Any]:
+    """What a scene is drawn from, but for its size."""
+    found = _PATH.fullmatch(img_path)
+    if not found or found['split'] not in SPLITS or found['kind'] not in _KINDS:
+        raise ValueError(f'img_path={img_path!r}: expected demo/<split>/<kind>/<index>.png')
+    return dict(kind=found['kind'], split=found['split'], index=int(found['index']))
+
+
 class DemoSceneBackend(BaseStorageBackend):
-    """Storage of MMEngine's that draws the image which ``img_path`` names, as bytes of a PNG.
+    """Storage for MMEngine's ``fileio``, which draws the scene that ``img_path`` names: set
+    ``backend_args=dict(backend='demo_scenes')`` where one reads images, as SegVisualizationHook.
 
     Args:
         size: (height, width) in pixels, as the data set's.
-        seed: as the data set's.
     """
 
-    NAME = 'demo_scenes'
-
-    def __init__(self, size: tuple[int, int] = (64, 64), seed: int = 0) -> None:
-        self.size, self.seed = tuple(size), seed
+    def __init__(self, size: tuple[int, int] = (64, 64)) -> None:
+        self.size = tuple(size)
 
     def get(self, filepath: str) -> bytes:
-        kind = PFBDemoDataset.kind_of(filepath)
-        path = PurePosixPath(filepath)
-        image, _ = draw_scene(kind, path.parts[1], int(path.stem), self.seed, self.size)
+        """The bytes of a PNG."""
+        image, _ = draw_scene(**_scene_of(filepath), size=self.size)
         return cv2.imencode('.png', image)[1].tobytes()
 
     def get_text(self, filepath: str) -> str:
         raise NotImplementedError(f'{filepath}: a scene made by code is no text')
 
 
-register_backend(DemoSceneBackend.NAME, DemoSceneBackend, force=True)
+register_backend('demo_scenes', DemoSceneBackend, force=True)
 
 
 @TRANSFORMS.register_module()
