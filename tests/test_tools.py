@@ -5,6 +5,7 @@ import runpy
 import socket
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,8 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
 
 from pfb_mmseg import PFBMixin, apply_pfb
-from pfb_mmseg.commands.launch import read_config
+from pfb_mmseg.commands.arguments import ToolParser
+from pfb_mmseg.commands.launch import named_config
 from pfb_mmseg.commands.main import read
 from pfb_mmseg.compat import find_distributions, why_no_resume
 from pfb_mmseg.core import CRITERIA
@@ -250,7 +252,8 @@ def test_modules_that_the_command_line_names_are_imported_like_those_of_the_conf
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(CRITERIA, '_known', dict(CRITERIA._known))
-    read_config(str(tmp_path / 'plain.py'), {'custom_imports.imports': ['module_of_mine']})
+    options = {'custom_imports.imports': ['module_of_mine']}
+    named_config(ToolParser(), Namespace(config=str(tmp_path / 'plain.py'), cfg_options=options))
     assert 'of_mine' in CRITERIA
 
 

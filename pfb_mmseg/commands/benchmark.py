@@ -2,10 +2,9 @@
 paper (two_pass), and blocked ones in which the early exit teaches the shallow part on all images
 (taught, with the strategy that PFB takes for this network).
 
-Any config of a segmentor will do. The images are random; steps of all kinds take turns. Time is the
-wall clock on a GPU, and CPU seconds of one thread elsewhere, where memory is not measured. The
-criterion is the config's, or 'hard' where it names none; so are mixed precision and torch.compile
-(--cfg-options compile=True).
+The images are random; steps of all kinds take turns. Time is the wall clock on a GPU, and CPU
+seconds of one thread elsewhere, where memory is not measured. Criterion ('hard' where it names
+none), mixed precision and torch.compile (--cfg-options compile=True) are those of the config.
 """
 
 from __future__ import annotations

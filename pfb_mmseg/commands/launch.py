@@ -20,48 +20,29 @@ from ..compat import find_distributions, why_no_resume
 from ..shipped import find_config
 
 
-def read_config(name: str, options: dict | None, needs: str = 'model') -> Config:
-    """Reads a config, with the options of --cfg-options merged in, and imports its custom_imports.
-
-    Args:
-        name: config file, or the name of one that comes with this package.
-        options: of --cfg-options.
-        needs: name of a dict that the config must have.
-
-    Returns:
-        The config; its ``filename`` is the file's.
-
-    Raises:
-        ValueError: There is no such file, it cannot be read, or lacks what is needed; or a module
-            of its ``custom_imports`` is not to be found.
-    """
-    path = find_config(name)
+def named_config(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, needs: str = 'model'
+) -> Config:
+    """Reads the config that the arguments name, with --cfg-options merged in and its custom_imports
+    imported. It must have a dict called ``needs``; what is wrong is an error of the parser."""
     try:
-        cfg = Config.fromfile(path)
+        cfg = Config.fromfile(find_config(args.config))
+    except ValueError as error:  # there is no such config
+        parser.error(str(error))
     except (ImportError, OSError, SyntaxError) as error:
-        raise ValueError(f'config {name!r} cannot be read: {error}') from error
+        parser.error(f'config {args.config!r} cannot be read: {error}')
     try:
-        cfg.merge_from_dict(options or {})
+        cfg.merge_from_dict(args.cfg_options or {})
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f'--cfg-options do not fit the config: {error}') from error
+        parser.error(f'--cfg-options do not fit the config: {error}')
     if modules := cfg.get('custom_imports'):
         try:  # MMEngine imports those of the file alone, not those of --cfg-options
             import_modules_from_strings(**modules)
         except (ImportError, TypeError) as error:
-            raise ValueError(f'custom_imports={modules}: {error}') from error
+            parser.error(f'custom_imports={modules}: {error}')
     if not isinstance(cfg.get(needs), dict):
-        raise ValueError(f'config {name!r} has no {needs}: expected the config of a model')
+        parser.error(f'config {args.config!r} has no {needs}: expected the config of a model')
     return cfg
-
-
-def named_config(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, needs: str = 'model'
-) -> Config:
-    """The config that the arguments name, see :func:`read_config`; or an error of the parser."""
-    try:
-        return read_config(args.config, args.cfg_options, needs)
-    except ValueError as error:
-        parser.error(str(error))
 
 
 def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
@@ -121,9 +102,9 @@ def turn_on_drawing(cfg: Config, args: argparse.Namespace) -> None:
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None or cfg.get('visualizer') is None:
         raise ValueError(
-            '--show and --show-dir need a visualizer and a hook that draws, but the config lacks '
-            "them; add visualizer=dict(type='SegLocalVisualizer', vis_backends=[dict("
-            "type='LocalVisBackend')], name='visualizer') and "
+            '--show and --show-dir need a visualizer and a hook that draws; add to the config '
+            "visualizer=dict(type='SegLocalVisualizer', vis_backends=[dict("
+            "type='LocalVisBackend')]) and "
             "default_hooks=dict(visualization=dict(type='SegVisualizationHook'))"
         )
     hook.draw = True
@@ -139,10 +120,7 @@ def turn_on_tta(cfg: Config) -> None:
     """Wraps the model and swaps the test pipeline, as the config's ``tta_*`` entries say."""
     for name in ('tta_model', 'tta_pipeline'):
         if name not in cfg:
-            raise ValueError(
-                f'--tta needs {name} in the config, which lacks it; the configs in this repository '
-                'show how it looks'
-            )
+            raise ValueError(f'--tta needs {name} in the config; see those of this package')
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     cfg.model = {**cfg.tta_model, 'module': cfg.model}
 

@@ -60,7 +60,7 @@ class Bench:
 
     Args:
         cfg: of a segmentor, with PFB or without; is changed. The criterion is its own, else
-            ``'hard'``. Mixed precision and ``compile`` are used as the config says.
+            ``'hard'``.
         ratios: shares that are pruned, in (0, 1).
         device: ``'cpu'`` or ``'cuda'``.
         batch_size: images in a step; None: the config's.

@@ -99,7 +99,7 @@ class Line:
         if key in _SHARES:
             return f'{mean:.1%}'
         digits = {'score': 2, 'difference': 2, 'cpu_seconds': 1, 'seconds': 1}.get(key)
-        if digits is None:  # of what is counted, and of memory
+        if digits is None:  # counts, and memory
             return f'{mean:,.0f}'
         shown = f'{mean:{"+" if key == "difference" else ""}.{digits}f}'
         return shown if std is None else f'{shown} ± {std:.{digits}f}'
@@ -108,15 +108,15 @@ class Line:
 def equal_iters(target: Outcome, pace: Outcome, time: str, prune_ratio: float) -> tuple[int, bool]:
     """How many iterations take as long as another run did, at the pace of a run like them.
 
-    Times that were measured on a busy machine may say anything. What is pruned bounds the answer:
-    an iteration on all images takes at most 1 / (1 - p) times as long as one on the images kept. A
-    quarter more is allowed on both sides; beyond that the nearest length allowed is taken.
+    What is pruned bounds the answer where a busy machine distorts the times: an iteration on all
+    images takes at most 1 / (1 - p) times as long as one on the images kept. A quarter more is
+    allowed on both sides; beyond that the nearest length allowed is taken.
 
     Args:
         target: the other run.
         pace: tells how long an iteration and a start take.
         time: the clock, one of :data:`TIMES`.
-        prune_ratio: p, of the slower and the quicker iteration.
+        prune_ratio: p.
 
     Returns:
         The iterations, and whether the times are taken as they were measured.
@@ -160,27 +160,25 @@ def _line(runs: dict[int, Outcome], base: dict[int, Outcome], compared: bool) ->
 def report(
     outcomes: Sequence[Outcome], reference: str, root: Path, console: Console, time: str = 'wall'
 ) -> None:
-    """Shows the table, in two parts for a narrow terminal; leaves it, the single runs and a plot in
-    the folder of the runs.
+    """Shows the table, in two parts for a narrow terminal; writes it, the single runs and a plot.
 
     Args:
         outcomes: of :func:`.runs.run_all`.
         reference: name of the row that the others are compared with.
-        root: the folder.
-        console: to show it on, without markup.
+        root: folder of the runs, to write to.
+        console: to show the table on, without markup.
         time: that the plot shows, one of :data:`TIMES`.
     """
     lines = summarise(outcomes, reference)
     results = f'mean ± std of {lines[0].num_seeds} seed(s), compared with {reference}'
-    headings = headings_of(lines)
-    for title, part in ((results, slice(6)), ('what it cost', slice(6, None))):
+    columns = [*headings_of(lines).items()]
+    for title, part in ((results, columns[:6]), ('what it cost', columns[6:])):
         table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
         table.add_column(no_wrap=True)
-        for heading in [*headings.values()][part]:
-            longest = max(map(len, heading.split()))
-            table.add_column(heading, justify='right', min_width=longest)
+        for _, heading in part:
+            table.add_column(heading, justify='right', min_width=max(map(len, heading.split())))
         for line in lines:
-            table.add_row(line.row, *map(line.cell, [*headings][part]))
+            table.add_row(line.row, *(line.cell(key) for key, _ in part))
         console.print(table)
     (root / 'table.md').write_text(markdown(lines))
     everything = {

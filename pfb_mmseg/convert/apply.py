@@ -22,7 +22,7 @@ _NAMED = {
     # Found from every scope, and before MMPretrain is imported.
     'mmpretrain.models.classifiers.image.ImageClassifier': 'PFBImageClassifier',
 }
-_RECOMMENDED = 'hard'
+_REGISTER = 'import the module that registers it, custom_imports=dict(imports=[...])'
 # The second and third are listed only by those who give them options of their own.
 _HOOKS = ('PFBHook', 'PFBLogHook', 'PFBRecordHook')
 
@@ -108,14 +108,11 @@ def apply_pfb(cfg: Config, prune_ratio: float, skip_loading: float = 0.0) -> lis
 
     options = {} if cfg.model.get('pfb') is None else cfg.model.pfb
     check_dict('model.pfb', options)
-    wanted = {'prune_ratio': prune_ratio}
-    if 'criterion' not in options:
-        wanted['criterion'] = _RECOMMENDED
-    for name, value in wanted.items():
+    cfg.model.pfb = wanted = {'criterion': 'hard', **options, 'prune_ratio': prune_ratio}
+    for name in ('prune_ratio', 'criterion'):
         before = options.get(name, 'not set')
-        if before != value:
-            changes.append(f'model.pfb.{name}: {before} -> {value}')
-    cfg.model.pfb = {**options, **wanted}
+        if before != wanted[name]:
+            changes.append(f'model.pfb.{name}: {before} -> {wanted[name]}')
 
     if add_import(cfg):
         changes.append('custom_imports: pfb_mmseg added')
@@ -175,27 +172,27 @@ def remove_pfb(cfg: Config) -> None:
 
 def add_import(cfg: Config) -> bool:
     """Lets a config import this package, which registers its types. Returns whether it did not."""
-    custom_imports = cfg.get('custom_imports') or {}
-    imports = custom_imports.get('imports') or []
-    imports = [imports] if isinstance(imports, str) else list(imports)
+    imports = imports_of(cfg)
     if 'pfb_mmseg' in imports:
         return False
-    cfg.custom_imports = {**custom_imports, 'imports': [*imports, 'pfb_mmseg']}
+    others = cfg.get('custom_imports') or {}
+    cfg.custom_imports = {**others, 'imports': [*imports, 'pfb_mmseg']}
     return True
 
 
-def model_class(cfg: Config) -> Any:
+def imports_of(cfg: Config) -> list[str]:
+    """The modules that a config has MMEngine import."""
+    imports = (cfg.get('custom_imports') or {}).get('imports') or []
+    return [imports] if isinstance(imports, str) else [*imports]
+
+
+def _model_class(cfg: Config) -> Any:
     """What the config's ``model.type`` stands for in its scope; None if nothing is registered."""
     if not isinstance(cfg.model.type, str):
         return cfg.model.type
     # A class or a full path (configs in Python's import syntax) may come without default_scope.
     with MODELS.switch_scope_and_registry(cfg.get('default_scope') or 'mmseg') as registry:
         return registry.get(cfg.model.type)
-
-
-def full_name(model_type: type) -> str:
-    """Dotted path of a class."""
-    return f'{model_type.__module__}.{model_type.__qualname__}'
 
 
 def type_name(registered: object) -> str:
@@ -205,14 +202,15 @@ def type_name(registered: object) -> str:
 
 def _blocked(cfg: Config) -> dict[str, str]:
     """What changes in ``cfg.model`` for its type to be one with PFBMixin; nothing if it is."""
-    model_type, found = cfg.model.type, model_class(cfg)
+    model_type, found = cfg.model.type, _model_class(cfg)
     names = [type_name(name) for name in (*_NAMED.values(), 'PFBModel')]
     if type_name(model_type) in names or (isinstance(found, type) and issubclass(found, PFBMixin)):
         return {}
     if not isinstance(found, type):
         raise ValueError(f'model.type={model_type!r} is not registered: {_REGISTER}')
-    if full_name(found) in _NAMED:
-        blocked = _NAMED[full_name(found)]
+    full_name = f'{found.__module__}.{found.__qualname__}'
+    if full_name in _NAMED:
+        blocked = _NAMED[full_name]
         in_scope = cfg.get('default_scope', 'mmseg') == 'mmseg' and model_type == found.__name__
         return {'type': type_name(blocked) if in_scope else blocked}
     trains = getattr(found, 'loss', None) is not None and 'loss' not in getattr(
@@ -221,19 +219,19 @@ def _blocked(cfg: Config) -> dict[str, str]:
     if task_class(found) is None or not trains:
         raise ValueError(
             f'model.type={model_type!r} is neither a segmentor of MMSegmentation with a loss '
-            f'nor an ImageClassifier of MMPretrain, for which PFB can be turned on. {_OWN}'
+            'nor an ImageClassifier of MMPretrain, for which PFB can be turned on. For your own '
+            'model with a backbone and a loss, register `class MyPFBModel(PFBMixin, YourModel)`, '
+            "with PFBMixin from pfb_mmseg, and name it: model = dict(type='MyPFBModel', ...)"
         )
-    return {
-        'type': 'PFBModel',
-        'host': model_type if isinstance(model_type, str) else full_name(model_type),
-    }
+    host = model_type if isinstance(model_type, str) else full_name
+    return {'type': 'PFBModel', 'host': host}
 
 
 def _plain_type(cfg: Config) -> str | type:
     model_type = cfg.model.type
     if type_name(model_type) == 'PFBModel':
         return cfg.model.host
-    found = model_class(cfg)
+    found = _model_class(cfg)
     for plain, blocked in _NAMED.items():
         if type_name(model_type) == type_name(blocked):
             scope, name = plain.partition('.')[0], type_name(plain)
@@ -247,11 +245,3 @@ def _plain_type(cfg: Config) -> str | type:
             'its plain counterpart in the config'
         )
     return model_type
-
-
-_REGISTER = 'import the module that registers it, custom_imports=dict(imports=[...])'
-_OWN = (
-    'For your own model with a backbone and a loss, register `class MyPFBModel(PFBMixin, '
-    'YourModel)`, with PFBMixin from pfb_mmseg, and name it in the config: model = dict('
-    "type='MyPFBModel', ...)"
-)

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, Registry, init_default_scope
 from mmengine.runner import CheckpointLoader
 
-from .apply import remove_pfb, type_name
+from .apply import imports_of, remove_pfb, type_name
 
 PACKAGE = __name__.partition('.')[0]
 # What predictions and tests need of a config. The rest is of the run that trained.
@@ -102,10 +102,9 @@ def plain_config(cfg: Config) -> list[str]:
     Raises:
         ValueError: the model has a part of this package that has no plain counterpart.
     """
-    ours = _registered_here()
+    changes = []
     blocked = cfg.model.type
     remove_pfb(cfg)
-    changes = []
     if cfg.model.type != blocked:
         changes.append(f'model.type: {type_name(blocked)} -> {type_name(cfg.model.type)}')
     if left_out := [entry for entry in [*cfg] if entry not in KEPT]:
@@ -118,20 +117,18 @@ def plain_config(cfg: Config) -> list[str]:
             leaf.holder['type'] = TRANSFORMS[type_name(leaf.value)]
             changes.append(f'{leaf.path}: {type_name(leaf.value)} -> {leaf.holder["type"]}')
     needed = {entry: cfg.get(entry) for entry in ('model', 'data_preprocessor', 'tta_model')}
-    for leaf in _traces(needed, ours):
+    if leaf := _trace(needed):
         raise ValueError(
-            f'{leaf.path}={leaf.value!r} is a part of {PACKAGE} that the model needs at '
-            f'inference, and OpenMMLab has none like it: install {PACKAGE} where the '
-            'model is deployed, or copy the class into your own code, register it there under '
-            'another name, and export with a config that names it'
+            f'{leaf.path}={leaf.value!r} is a part of {PACKAGE} that the model needs at inference, '
+            f'and OpenMMLab has none like it: install {PACKAGE} where the model is deployed'
         )
     tests = {entry: cfg.get(entry) for entry in KEPT if entry.startswith('test_')}
-    if leaf := next(_traces(tests, ours), None):
+    if leaf := _trace(tests):
         changes.append(f'test data left out: {leaf.path}={leaf.value!r}')
         pipeline = tests['test_dataloader']['dataset'].get('pipeline')
         for entry in tests:
             cfg.pop(entry, None)
-        if pipeline and not any(_traces({'pipeline': pipeline}, ours)):
+        if pipeline and not _trace({'pipeline': pipeline}):
             cfg.test_pipeline = pipeline
             cfg.test_dataloader = dict(dataset=dict(pipeline=pipeline))
     return changes
@@ -187,33 +184,25 @@ def _leaves(value: Any, path: str = '') -> Iterator[_Leaf]:
             yield from _leaves(inner, where)
 
 
-def _scope(cfg: Config) -> str:
-    return cfg.get('default_scope') or 'mmseg'
-
-
-def _registered_here() -> set[str]:
-    """Names of what this package registers, in whichever scope."""
+def _trace(part: dict) -> _Leaf | None:
+    """The first that names a part of this package: a registered type, or a module in a path."""
     roots = [one for one in vars(mmengine.registry).values() if isinstance(one, Registry)]
-    return {
+    ours = {
         name
         for root in roots
         for registry in (root, *root.children.values())
         for name, found in registry.module_dict.items()
         if getattr(found, '__module__', '').partition('.')[0] == PACKAGE
     }
-
-
-def _traces(part: dict, ours: set[str]) -> Iterator[_Leaf]:
-    """What names a part of this package: a type, or a module in a path."""
     for leaf in _leaves(part):
         module = getattr(leaf.value, '__module__', str(leaf.value))
         if type_name(leaf.value) in ours or module.partition('.')[0] == PACKAGE:
-            yield leaf
+            return leaf
+    return None
 
 
 def _plain_imports(cfg: Config) -> list[str]:
-    imports = (cfg.get('custom_imports') or {}).get('imports') or []
-    imports = [imports] if isinstance(imports, str) else [*imports]
+    imports = imports_of(cfg)
     others = [name for name in imports if name.partition('.')[0] != PACKAGE]
     if others == imports:
         return []
@@ -236,7 +225,7 @@ def _find_config(
 
 
 def _check_fit(cfg: Config, state_dict: dict) -> None:
-    init_default_scope(_scope(cfg))
+    init_default_scope(cfg.get('default_scope') or 'mmseg')
     try:
         model = MODELS.build(copy.deepcopy(cfg.model))
     except KeyError as error:
