@@ -28,7 +28,7 @@ class BudgetHook(Hook):
 
     - ``iterations``: optimizer steps.
     - ``candidates``: images that those loaded were chosen from; as many as were loaded, unless the
-      sampler leaves some out and counts them (``candidates``, see ScoreSampler, PFBBatchSampler).
+      sampler leaves some out and counts them (``candidates``, see InfoBatchSampler, PFBBatchSampler).
     - ``loaded``: images that the data loader handed out.
     - ``shallow``: images that entered the backbone in training steps, those only scored included;
       an image that is scored and trained on counts twice.
