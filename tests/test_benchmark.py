@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.progress import Progress
 
-from pfb_mmseg.commands.main import call
+from pfb_mmseg.commands.main import main
 from pfb_mmseg.compare.benchmark import Bench, measure
 
 DEMO = Path(__file__).resolve().parents[1] / 'configs' / 'demo'
@@ -28,7 +28,7 @@ def run(monkeypatch, tmp_path):
         out = tmp_path / 'out.json'
         command = ['benchmark.py', *map(str, args), '--device', device, '--out', str(out)]
         monkeypatch.setattr(sys, 'argv', command)
-        call('benchmark')
+        main('benchmark')
         return json.loads(out.read_text())
 
     return run_tool

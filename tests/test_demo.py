@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from test_compare import outcome
 
-from pfb_mmseg.commands.main import call
+from pfb_mmseg.commands.main import main
 from pfb_mmseg.demo import demo
 
 
@@ -44,7 +44,7 @@ def test_times_that_cannot_be_compared_are_no_result(times):
 def test_the_demo_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'argv', ['demo.py', '--iters', '4', '--work-dir', 'out'])
-    call('demo')
+    main('demo')
     told = capsys.readouterr().out
     assert 'Same time:' in told or 'The machine was busy' in told
     assert (tmp_path / 'out/demo.png').read_bytes().startswith(b'\x89PNG')

@@ -1,6 +1,6 @@
 """`pfb compare` of this checkout: `python tools/compare.py CONFIG`."""
 
-from pfb_mmseg.commands.main import call
+from pfb_mmseg.commands.main import main
 
 if __name__ == '__main__':
-    call('compare')
+    main('compare')

@@ -1,6 +1,6 @@
 """`pfb demo` of this checkout: `python tools/demo.py`."""
 
-from pfb_mmseg.commands.main import call
+from pfb_mmseg.commands.main import main
 
 if __name__ == '__main__':
-    call('demo')
+    main('demo')

@@ -1,6 +1,6 @@
 """`pfb export` of this checkout: `python tools/export.py CHECKPOINT OUT`."""
 
-from pfb_mmseg.commands.main import call
+from pfb_mmseg.commands.main import main
 
 if __name__ == '__main__':
-    call('export')
+    main('export')

@@ -1,6 +1,6 @@
 """`pfb train` of this checkout: `python tools/train.py CONFIG`."""
 
-from pfb_mmseg.commands.main import call
+from pfb_mmseg.commands.main import main
 
 if __name__ == '__main__':
-    call('train')
+    main('train')

@@ -62,16 +62,11 @@ def read(argv: Sequence[str]) -> Callable[[], None]:
     return partial(module.run, parser, parser.parse_args(found.arguments))
 
 
-def main() -> None:
-    """Does what the command line of this process asks for."""
+def main(*command: str) -> None:
+    """Does what the command line of this process asks for; a file in ``tools/`` names the command
+    for which it stands."""
     ignore_known_warnings()
-    read(sys.argv[1:])()
-
-
-def call(name: str) -> None:
-    """Does what the command line of a file in ``tools/`` asks for, which is one command alone."""
-    ignore_known_warnings()
-    read([name, *sys.argv[1:]])()
+    read([*command, *sys.argv[1:]])()
 
 
 class _Versions(argparse.Action):

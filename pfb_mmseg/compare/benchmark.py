@@ -24,6 +24,7 @@ from torch import nn
 from ..blocking.devices import forget_peak_memory, peak_memory
 from ..convert.apply import apply_pfb
 from ..models.pfb import PartialForwardBlocking
+from ..models.segmentation.heads import last_head
 
 FULL = 'full'
 # Blocked steps, and the options of PFB that make them: the paper's, and with the exit's teaching.
@@ -138,7 +139,7 @@ class Bench:
     def _build_model(self, crop: Sequence[int], ratio: float) -> nn.Module:
         cfg = self.cfg
         apply_pfb(cfg, ratio)
-        criterion = cfg.model.pfb.get('criterion', 'hard')
+        criterion = cfg.model.pfb.criterion
         criterion = dict(criterion) if isinstance(criterion, dict) else dict(type=criterion)
         if criterion['type'] == 'rare':  # one batch is enough to seed the estimate
             estimator = criterion.get('estimator', {})
@@ -164,8 +165,7 @@ class Bench:
 
     def _batch(self, height: int, width: int) -> dict:
         """Random images and labels, as a data loader hands them out."""
-        head = self.cfg.model.decode_head
-        num_classes = (head[-1] if isinstance(head, list) else head).num_classes
+        num_classes = last_head(self.model).num_classes
         samples = []
         for _ in range(self.batch_size):
             sample = SegDataSample(metainfo=dict(img_shape=(height, width)))

@@ -27,8 +27,8 @@ class BudgetHook(Hook):
     """Measures a run and writes ``<work_dir>/budget.json``.
 
     - ``iterations``: optimizer steps.
-    - ``candidates``: images that those loaded were chosen from; as many as were loaded, unless the
-      sampler leaves some out and counts them (``candidates``, see InfoBatchSampler, PFBBatchSampler).
+    - ``candidates``: images that those loaded were chosen from; as many as were loaded, unless
+      InfoBatchSampler or PFBBatchSampler left some out.
     - ``loaded``: images that the data loader handed out.
     - ``shallow``: images that entered the backbone in training steps, those only scored included;
       an image that is scored and trained on counts twice.

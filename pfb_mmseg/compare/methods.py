@@ -97,7 +97,7 @@ def apply_method(
 def _choose_criterion(cfg: Config, criterion: str, exit_loss_weight: float | None) -> None:
     """Names the criterion, with the options that the config has of it, and the exit's weight."""
     pfb = cfg.model.pfb
-    found = pfb.get('criterion', 'rare')
+    found = pfb.criterion
     found = found if isinstance(found, dict) else dict(type=found)
     density = ('rare', 'common')  # estimated in the same way, with the same options
     if criterion == found['type'] or (criterion in density and found['type'] in density):
