@@ -153,7 +153,6 @@ def plan(request: Request, folder: Path) -> dict[int, list[rows.Row]]:
             methods,
             request.ratios,
             iters=request.iters,
-            scored=False,
         )
         for height in request.heights
     }

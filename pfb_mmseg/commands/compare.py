@@ -90,10 +90,12 @@ def run(parser: ToolParser, args: argparse.Namespace) -> None:
 
     time = args.time or ('cpu' if get_device() == 'cpu' else 'wall')
     config = named_config(parser, args)
+    if config.get('val_dataloader') is None:
+        parser.error('the config has no val_dataloader: there would be no accuracy to compare')
     root = Path(args.work_dir) / Path(config.filename).stem
     try:
         planned = rows.plan(
-            config, args.methods, args.ratios, args.variants, args.iters, args.gpus, time=time
+            config, args.methods, args.ratios, args.variants, args.iters, args.gpus, time
         )
     except (TypeError, ValueError) as error:
         parser.error(str(error))

@@ -21,7 +21,8 @@ ABOUT = (
 def add_arguments(parser: ToolParser) -> None:
     parser.add_argument('--work-dir', default='work_dirs/demo', help='folder for logs and plots')
     parser.add_argument('--seed', type=seed_number, default=0, help='of all runs')
-    parser.add_argument('--iters', type=whole(1), help='shorter or longer runs (default: 200)')
+    about = 'of the first two runs (default: %(default)s)'
+    parser.add_argument('--iters', type=whole(1), default=200, help=about)
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:

@@ -53,7 +53,6 @@ def plan(
     variants: Sequence[tuple[str, dict[str, Any]]] = (),
     iters: int | None = None,
     num_processes: int = 1,
-    scored: bool = True,
     time: str = 'wall',
 ) -> list[Row]:
     """The rows of a comparison, the one that the others are compared with first.
@@ -66,7 +65,6 @@ def plan(
         variants: names of further rows, and the options that each changes in the config.
         iters: of full data, at least 1; None: as the config says.
         num_processes: of each run.
-        scored: whether accuracy is compared too, and not time alone.
         time: by which rows are equally long, one of :data:`.comparison.TIMES`. With ``'cpu'`` the
             training process itself loads the images: what workers do is not measured.
 
@@ -79,8 +77,6 @@ def plan(
     _check_what_times_are_taken_of(methods, pruning)
     count_iterations(base, num_processes)
     full_iters(base)
-    if scored and base.get('val_dataloader') is None:
-        raise ValueError('the config has no val_dataloader: there would be no accuracy to compare')
     add_import(base)
     base.custom_hooks = [*(base.get('custom_hooks') or []), dict(type='BudgetHook')]
     if iters is not None:

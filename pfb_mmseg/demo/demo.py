@@ -20,27 +20,25 @@ from ..shipped import find_config
 from .scenes import KIND_SHARES, PFBDemoDataset
 
 CONFIG = 'fcn_r18-d8_1xb16-300i_demo-64x64'
-ITERS, PRUNE_RATIO = 200, 0.5
+PRUNE_RATIO = 0.5
 # What the rows are called, in their order.
 ROWS = ('all images', 'PFB, same iterations', 'PFB, same time')
 # Times that differ by more are not equal, whatever was aimed at.
 _TOLERANCE = 0.1
 
 
-def train_all(
-    work_dir: Path, seed: int, progress: Progress, iters: int | None = None
-) -> list[Outcome]:
+def train_all(work_dir: Path, seed: int, progress: Progress, iters: int) -> list[Outcome]:
     """Trains the rows of the table, as ``pfb compare`` does; their methods are :data:`ROWS`.
 
     Args:
         work_dir: folder of the runs and their configs.
         seed: of all runs.
         progress: shows the runs.
-        iters: of the first two; None: :data:`ITERS`.
+        iters: of the first two.
     """
     config = Config.fromfile(find_config(CONFIG))
     methods = ['full', 'hard', 'long']
-    rows = plan(config, methods, [PRUNE_RATIO], iters=iters or ITERS, time='cpu')
+    rows = plan(config, methods, [PRUNE_RATIO], iters=iters, time='cpu')
     outcomes = run_all(rows, [seed], work_dir, progress, time='cpu')
     return [replace(one, method=name) for name, one in zip(ROWS, outcomes, strict=True)]
 
