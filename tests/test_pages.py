@@ -119,7 +119,7 @@ def parse(monkeypatch):
         raise Parsed(arguments)
 
     def parse(tool, arguments):
-        command = re.search(r"call\('(\w+)'\)", Path(tool).read_text()) if tool != 'pfb' else None
+        command = re.search(r"main\('(\w+)'\)", Path(tool).read_text()) if tool != 'pfb' else None
         if tool == 'pfb' or command:
             read([*([command[1]] if command else []), *arguments])
             return
