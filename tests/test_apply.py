@@ -22,6 +22,7 @@ from torch import nn
 
 from pfb_mmseg import PFBMixin, apply_pfb
 from pfb_mmseg.convert.apply import blocked_class, remove_pfb
+from pfb_mmseg.models.description import describe
 
 
 @pytest.fixture
@@ -212,7 +213,7 @@ def test_an_encoder_of_another_name_gets_its_images_as_the_model_hands_them_over
     model.loss(tiny.images(), tiny.samples())['decode.loss_seg'].backward()
     assert len(model.pfb.selection.indices) == 4
     assert sizes[-2:] == [(8, 3, 32, 32), (4, 3, 32, 32)]
-    assert 'behind image_encoder.layer3' in model.pfb.describe()
+    assert 'behind image_encoder.layer3' in describe(model.pfb)
     with pytest.raises(ValueError, match='heads of PFBMultimodalEncoderDecoder read its images'):
         blocked(copy.deepcopy(model_cfg), strategy='single_pass')
     with pytest.raises(ValueError, match="module inside the image_encoder, e.g. 'image_encoder"):

@@ -14,7 +14,14 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     checkpoint_wrapper,
 )
 
-from pfb_mmseg.blocking import BlockingPoint, RunsTwice, is_sharded, least_trainable, scoring_mode
+from pfb_mmseg.blocking import (
+    BlockingPoint,
+    RunsTwice,
+    SinglePass,
+    is_sharded,
+    least_trainable,
+    scoring_mode,
+)
 
 
 class Chain(nn.Module):
@@ -62,7 +69,7 @@ def test_a_model_without_a_backbone_is_its_own_encoder(images):
     point = BlockingPoint(model, 'stage2')
     expected = BlockingPoint(host(model), 'stage2').score(images)
     torch.testing.assert_close(point.score(images), expected)
-    with point.cut(lambda features: torch.tensor([1, 4])):
+    with SinglePass(point).cut(lambda features: torch.tensor([1, 4])):
         assert [len(output) for output in model(images)] == [2, 2, 2]
 
 
@@ -198,20 +205,6 @@ class TestPrepare:
         point = BlockingPoint(host(encoder), 'stage2')
         point.prepare(like=torch.zeros(2, 3, 8, 8, dtype=torch.float64))
         assert seen == [torch.float64]
-
-    @pytest.mark.parametrize(
-        'error', [NotImplementedError('no kernel'), RuntimeError('not on this device')]
-    )
-    def test_an_encoder_that_fails_whatever_the_shape_is_told_of_no_input_shape(self, error):
-        encoder = Chain()
-
-        def fail(module, args):
-            raise error
-
-        encoder.stage1.register_forward_pre_hook(fail)
-        with pytest.raises(ValueError, match=str(error)) as refusal:
-            BlockingPoint(host(encoder), 'stage2').prepare()
-        assert 'input_shape' not in str(refusal.value)
 
     def test_colour_images_are_tried_before_the_channels_of_the_first_convolution(self):
         encoder = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 6, 1), nn.Conv2d(6, 4, 1))
@@ -411,7 +404,7 @@ def test_a_cut_lets_only_the_chosen_images_on_and_narrows_earlier_outputs_too(im
     kept = torch.tensor([1, 4])
     seen = []
     encoder.stage3.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    with point.cut(lambda vectors: kept):
+    with SinglePass(point).cut(lambda vectors: kept):
         outputs = encoder(images)
     assert seen == [2]
     for output, expected in zip(outputs, whole, strict=True):
@@ -434,9 +427,10 @@ def test_a_cut_holds_in_what_is_recomputed_in_the_backward_pass(images, wrap, pa
         if wrap_part:
             around = model.get_submodule(parent)
             setattr(around, name, wrap(getattr(around, name)))
+        single_pass = SinglePass(point)
         for _ in range(2):
             model.zero_grad()
-            with point.cut(lambda vectors: torch.tensor([1, 4])):
+            with single_pass.cut(lambda vectors: torch.tensor([1, 4])):
                 outputs = model.backbone(images.clone().requires_grad_())
             assert [len(output) for output in outputs] == [2, 2, 2]
             outputs[2].square().sum().backward()
@@ -451,15 +445,15 @@ def test_a_cut_holds_in_what_is_recomputed_in_the_backward_pass(images, wrap, pa
 def test_a_cut_leaves_no_hook_behind_where_nothing_is_recomputed(images):
     model = host(Chain())
     point = BlockingPoint(model, 'stage2')
-    with point.cut(lambda vectors: torch.tensor([1, 4])):
+    with SinglePass(point).cut(lambda vectors: torch.tensor([1, 4])):
         model.backbone(images)
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_a_network_that_needs_all_images_behind_the_point_is_refused_by_check_cut():
+def test_a_network_that_needs_all_images_behind_the_point_is_refused():
     with pytest.raises(ValueError, match="Use strategy='two_pass'"):
-        BlockingPoint(host(TwoBranches()), 'stage2').check_cut()
-    BlockingPoint(host(Chain()), 'stage2').check_cut()
+        SinglePass(BlockingPoint(host(TwoBranches()), 'stage2')).check()
+    SinglePass(BlockingPoint(host(Chain()), 'stage2')).check()
 
 
 class SharedBranches(nn.Module):
@@ -479,10 +473,10 @@ class SharedBranches(nn.Module):
 )
 def test_branches_that_share_weights_are_refused_in_a_single_pass(images, name, says):
     encoder = SharedBranches().train()
-    point = BlockingPoint(host(encoder), name)
-    point.check_cut()  # out of training there is one branch
+    single_pass = SinglePass(BlockingPoint(host(encoder), name))
+    single_pass.check()  # out of training there is one branch
     with pytest.raises(RunsTwice, match=f"{says}.*use strategy='two_pass'"):
-        with point.cut(lambda output: torch.tensor([0, 1, 3, 4])):
+        with single_pass.cut(lambda output: torch.tensor([0, 1, 3, 4])):
             encoder(images)
     assert len(encoder(images)) == 18
 

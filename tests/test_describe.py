@@ -7,12 +7,14 @@ import tiny
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
+from pfb_mmseg.models.description import describe
+
 
 def described(criterion, **options):
     init_default_scope('mmseg')
     model = MODELS.build(tiny.model_cfg(pfb=dict(criterion=criterion, **options)))
     model.pfb.prepare()
-    return model.pfb.describe()
+    return describe(model.pfb)
 
 
 def percents(sentence):

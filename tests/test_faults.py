@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from pfb_mmseg import PFBMixin
+from pfb_mmseg.models.description import describe
 from pfb_mmseg.models.segmentation.exits import AuxiliaryExit, MapExit
 
 STRATEGIES = ['two_pass', 'single_pass']
@@ -121,7 +122,7 @@ class TestEncoderRunsTwice:
         assert model.pfb.strategy == 'single_pass'
         run(tmp_path, model, channels=6).train()
         assert model.pfb.strategy == 'two_pass'
-        assert '(two_pass)' in model.pfb.describe()
+        assert '(two_pass)' in describe(model.pfb)
 
     @pytest.mark.parametrize('criterion', ['rare', 'random'])
     def test_two_passes_make_one_choice_of_places(self, criterion):

@@ -10,9 +10,11 @@ from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import load_state_dict
 from mmengine.structures import PixelData
+from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
+from pfb_mmseg import PFBMixin
 from pfb_mmseg.blocking import least_trainable
 from pfb_mmseg.models.samples import select_samples
 
@@ -241,6 +243,36 @@ def test_single_pass_says_that_it_cannot_narrow_stacked_labels():
     model = build(pfb=dict(strategy='single_pass'))
     with pytest.raises(TypeError, match="use strategy='two_pass'"):
         model.loss(tiny.images(8, 32), torch.zeros(8))
+
+
+class TakesLabelMaps(EncoderDecoder):
+    """A segmentor of someone's own, whose labels come in one tensor (N, 1, H, W)."""
+
+    def loss(self, inputs, data_samples):
+        samples = [SegDataSample(gt_sem_seg=PixelData(data=one)) for one in data_samples]
+        return super().loss(inputs, samples)
+
+
+class PFBTakesLabelMaps(PFBMixin, TakesLabelMaps):
+    pass
+
+
+def test_stacked_labels_take_two_passes_where_the_strategy_is_open():
+    images, samples = batch()
+    labels = torch.stack([sample.gt_sem_seg.data for sample in samples])
+    options = dict(prune_ratio=0.5, criterion='hard')
+    found = []
+    for strategy in (None, 'two_pass'):
+        init_default_scope('mmseg')
+        torch.manual_seed(0)
+        config = tiny.model_cfg(head=dict(dropout_ratio=0))
+        config |= dict(type=PFBTakesLabelMaps, pfb=dict(**options, strategy=strategy))
+        model = MODELS.build(config).train()
+        model.pfb.prepare()
+        assert model.pfb.strategy == strategy or model.pfb.strategy == 'single_pass'
+        found.append(model.loss(images, labels))
+        assert model.pfb.strategy == 'two_pass' and model.pfb.selection.num_kept == 4
+    torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
 class Decided:

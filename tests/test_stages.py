@@ -10,6 +10,7 @@ from pfb_mmseg.blocking import (
     FAMILIES,
     BlockingPoint,
     Family,
+    SinglePass,
     default_stage,
     early_stage,
     step_cost,
@@ -140,7 +141,7 @@ class RemembersTheBatch(SideBranch):
 @pytest.mark.parametrize('network', [SideBranch, RemembersTheBatch])
 def test_a_cut_that_saves_nothing_or_mixes_images_is_refused(network):
     with pytest.raises(ValueError, match="Use strategy='two_pass'"):
-        BlockingPoint(host(network()), 'side', (3, 6, 12)).check_cut()
+        SinglePass(BlockingPoint(host(network()), 'side', (3, 6, 12))).check()
 
 
 def test_the_blank_image_has_the_channels_of_the_first_convolution():

@@ -31,45 +31,32 @@ class StepCost(NamedTuple):
         """Share of a forward pass that lies behind the blocking point, in [0, 1]."""
         return 1 - self.shallow / self.whole
 
-    def scoring(self, scoring_pass: str, score_scale: float = 1.0, taught: bool = False) -> float:
-        """What a pass over an image costs, as a share of a training step on it.
+    def scoring(self, scoring_pass: str, score_scale: float, taught: bool) -> float:
+        """What comparing an image costs, as a share of a training step on it.
 
         Args:
-            scoring_pass: ``'none'``, ``'shallow'``, ``'exit'`` or ``'whole'``.
-            score_scale: relative size of the images that go through the shallow part; what runs the
-                whole network takes them as they are.
+            scoring_pass: see :class:`Criterion`.
+            score_scale: relative size of the images in a pass of the shallow part.
             taught: whether the exit's loss goes back through the shallow part.
         """
+        shallow, exit = (score_scale**2 * part / self.whole for part in (self.shallow, self.exit))
         if taught:  # forward once, backward twice as much
-            return score_scale**2 * (self.shallow + self.exit) / self.whole
-        shallow = score_scale**2 * self.shallow
-        operations = {
-            'none': 0,
-            'shallow': shallow,
-            'exit': shallow + score_scale**2 * self.exit,
-            'whole': self.whole,
-        }
-        return operations[scoring_pass] / (3 * self.whole)
+            return shallow + exit
+        passes = {'none': 0, 'shallow': shallow, 'exit': shallow + exit, 'whole': 1}
+        return passes[scoring_pass] / 3
 
 
 def step_cost(
-    model: nn.Module,
-    point: BlockingPoint,
-    forward: Callable[[Tensor], Any],
-    like: Tensor | None = None,
+    model: nn.Module, point: BlockingPoint, forward: Callable[[Tensor], Any]
 ) -> StepCost | None:
-    """Count the operations of a forward pass.
+    """Count the operations of a forward pass; None if it cannot run on a blank image.
 
     Args:
         model: what ``forward`` runs.
         point: inside the model's encoder, prepared.
         forward: the whole pass, images (1, C, H, W) in.
-        like: see :meth:`BlockingPoint.prepare`.
-
-    Returns:
-        None if ``forward`` cannot run on a blank image.
     """
-    image = point.blank_images(1, like)
+    image = point.blank_images(1)
     # Some heads draw random numbers in every pass: training shall not notice this one.
     with random_state_kept(image.device), scoring_mode(model, batch_statistics=False):
         try:

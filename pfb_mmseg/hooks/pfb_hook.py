@@ -11,6 +11,7 @@ from mmengine.registry import HOOKS
 from ..blocking import is_sharded
 from ..data.batch_sampler import PFBBatchSampler
 from ..data.loading import Loading
+from ..models.description import describe
 from ..report.versions import installed_versions
 from .model import find_filter, unwrapped
 from .pfb_log_hook import PFBLogHook
@@ -92,7 +93,7 @@ class PFBHook(Hook):
             (batch_size or 0) * num_ranks,
         )
         print_log(
-            f'{self._pfb.describe()}, in iterations {self._begin} to {self._end} of '
+            f'{describe(self._pfb)}, in iterations {self._begin} to {self._end} of '
             f'{runner.max_iters}. {describe_quota(self._pfb.quota, batch_size, num_ranks)}',
             logger='current',
         )

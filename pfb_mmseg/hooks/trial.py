@@ -39,9 +39,8 @@ def try_blocked_step(runner, pfb: PartialForwardBlocking) -> None:
             data = model.data_preprocessor(batch, True)
             try:
                 _run(model, pfb, data)
-            except RunsTwice:
-                if not pfb.use_two_passes():
-                    raise
+            except RunsTwice as error:
+                pfb.give_up_single_pass(error)
                 print_log('PFB: the encoder runs more than once in a step.', logger='current')
                 _run(model, pfb, data)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..blocking import BlockingPoint, count_flops, feature_tensors, scoring_mode
+from ..blocking import BlockingPoint, count_flops, returned_by, scoring_mode
 from ..core.ranks import Mean, Ranks
 
 # Steps in which an exit with weights of its own learns from all images before it decides.
@@ -30,10 +28,12 @@ class ExitLosses(NamedTuple):
             are not finite.
         training: entries for the dict of losses, such as ``exit.loss_ce``, whose gradient reaches
             the shallow part; empty where nothing is to be taught.
+        lesson: what the exit learns from when the step is over; None if it has no weights.
     """
 
     of_images: Tensor
     training: dict[str, Tensor]
+    lesson: Mean | None = None
 
 
 class Exit(ABC):
@@ -46,7 +46,6 @@ class Exit(ABC):
         ready (bool): whether its losses tell anything yet.
         behind (bool): whether it reads a module that runs after the blocking point.
         head_index (int | None): which auxiliary head of the model it is; None for none.
-        leaves_graph (bool): whether the pass that was captured last can be gone back through.
     """
 
     ready = True
@@ -55,8 +54,6 @@ class Exit(ABC):
 
     def __init__(self, point: BlockingPoint) -> None:
         self.point = point
-        self._output: Any = None
-        self.leaves_graph = False
 
     @property
     def module(self) -> nn.Module:
@@ -64,53 +61,25 @@ class Exit(ABC):
         return self.point.module
 
     @abstractmethod
-    def prepare(self, like: Tensor | None = None) -> None:
-        """Look, before training, at what it is going to read, see :meth:`BlockingPoint.prepare`.
+    def prepare(self) -> None:
+        """Look, before training and when the point is prepared, at what is going to be read.
 
         Raises:
             ValueError: it cannot be read.
         """
 
-    @contextmanager
-    def capture(self) -> Iterator[None]:
-        """Remember what the module returns in a forward pass of the encoder."""
-
-        def remember(module: nn.Module, args: Any, output: Any) -> None:
-            self._output = output
-            self.leaves_graph = torch.is_grad_enabled()
-
-        handle = self.module.register_forward_hook(remember)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def read(self) -> list[Tensor]:
-        """The tensors of what was captured last."""
-        return feature_tensors(self._output)
-
-    def losses(self, samples: list | Tensor, size: tuple[int, int], weight: float) -> ExitLosses:
-        """Losses of the images of the pass that was captured last.
+    @abstractmethod
+    def losses(
+        self, output: Any, samples: list | Tensor, size: tuple[int, int], weight: float
+    ) -> ExitLosses:
+        """Losses of the images of a pass.
 
         Args:
+            output: what the module returned in it.
             samples: N data samples, or their labels in one tensor.
             size: (H, W) of the images that the encoder was given.
             weight: of the loss that teaches the shallow part; 0: nothing is taught.
         """
-        output, self._output = self._output, None
-        return self._losses(output, samples, size, weight)
-
-    @abstractmethod
-    def _losses(
-        self, output: Any, samples: list | Tensor, size: tuple[int, int], weight: float
-    ) -> ExitLosses: ...
-
-    def commit(self) -> None:  # noqa: B027  most have no weights
-        """Learn from the batch that was looked at last, where the exit has weights of its own."""
-
-    def discard(self) -> None:
-        """Forget the batch that was looked at last, because its step failed or was a trial."""
-        self._output = None
 
     @abstractmethod
     def logits(self, output: Any, size: tuple[int, int]) -> Tensor:
@@ -120,34 +89,27 @@ class Exit(ABC):
     def describe(self) -> str:
         """Its name, for the log: ``'the auxiliary head'``."""
 
-    def flops(self, like: Tensor | None = None) -> float:
+    def flops(self) -> float:
         """Floating-point operations of the exit for the blank image."""
-        image = self.point.blank_images(1, like)
+        image = self.point.blank_images(1)
         until = self.module if self.behind else None
-        with scoring_mode(self.point.host, batch_statistics=False), self.capture():
-            self.point.reach(lambda: self.point.encoder(image), until)
-            output, self._output = self._output, None
-            return count_flops(lambda: self.logits(output, tuple(image.shape[-2:])))
+        with scoring_mode(self.point.host, batch_statistics=False):
+            with returned_by(self.module) as outputs:
+                self.point.reach(lambda: self.point.encoder(image), until)
+            return count_flops(lambda: self.logits(outputs[-1][0], tuple(image.shape[-2:])))
 
     def pack(self) -> Tensor:
         """What a resumed run needs, as one tensor of integers: MMEngine broadcasts and averages
         the entries of a state_dict, and only leaves these as they are."""
         return torch.zeros(1, dtype=torch.int32)
 
-    def unpack(self, state: Tensor) -> None:  # noqa: B027
+    def unpack(self, state: Tensor) -> None:  # noqa: B027  most have nothing to go on from
         """Go on from :meth:`pack`."""
 
 
 def finite_rows(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Features of the images that are finite, and zeros in place of the others': one NaN would
-    reach all images through a normalisation, and all weights.
-
-    Args:
-        features: (N, C, ...).
-
-    Returns:
-        The same shape, and (N,) bool: whether an image's features are finite.
-    """
+    """Features (N, C, ...) with zeros in place of images that are not finite, since one NaN would
+    reach all images through a normalisation; and (N,) bool, which images are."""
     finite = features.detach().isfinite().flatten(1).all(dim=1)
     return torch.where(finite.view(-1, *(1,) * (features.ndim - 1)), features, 0), finite
 
@@ -166,13 +128,12 @@ class OwnExit(Exit):
         seed: of the initial weights.
     """
 
-    def __init__(self, point: BlockingPoint, ranks: Ranks, seed: int = 0) -> None:
+    def __init__(self, point: BlockingPoint, ranks: Ranks, seed: int) -> None:
         super().__init__(point)
         self._ranks = ranks
         self._seed = seed
         self._learnt = 0
-        self._gradients: Mean | None = None
-        self._state: Tensor | None = None
+        self._state: Tensor | None = None  # of a run that goes on, before the weights are made
         self.layers: nn.Module | None = None
 
     @abstractmethod
@@ -205,22 +166,20 @@ class OwnExit(Exit):
     def ready(self) -> bool:
         return self._learnt >= _WARM_UP
 
-    def prepare(self, like: Tensor | None = None) -> None:
+    def prepare(self) -> None:
         """Make the weights, or take those of the run that goes on."""
         if self.layers is not None:
             return
-        self.point.prepare(like)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
             self.layers = self.build()
         self.layers.float()
         self._sizes = [weight.numel() for weight in self._weights()]
         self._moments = torch.zeros(2, sum(self._sizes), dtype=torch.float32)
-        like = next(self.point.encoder.parameters()) if like is None else like
-        self._follow(like.device)
+        self._follow(self.point.like.device)
         self._take_state()
 
-    def _losses(
+    def losses(
         self, output: Any, samples: list | Tensor, size: tuple[int, int], weight: float
     ) -> ExitLosses:
         features, finite = finite_rows(self.features(output, size))
@@ -234,9 +193,7 @@ class OwnExit(Exit):
             mean = sums.sum() / counts.sum().clamp(min=1)
             wanted = [*weights, inputs] if teaches else weights
             gradients = torch.autograd.grad(mean, wanted)
-        self._gradients = self._ranks.mean(
-            torch.cat([gradient.flatten() for gradient in gradients[: len(weights)]])
-        )
+        lesson = torch.cat([gradient.flatten() for gradient in gradients[: len(weights)]])
         losses = (sums / counts.clamp(min=1)).detach().masked_fill(~finite, torch.nan)
         training = {}
         if teaches:
@@ -244,14 +201,12 @@ class OwnExit(Exit):
             # its gradient with respect to the features.
             taught = (features * gradients[-1]).sum()
             training['exit.loss_ce'] = weight * (taught - taught.detach() + mean.detach())
-        return ExitLosses(losses, training)
+        return ExitLosses(losses, training, self._ranks.mean(lesson))
 
     @torch.no_grad()
-    def commit(self) -> None:
+    def learn(self, lesson: Mean) -> None:
         """A step of Adam. Torch's own would ask its counter of steps for a number."""
-        if self._gradients is None:
-            return
-        gradient, self._gradients = self._gradients.wait(), None
+        gradient = lesson.wait()
         self._learnt += 1
         for moment, power, beta in zip(self._moments, (1, 2), _BETAS, strict=True):
             moment.lerp_(gradient**power, 1 - beta)
@@ -262,10 +217,6 @@ class OwnExit(Exit):
         steps = _LEARNING_RATE * first / (second.sqrt() + _EPS)
         for weight, step in zip(self._weights(), steps.split(self._sizes), strict=True):
             weight.sub_(step.view_as(weight))
-
-    def discard(self) -> None:
-        super().discard()
-        self._gradients = None
 
     def pack(self) -> Tensor:
         """(1 + 3 P,) int32: how many batches were learnt from; then the bits of the P weights, and

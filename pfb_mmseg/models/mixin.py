@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..blocking import score_again_alike, scoring_mode, shrink
+from ..blocking import feature_tensors, returned_by, score_again_alike, scoring_mode, shrink
 from ..core import Decision
 from ..core.checks import check_given, check_keys
-from .pfb import ModelCandidates, PartialForwardBlocking, option_names
+from .exits import ExitLosses
+from .pfb import PartialForwardBlocking, option_names
 from .samples import select_samples, valid_shares
+from .task import ModelCandidates
 
 Losses = dict[str, Any]
 
@@ -46,10 +48,11 @@ class PFBMixin:
             exit's loss over all images trains the shallow part.
 
         Raises:
-            ValueError: what the model or a criterion cannot do, see :meth:`prepare`.
+            TypeError, ValueError: what the model, its labels or a criterion cannot do, see
+                :meth:`PartialForwardBlocking.begin_step`.
         """
         pfb, plain_loss = self.pfb, super().loss
-        if not (self.training and pfb.begin_step(inputs)):
+        if not (self.training and pfb.begin_step(inputs, data_samples)):
             return plain_loss(inputs, data_samples)
         step = BlockedStep(self, inputs, data_samples, plain_loss)
         if step.keeps_all:
@@ -102,8 +105,7 @@ class BlockedStep(ModelCandidates):
         self._plain_loss = plain_loss
         self._with_gradient = torch.is_grad_enabled()
         self._vectors: Tensor | None = None
-        self._exit_losses: Tensor | None = None
-        self._training: Losses = {}
+        self._at_exit: ExitLosses | None = None
         self._decision: Decision | None = None
 
     @property
@@ -142,36 +144,30 @@ class BlockedStep(ModelCandidates):
             The host's losses.
 
         Raises:
-            TypeError: the labels are one tensor, which cannot be narrowed on the way.
             RunsTwice: there is more than one pass.
         """
-        if isinstance(self.samples, Tensor):
-            raise TypeError(
-                "strategy='single_pass' needs data_samples as a list, got a tensor; use "
-                "strategy='two_pass'"
-            )
-        pfb, size = self._pfb, tuple(self.images.shape[-2:])
         # The heads read the list after the backbone has run: it is narrowed with the batch.
         narrowed = list(self.samples)
+        with self._outputs_at_exit() as at_exit:
 
-        def choose(output: Any) -> Tensor:
-            self._check_rows(output)
-            self._vectors = pfb.point.vectors(output, self._valid, size)
-            if pfb.exit is not None:
-                self._take_exit(size)
-            decision = self._decide()
-            if not decision.unchanged:
-                narrowed[:] = select_samples(self.samples, decision)
-            return decision.selection.indices
+            def choose(output: Any) -> Tensor:
+                self._read(output, at_exit, tuple(self.images.shape[-2:]))
+                decision = self._decide()
+                if not decision.unchanged:
+                    narrowed[:] = select_samples(self.samples, decision)
+                return decision.selection.indices
 
-        with self._captured(), pfb.point.cut(choose):
-            return self._plain_loss(self.images, narrowed)
+            with self._pfb.single_pass.cut(choose):
+                return self._plain_loss(self.images, narrowed)
 
     @torch.compiler.disable
     def finish(self, losses: Losses) -> Losses:
         """Add what the early exit teaches, and let criterion and exit learn from the step."""
-        self._pfb.end_step(self._decision)
-        return {**losses, **self._training}
+        if self._at_exit is None:
+            self._pfb.end_step(self._decision, None)
+            return losses
+        self._pfb.end_step(self._decision, self._at_exit.lesson)
+        return {**losses, **self._at_exit.training}
 
     def features(self) -> Tensor:
         if self._vectors is None:
@@ -181,19 +177,15 @@ class BlockedStep(ModelCandidates):
     def exit_losses(self) -> Tensor:
         if self._pfb.exit is None:
             raise TypeError("there is no early exit: set the criterion's scoring_pass to 'exit'")
-        if self._exit_losses is None:
+        if self._at_exit is None:
             self._look()
-        return self._exit_losses
+        return self._at_exit.of_images
 
     @property
     def _weight(self) -> float:
         """Of the exit's loss in this step."""
         exit = self._pfb.exit
         return self._pfb.exit_loss_weight if exit is not None and exit.ready else 0.0
-
-    @property
-    def _valid(self) -> Tensor | None:
-        return valid_shares(self.samples, tuple(self.images.shape[-2:]))
 
     def _decide(self) -> Decision:
         pfb = self._pfb
@@ -218,40 +210,45 @@ class BlockedStep(ModelCandidates):
 
         handle = pfb.point.encoder.register_forward_pre_hook(see_images)
         try:
-            with scoring_mode(self._model, gradient=gradient), self._captured():
+            with scoring_mode(self._model, gradient=gradient), self._outputs_at_exit() as at_exit:
                 until = pfb.exit.module if pfb.exit is not None and pfb.exit.behind else None
                 output = pfb.point.reach(lambda: self._plain_loss(self.images, self.samples), until)
         finally:
             handle.remove()
-        self._check_rows(output)
-        self._vectors = pfb.point.vectors(output, self._valid, sizes[0])
         if gradient:
-            score_again_alike(self._model, pfb.exit.read())
-        if pfb.exit is not None:
-            self._take_exit(sizes[0])
+            score_again_alike(self._model, feature_tensors(at_exit[-1][0]))
+        self._read(output, at_exit, sizes[0])
 
-    def _take_exit(self, size: tuple[int, int]) -> None:
-        """What the early exit makes of the images of the pass that has just run."""
-        pfb = self._pfb
-        if self._weight > 0 and self._with_gradient and not pfb.exit.leaves_graph:
+    def _outputs_at_exit(self) -> AbstractContextManager[list]:
+        exit = self._pfb.exit
+        return nullcontext([]) if exit is None else returned_by(exit.module)
+
+    def _read(self, output: Any, at_exit: list, size: tuple[int, int]) -> None:
+        """What blocking point and early exit make of the pass that has come here.
+
+        Args:
+            output: of the blocking point.
+            at_exit: of the module that the exit reads, see :func:`returned_by`.
+            size: (H, W) of the images that the encoder was given.
+        """
+        pfb, rows = self._pfb, len(feature_tensors(output)[0])
+        if rows != self.num:
+            raise ValueError(
+                f'{pfb.point.path} has {rows} rows for {self.num} samples: the model makes other '
+                'images of them before its encoder (extract_feat), so that none can be told apart '
+                "there; use criterion='random' with exit_loss_weight=0 and strategy='two_pass'"
+            )
+        valid = valid_shares(self.samples, tuple(self.images.shape[-2:]))
+        self._vectors = pfb.point.vectors(output, valid, size)
+        if pfb.exit is None:
+            return
+        output, leaves_graph = at_exit[-1]
+        if self._weight > 0 and self._with_gradient and not leaves_graph:
             raise ValueError(
                 f'exit_loss_weight={self._weight:g} cannot train what leads to {pfb.point.path}, '
                 'which runs without gradient: activation checkpointing of the whole backbone '
                 'is reentrant. Checkpoint its stages one by one, activation_checkpointing='
                 "['backbone.layer1', ...], or set exit_loss_weight=0"
             )
-        self._exit_losses, self._training = pfb.exit.losses(self.samples, size, self._weight)
-        pfb.taught_head = pfb.exit.head_index if self._training else None
-
-    def _captured(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._pfb.exit is None else self._pfb.exit.capture()
-
-    def _check_rows(self, output: Any) -> None:
-        rows = self._pfb.point.num_rows(output)
-        if rows != self.num:
-            raise ValueError(
-                f'{self._pfb.point.path} has {rows} rows for {self.num} samples: the model makes '
-                'other images of them before its encoder (extract_feat), so that none can be told '
-                "apart there; use criterion='random' with exit_loss_weight=0 and "
-                "strategy='two_pass'"
-            )
+        self._at_exit = pfb.exit.losses(output, self.samples, size, self._weight)
+        pfb.taught_head = pfb.exit.head_index if self._at_exit.training else None

@@ -10,50 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..blocking import BlockingPoint, StepCost, scoring_mode, step_cost
+from ..blocking import BlockingPoint, SinglePass, StepCost, step_cost
 from ..blocking.devices import random_state_kept
-from ..core import (
-    AdaptiveDensityEstimator,
-    BatchPruner,
-    Candidates,
-    Decision,
-    KeepQuota,
-    Selection,
-)
+from ..core import AdaptiveDensityEstimator, BatchPruner, Decision, KeepQuota, Selection
 from ..core.checks import check_choice, check_number, check_sizes
 from ..core.criterion import CriterionOption
-from ..core.ranks import ProcessGroupOption, Ranks
+from ..core.ranks import Mean, ProcessGroupOption, Ranks
 from .exits import Exit
-from .task import Task, task_of
+from .task import ModelCandidates, Task, task_of
 
 STRATEGIES = ('two_pass', 'single_pass')
 EXITS = ('auxiliary', 'own')
-# Share of a full step above which scoring is worth making cheaper: half of what p = 0.3 may save.
-_DEAR = 0.15
-
-
-class ModelCandidates(Candidates):
-    """The images of a batch, of which the losses of a whole forward pass can be told.
-
-    Args:
-        task: of the model.
-        images: (N, C, H, W).
-        samples: N data samples, or labels in one tensor.
-    """
-
-    def __init__(self, task: Task, images: Tensor, samples: list | Tensor) -> None:
-        super().__init__(len(images), images.device)
-        self.images = images
-        self.samples = samples
-        self._task = task
-
-    def losses(self) -> Tensor:
-        with scoring_mode(self._task.model, batch_statistics=False):
-            return self._task.losses(self.images, self.samples)
-
-    def classifier_gradients(self) -> Tensor:
-        with scoring_mode(self._task.model, batch_statistics=False):
-            return self._task.classifier_gradients(self.images, self.samples)
 
 
 class PartialForwardBlocking(nn.Module):
@@ -95,6 +62,8 @@ class PartialForwardBlocking(nn.Module):
         taught_head (int | None): the auxiliary head that has taught all images of this step.
         trial (bool): whether a step is only being tried, see :meth:`trying`.
         task (Task): the host's kind, and what its heads tell.
+        single_pass (SinglePass): what cuts a pass under that strategy.
+        cost (StepCost | None): of a step; None before :meth:`prepare`, and where it is not known.
 
     Raises:
         TypeError, ValueError: an option is misspelt or outside its range, or the model has no such
@@ -132,6 +101,7 @@ class PartialForwardBlocking(nn.Module):
         self.point = BlockingPoint(
             model, name, input_shape, encoder_name=task.encoder_name, blank_sizes=task.blank_sizes
         )
+        self.single_pass = SinglePass(self.point)
         ranks = Ranks(process_group)
         self.pruner = BatchPruner(
             prune_ratio,
@@ -153,8 +123,9 @@ class PartialForwardBlocking(nn.Module):
                 f'exit={exit!r}: criterion={criterion!r} with exit_loss_weight=0 has no early '
                 "exit; leave exit out, set exit_loss_weight=1 or use criterion='hard'"
             )
-        self.strategy = self._check_strategy(strategy)
-        self._strategy_is_open = strategy is None and self.strategy == 'single_pass'
+        self._strategy_is_open = strategy is None
+        self.strategy = strategy or ('single_pass' if self.exit_loss_weight else 'two_pass')
+        self._check_options_of_single_pass()
         self.pruning = True
         self.selections: list[Selection] = []
         self.num_images = 0
@@ -162,7 +133,7 @@ class PartialForwardBlocking(nn.Module):
         self.trial = False
         self.prepared = False
         self._is_driven = False
-        self._cost: StepCost | None = None
+        self.cost: StepCost | None = None
 
     @property
     def quota(self) -> KeepQuota:
@@ -184,31 +155,28 @@ class PartialForwardBlocking(nn.Module):
         """Of the last call of ``loss``; None if nothing was looked at."""
         return self.selections[-1] if self.selections else None
 
-    def _check_strategy(self, strategy: str | None) -> str:
-        """The one that is asked for; where none is, the one to try first."""
-        scoring = self.pruner.criterion.scoring_pass
-        scaled = self.score_scale != 1
-        if strategy is None:
-            fits = not (self.task.heads_read_images or scoring == 'whole' or scaled)
-            return 'single_pass' if self.exit_loss_weight and fits else 'two_pass'
-        if strategy == 'two_pass':
-            return strategy
+    def _check_options_of_single_pass(self) -> None:
+        if self.strategy != 'single_pass':
+            return
+        reason = None
         if self.task.heads_read_images:
-            raise ValueError(
-                "strategy='single_pass' narrows what the encoder returns, but the heads of "
-                f"{type(self.task.model).__name__} read its images too; use strategy='two_pass'"
+            model = type(self.task.model).__name__
+            reason = f'narrows what the encoder returns; the heads of {model} read its images too'
+        elif self.pruner.criterion.scoring_pass == 'whole':
+            criterion = type(self.pruner.criterion).__name__
+            reason = f'cuts a forward pass; {criterion} needs a whole one before it chooses'
+        elif self.score_scale != 1:
+            reason = 'has no scoring pass of its own for score_scale'
+        if reason is not None:
+            self.give_up_single_pass(
+                ValueError(f"strategy='single_pass' {reason}; use strategy='two_pass'")
             )
-        if scoring == 'whole':
-            raise ValueError(
-                f'criterion={type(self.pruner.criterion).__name__} needs a forward pass of the '
-                "whole network before it chooses, so there is none to cut; use strategy='two_pass'"
-            )
-        if scaled:
-            raise ValueError(
-                "score_scale is of a separate scoring pass; strategy='single_pass' has none. Leave "
-                "it out or use strategy='two_pass'"
-            )
-        return strategy
+
+    def give_up_single_pass(self, error: Exception) -> None:
+        """Go over to ``'two_pass'`` where the user left the strategy open, else raise the error."""
+        if not self._strategy_is_open:
+            raise error
+        self.strategy = 'two_pass'
 
     @torch.compiler.disable
     def prepare(self, like: Tensor | None = None) -> None:
@@ -229,78 +197,41 @@ class PartialForwardBlocking(nn.Module):
             return
         self.point.prepare(like)
         if self.exit is not None:
-            self.exit.prepare(like)
+            self.exit.prepare()
         if self.strategy == 'single_pass':
             try:
-                self._check_single_pass(like)
-            except ValueError:
-                if not self._strategy_is_open:
-                    raise
-                self.strategy = 'two_pass'
+                self._check_single_pass()
+            except ValueError as error:
+                self.give_up_single_pass(error)
         if self.score_scale != 1:
-            self.point.check_scale(self.score_scale, like)
+            self.point.check_scale(self.score_scale)
         self.pruner.criterion.prepare(self.point.num_channels)
         if self.pruner.criterion.scoring_pass == 'whole':
-            self._check_whole_pass(like)
-        host = self.point.host
-        self._cost = step_cost(host, self.point, self.task.forward, like)
-        if self._cost is not None and self.exit is not None:
-            self._cost = self._cost._replace(exit=self.exit.flops(like))
+            self._check_whole_pass()
+        self.cost = step_cost(self.point.host, self.point, self.task.forward)
+        if self.cost is not None and self.exit is not None:
+            self.cost = self.cost._replace(exit=self.exit.flops())
         self.prepared = True
 
-    def _check_whole_pass(self, like: Tensor | None) -> None:
-        """Refuse a criterion that asks the heads for what they cannot tell."""
-        images = self.point.blank_images(2, like)
-        samples = self.task.blank_samples(images)
-        if samples is not None:
-            with self.trying():
-                self.pruner.criterion.observe(ModelCandidates(self.task, images, samples))
-
-    def _check_single_pass(self, like: Tensor | None) -> None:
+    def _check_single_pass(self) -> None:
         if self.exit is not None and self.exit.behind:
             raise ValueError(
                 'the auxiliary head reads what comes behind the blocking point, where '
                 "strategy='single_pass' has chosen already; use exit='own' or strategy='two_pass'"
             )
-        self.point.check_cut(like)
+        self.single_pass.check()
 
-    def describe(self) -> str:
-        """What it does to its host, and what that costs, for the log."""
-        ratio, criterion, cost = self.quota.prune_ratio, self.pruner.criterion, self._cost
-        taught = self.exit_loss_weight > 0
-        sentence = (
-            f'PFB blocks {ratio:.0%} of the images behind {self.point.path} '
-            f'({self.strategy}) and keeps {criterion.describe()}'
-        )
-        if taught:
-            sentence += (
-                f'; the loss of {self.exit.describe()} over all images trains the part in front '
-                f'with weight {self.exit_loss_weight:g}'
-            )
-        if cost is None:
-            return sentence
-        sentence += f'. {cost.share_behind:.0%} of the forward pass is still to come there'
-        if self.strategy == 'single_pass':
-            saved = ratio * cost.share_behind
-            return f'{sentence}; about {saved:.0%} of a step is saved by operations'
-        scoring = cost.scoring(criterion.scoring_pass, self.score_scale, taught)
-        if scoring == 0:
-            return f'{sentence}; no image is scored, so that about {ratio:.0%} of a step is saved'
-        sentence += (
-            f'; looking at all images costs {scoring:.1%} of a full step by operations, so that '
-            f'about {max(ratio - scoring, 0):.0%} of a step is saved'
-        )
-        if criterion.scoring_pass != 'whole' and scoring > _DEAR:
-            scale = 'score_scale=0.5' if self.score_scale > 0.5 else 'a smaller score_scale'
-            sentence += f', which {scale} or an earlier block_after would raise'
-        return sentence
+    def _check_whole_pass(self) -> None:
+        """Refuse a criterion that asks the heads for what they cannot tell."""
+        images = self.point.blank_images(2)
+        samples = self.task.blank_samples(images)
+        if samples is not None:
+            with self.trying():
+                self.pruner.criterion.observe(ModelCandidates(self.task, images, samples))
 
     def start_run(self, full_batch: int | None) -> None:
-        """Before the first iteration of a run.
-
-        Args:
-            full_batch: images per process in a full batch; None if that is not known.
-        """
+        """Before the first iteration of a run, with the images per process in a full batch; None if
+        that is not known."""
         if full_batch is not None:  # the first batch of a run may be a short one
             self.pruner.full_size = full_batch
 
@@ -318,28 +249,38 @@ class PartialForwardBlocking(nn.Module):
         self.pruner.num_proposed = num_proposed
 
     @torch.compiler.disable
-    def begin_step(self, images: Tensor) -> bool:
-        """Before a call of ``loss`` in training mode. Returns whether it is to be blocked."""
+    def begin_step(self, images: Tensor, samples: list | Tensor) -> bool:
+        """Before a call of ``loss`` in training mode. Returns whether it is to be blocked.
+
+        Raises:
+            TypeError: the labels are one tensor, which ``'single_pass'`` cannot narrow on the way.
+            ValueError: see :meth:`prepare`.
+        """
         if not self._is_driven:
             self.selections.clear()
             self.num_images = 0
         self.num_images += len(images)
         self.taught_head = None
         self.pruner.discard()  # of a step that failed
-        if self.exit is not None:
-            self.exit.discard()
         if not self.prepared:
             self.prepare(images)
+        if isinstance(samples, Tensor) and self.strategy == 'single_pass':
+            self.give_up_single_pass(
+                TypeError(
+                    "strategy='single_pass' needs data_samples as a list, got a tensor; use "
+                    "strategy='two_pass'"
+                )
+            )
         return self.pruning
 
-    def end_step(self, decision: Decision) -> None:
-        """After the forward pass of the images that stay: what was kept has travelled between the
-        processes meanwhile, and is learnt from."""
+    def end_step(self, decision: Decision, lesson: Mean | None) -> None:
+        """After the forward pass of the images that stay: what criterion and exit learn from has
+        travelled between the processes meanwhile."""
         if self.trial:
             return
         decision.commit()
-        if self.exit is not None:
-            self.exit.commit()
+        if lesson is not None:
+            self.exit.learn(lesson)
         if decision.looked:
             self.selections.append(decision.selection)
 
@@ -364,17 +305,8 @@ class PartialForwardBlocking(nn.Module):
             model.train(training)
             self.trial, self.pruning = False, pruning
             self.taught_head = None
-            if self.exit is not None:
-                self.exit.discard()
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
-
-    def use_two_passes(self) -> bool:
-        """Go over to ``'two_pass'``, if the user left the strategy open. Returns whether it did."""
-        changes = self._strategy_is_open and self.strategy == 'single_pass'
-        if changes:
-            self.strategy = 'two_pass'
-        return changes
 
     def get_extra_state(self) -> Tensor:
         """Of the exit, see :meth:`Exit.pack`."""

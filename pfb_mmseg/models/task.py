@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..blocking import BlockingPoint, default_stage, least_trainable
+from ..blocking import BlockingPoint, default_stage, least_trainable, scoring_mode
+from ..core import Candidates
 from ..core.ranks import Ranks
 from .exits import Exit
 
@@ -73,9 +74,7 @@ class Task:
         """Run the whole model on (1, C, H, W), to count its operations."""
         return self.model(image, mode='tensor')
 
-    def build_exit(
-        self, point: BlockingPoint, ranks: Ranks, kind: str | None = None, seed: int = 0
-    ) -> Exit:
+    def build_exit(self, point: BlockingPoint, ranks: Ranks, kind: str | None, seed: int) -> Exit:
         """What tells the loss of each image at the blocking point.
 
         Args:
@@ -112,6 +111,30 @@ class Task:
             f"{known}. Use a criterion that does without, such as 'rare', or describe your model "
             'by a Task in pfb_mmseg.models.TASKS'
         )
+
+
+class ModelCandidates(Candidates):
+    """The images of a batch, of which the losses of a whole forward pass can be told.
+
+    Args:
+        task: of the model.
+        images: (N, C, H, W).
+        samples: N data samples, or labels in one tensor.
+    """
+
+    def __init__(self, task: Task, images: Tensor, samples: list | Tensor) -> None:
+        super().__init__(len(images), images.device)
+        self.images = images
+        self.samples = samples
+        self._task = task
+
+    def losses(self) -> Tensor:
+        with scoring_mode(self._task.model, batch_statistics=False):
+            return self._task.losses(self.images, self.samples)
+
+    def classifier_gradients(self) -> Tensor:
+        with scoring_mode(self._task.model, batch_statistics=False):
+            return self._task.classifier_gradients(self.images, self.samples)
 
 
 TASKS: dict[str, type[Task]] = {}

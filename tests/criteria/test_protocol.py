@@ -11,6 +11,7 @@ from pfb_mmseg.core import (
     Criterion,
     FeatureCandidates,
 )
+from pfb_mmseg.models.description import describe
 
 
 def pruner(criterion='rare', prune_ratio=0.5):
@@ -176,7 +177,7 @@ class TestOwnCriterion:
         assert selection.indices.tolist() == sorted(expected.argsort()[4:].tolist())
         assert selection.score_name == 'score'
         torch.testing.assert_close(selection.score, expected)
-        assert 'those of highest brightest' in model.pfb.describe()
+        assert 'those of highest brightest' in describe(model.pfb)
 
     @pytest.mark.parametrize('strategy', ['two_pass', 'single_pass'])
     def test_it_may_ask_for_features_and_may_teach(self, strategy):

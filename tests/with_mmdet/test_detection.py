@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 import pfb_mmseg  # noqa: F401  registers PFBHook
 from pfb_mmseg import PFBMixin
-from pfb_mmseg.blocking import BlockingPoint, RunsTwice
+from pfb_mmseg.blocking import BlockingPoint, RunsTwice, SinglePass
 
 RARE = dict(type='rare', estimator=dict(num_centroids=4, dim=8))
 
@@ -179,5 +179,5 @@ def test_tridents_branches_are_refused_in_a_single_pass():
     model.backbone = backbone
     point = BlockingPoint(model, 'layer2')
     with pytest.raises(RunsTwice, match="branches that share weights.*use strategy='two_pass'"):
-        with point.cut(lambda output: torch.tensor([0, 2])):
+        with SinglePass(point).cut(lambda output: torch.tensor([0, 2])):
             backbone(torch.rand(4, 3, 64, 64))

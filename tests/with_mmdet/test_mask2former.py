@@ -14,6 +14,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch.testing import assert_close
 
+from pfb_mmseg.models.description import describe
+
 from .small import ALL, MASK2FORMER, MASK2FORMER_SWIN, build, small_config
 
 RARE = dict(type='rare', estimator=dict(num_centroids=6, dim=8))
@@ -90,7 +92,7 @@ def test_its_early_exit_teaches_the_shallow_part_by_all_images(path, strategy):
 def test_the_cost_of_a_step_is_known_before_training(path):
     model = build(small_config(path).model, dict(criterion=RARE))
     model.pfb.prepare()
-    assert 'of a step is saved' in model.pfb.describe()
+    assert 'of a step is saved' in describe(model.pfb)
 
 
 @pytest.mark.parametrize('path', [MASK2FORMER, MASK2FORMER_SWIN], ids=name)

@@ -60,15 +60,9 @@ class LinearExit(OwnExit):
 
 
 def class_shares(data_samples: list, num_classes: int) -> Tensor:
-    """What of each image is of which class.
-
-    Args:
-        data_samples: N of MMPretrain, with ``gt_score``, (C,) shares of the classes as Mixup and
-            CutMix make them, or ``gt_label``, its class or classes.
-        num_classes: C.
-
-    Returns:
-        (N, C) float32; negative shares, which mark what is not labelled, are 0.
+    """(N, C) float32, what of each image is of which class: its ``gt_score``, shares as Mixup and
+    CutMix make them, of which negative ones mark what is not labelled and become 0; or one for its
+    ``gt_label``, a class or several.
 
     Raises:
         ValueError: a sample has neither.

@@ -51,16 +51,8 @@ def loss_function(model: nn.Module) -> nn.Module:
 
 
 def image_losses(function: nn.Module, call: LossCall) -> Tensor:
-    """What a loss function makes of each image.
-
-    The mean over the batch is the head's loss, which divides the sum by the number of images.
-
-    Args:
-        function: see :func:`loss_function`.
-        call: what it is given in a training step.
-
-    Returns:
-        (N,) float32; of images with several classes the sum over these.
+    """(N,) float32, what a loss function, given this in a training step, makes of each image; of
+    several classes the sum. The head's loss is the mean over the batch.
 
     Raises:
         ValueError: it gives no value for each image.

@@ -34,9 +34,8 @@ class ClassifierTask(Task):
         return super().min_keep(ranks)
 
     def build_exit(
-        self, point: BlockingPoint, ranks: Ranks, kind: str | None = None, seed: int = 0
+        self, point: BlockingPoint, ranks: Ranks, kind: str | None, seed: int
     ) -> LinearExit:
-        """A linear layer of its own, see :class:`LinearExit`."""
         head = self.model.head
         if kind == 'auxiliary':
             raise ValueError("exit='auxiliary': classifiers have no auxiliary head; leave exit out")

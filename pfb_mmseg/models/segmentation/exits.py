@@ -11,9 +11,16 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.utils import resize
 from torch import Tensor, nn
 
-from ...blocking import BlockingPoint, find_module, output_stages, scoring_mode, stage_names
-from ...blocking.point import feature_tensors
+from ...blocking import (
+    BlockingPoint,
+    feature_tensors,
+    find_module,
+    output_stages,
+    scoring_mode,
+    stage_names,
+)
 from ...core.ranks import Ranks
+from ...core.representation import token_grid
 from ..exits import Exit, ExitLosses, OwnExit, finite_rows
 from .heads import (
     Labels,
@@ -21,6 +28,7 @@ from .heads import (
     image_means,
     label_maps,
     labels_of,
+    loss_functions,
     nearest,
     pixel_losses,
     pixel_sums,
@@ -29,7 +37,6 @@ from .heads import (
     weighs_classes,
 )
 
-_OWN = "use exit='own'"
 _CHANNELS = 64
 
 
@@ -60,7 +67,7 @@ class AuxiliaryExit(Exit):
     def module(self) -> nn.Module:
         return find_module(self.point.encoder, self._path)
 
-    def prepare(self, like: Tensor | None = None) -> None:
+    def prepare(self) -> None:
         """Find the module whose output the head reads, by a pass over one image.
 
         Raises:
@@ -68,35 +75,34 @@ class AuxiliaryExit(Exit):
         """
         if self._path:
             return
-        encoder, point = self.point.encoder, self.point.module
+        host, encoder = self.point.host, self.point.encoder
+        blank = self.point.blank_images(1)
+        image = torch.rand(blank.shape, generator=torch.Generator().manual_seed(0)).to(blank)
         names = {module: name for name, module in encoder.named_modules()}
         seen: list[tuple[nn.Module, Any]] = []
         handles = [
             module.register_forward_hook(lambda module, args, output: seen.append((module, output)))
             for module in names
         ]
-        blank = self.point.blank_images(1, like)
-        values = torch.rand(blank.shape, generator=torch.Generator().manual_seed(0))
-        image = values.to(blank)
-        host = self.point.host
+        reads = f'auxiliary head {self.head_index} reads'
         try:
             with scoring_mode(host, batch_statistics=False):
                 read = getattr(host, 'extract_feat', encoder)(image)[self.head.in_index]
         except Exception as error:  # whatever it is that this model makes of a blank image
             raise ValueError(
                 f'{type(host).__name__}.extract_feat cannot take a blank image ({error}), so that '
-                f'it is not known what auxiliary head {self.head_index} reads; {_OWN}'
+                f"it is not known what {reads}; use exit='own'"
             ) from error
         finally:
             for handle in handles:
                 handle.remove()
         if read.shape[1] != self.head.in_channels:
             raise ValueError(
-                f'auxiliary head {self.head_index} reads {self.head.in_channels} channels where a '
-                f'blank image has {read.shape[1]}: {type(host).__name__}.extract_feat makes other '
-                f'maps of those of the backbone; {_OWN}'
+                f'{reads} {self.head.in_channels} channels where a blank image has '
+                f'{read.shape[1]}: {type(host).__name__}.extract_feat makes other maps of those of '
+                "the backbone; use exit='own'"
             )
-        at_point = next(i for i, (module, _) in enumerate(seen) if module is point)
+        at_point = [module for module, _ in seen].index(self.point.module)
         stages = stage_names(encoder)
         later = stages[_last_stage(stages, self.point.name) + 1 :]
         found: dict[str, tuple[int, bool]] = {}
@@ -106,17 +112,16 @@ class AuxiliaryExit(Exit):
             for dim in (1, -1):
                 if _is_map(output, dim, read, image.shape[-2:]):
                     found[names[module]] = dim, position > at_point
-        if found:
-            # Blocks whose last norm starts with zeros return what they are given, until they learn:
-            # what ends a stage comes first, then what runs last.
-            name = next((stage for stage in reversed(stages) if stage in found), [*found][-1])
-            self._path = name.split('.')
-            self._channel_dim, self.behind = found[name]
-            return
-        raise ValueError(
-            f'auxiliary head {self.head_index} reads map {self.head.in_index} of those that heads '
-            f'are given, which is not there yet behind {self.point.path}; {_OWN}'
-        )
+        if not found:
+            raise ValueError(
+                f'{reads} map {self.head.in_index} of those that heads are given, which is not '
+                f"there yet behind {self.point.path}; use exit='own'"
+            )
+        # Blocks whose last norm starts with zeros return what they are given, until they learn:
+        # what ends a stage comes first, then what runs last.
+        name = next((stage for stage in reversed(stages) if stage in found), [*found][-1])
+        self._path = name.split('.')
+        self._channel_dim, self.behind = found[name]
 
     def describe(self) -> str:
         return 'the auxiliary head'
@@ -128,7 +133,7 @@ class AuxiliaryExit(Exit):
         index = self.head.in_index
         return self.head([maps] * max(index + 1, -index))
 
-    def _losses(
+    def losses(
         self, output: Any, samples: list | Tensor, size: tuple[int, int], weight: float
     ) -> ExitLosses:
         head, labels = self.head, label_maps(samples)
@@ -137,7 +142,8 @@ class AuxiliaryExit(Exit):
             with scoring_mode(head):
                 return ExitLosses(self._of_images(self._logits(maps), labels, finite), {})
         logits = self._logits(maps)
-        scale = weight / _largest_weight(head)
+        largest = max(getattr(function, 'loss_weight', 1.0) for function in loss_functions(head))
+        scale = weight / (largest or 1.0)
         # Then one computation tells the images' losses and teaches.
         if ranks_images(head) and not weighs_classes(head):
             full = resize(
@@ -198,35 +204,6 @@ class MapExit(OwnExit):
         return pixel_sums(logits, labels, self._labels)
 
 
-def build_exit(
-    model: nn.Module, point: BlockingPoint, ranks: Ranks, kind: str | None = None, seed: int = 0
-) -> Exit:
-    """The early exit of a segmentor.
-
-    Args:
-        model: the host.
-        point: where its images are blocked.
-        ranks: the processes that train together.
-        kind: ``'auxiliary'``: the deepest auxiliary head that reads the blocked stage or one before
-            it and predicts the classes of the labels; ``'own'``: a head of its own; None: the first
-            if there is one.
-        seed: of the initial weights of one of its own.
-
-    Raises:
-        ValueError: there is no such head, or the model predicts no classes.
-    """
-    index = None if kind == 'own' else _readable_head(model, point)
-    if index is not None:
-        return AuxiliaryExit(point, index)
-    if kind == 'auxiliary':
-        raise ValueError(
-            f"exit='auxiliary': no auxiliary head of {type(model).__name__} predicts the classes "
-            f'of the labels from a stage that has run behind {point.path}; leave exit out for one '
-            'of its own'
-        )
-    return MapExit(point, ranks, seed, labels_of(model))
-
-
 def auxiliary_heads(model: nn.Module) -> list[nn.Module]:
     """All there are, none, one or several."""
     heads = getattr(model, 'auxiliary_head', None)
@@ -235,10 +212,21 @@ def auxiliary_heads(model: nn.Module) -> list[nn.Module]:
     return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
 
 
-def _largest_weight(head: BaseDecodeHead) -> float:
-    functions = head.loss_decode
-    functions = functions if isinstance(functions, nn.ModuleList) else [functions]
-    return max(getattr(function, 'loss_weight', 1.0) for function in functions) or 1.0
+def readable_head(model: nn.Module, point: BlockingPoint) -> int | None:
+    """Which auxiliary head predicts the classes of the labels from the deepest stage up to the
+    blocking point, by the names alone; None if none does."""
+    if getattr(model, 'neck', None) is not None:
+        return None  # the heads read what comes out of the neck
+    at = _last_stage(stage_names(point.encoder), point.name)
+    outputs = output_stages(point.encoder)
+    before = {
+        index: outputs[head.in_index]
+        for index, head in enumerate(auxiliary_heads(model))
+        if _predicts_labels(head, model)
+        and -len(outputs) <= head.in_index < len(outputs)
+        and 0 <= outputs[head.in_index] <= at
+    }
+    return max(before, key=before.get) if before else None
 
 
 def as_maps(output: Any, channel_dim: int, size: tuple[int, int]) -> Tensor:
@@ -249,6 +237,9 @@ def as_maps(output: Any, channel_dim: int, size: tuple[int, int]) -> Tensor:
             no patch; or a tuple or list with such a tensor in first place.
         channel_dim: 1 or -1.
         size: (H, W).
+
+    Raises:
+        ValueError: the tokens are no grid.
     """
     output = output if isinstance(output, Tensor) else output[0]
     if channel_dim == 1:
@@ -257,16 +248,16 @@ def as_maps(output: Any, channel_dim: int, size: tuple[int, int]) -> Tensor:
         return output.permute(0, 3, 1, 2)
     length = output.shape[1]
     for extra in (0, 1):
-        stride = (size[0] * size[1] / (length - extra)) ** 0.5
-        height, width = (round(side / stride) for side in size)
-        if height * width == length - extra:
-            return output[:, extra:].transpose(1, 2).unflatten(2, (height, width))
+        grid = token_grid(length - extra, *size)
+        if grid is not None:
+            return output[:, extra:].transpose(1, 2).unflatten(2, grid)
     raise ValueError(
         f'{length} tokens for images of {size[0]}x{size[1]} are no grid; choose another block_after'
     )
 
 
 def _is_map(output: Any, channel_dim: int, read: Tensor, size: tuple[int, int]) -> bool:
+    """Whether a module returned the very map that a head reads."""
     if not isinstance(output, Tensor) or output.numel() < read.numel():
         return False
     if output.ndim not in (3, 4) or (output.ndim == 3 and channel_dim == 1):
@@ -276,22 +267,6 @@ def _is_map(output: Any, channel_dim: int, read: Tensor, size: tuple[int, int]) 
     except ValueError:
         return False
     return maps.shape == read.shape and torch.equal(maps, read)
-
-
-def _readable_head(model: nn.Module, point: BlockingPoint) -> int | None:
-    """Which auxiliary head reads the deepest stage up to the blocking point, by the names alone."""
-    encoder = point.encoder
-    stages = stage_names(encoder)
-    at = _last_stage(stages, point.name)
-    if getattr(model, 'neck', None) is not None:
-        return None  # the heads read what comes out of the neck
-    outputs = output_stages(encoder)
-    read = {}
-    for index, head in enumerate(auxiliary_heads(model)):
-        if _predicts_labels(head, model) and -len(outputs) <= head.in_index < len(outputs):
-            read[index] = outputs[head.in_index]
-    before = {index: stage for index, stage in read.items() if 0 <= stage <= at}
-    return max(before, key=before.get) if before else None
 
 
 def _predicts_labels(head: nn.Module, model: nn.Module) -> bool:

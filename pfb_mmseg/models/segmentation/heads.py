@@ -49,26 +49,22 @@ def labels_of(model: nn.Module) -> Labels:
     return Labels(num_classes, channels, ignore_index, _over_labelled(head))
 
 
-def _functions(head: nn.Module) -> list[nn.Module]:
+def loss_functions(head: nn.Module) -> list[nn.Module]:
+    """All there are, none, one or several."""
     functions = getattr(head, 'loss_decode', [])
     return list(functions) if isinstance(functions, nn.ModuleList) else [functions]
 
 
 def _over_labelled(head: nn.Module) -> bool:
-    return any(getattr(function, 'avg_non_ignore', False) for function in _functions(head))
+    return any(getattr(function, 'avg_non_ignore', False) for function in loss_functions(head))
 
 
 def image_losses(head: BaseDecodeHead, logits: Tensor, labels: Tensor) -> Tensor:
-    """What a head's loss functions make of each image.
+    """What a head's loss functions make of each image: (N, C, H, W) logits, as large as the
+    (N, 1, H, W) labels -> (N,) float32.
 
-    Args:
-        head: its loss functions, their weights and ``ignore_index`` are used.
-        logits: (N, C, H, W), as large as the labels.
-        labels: (N, 1, H, W).
-
-    Returns:
-        (N,) float32: as in the loss that is trained, mean over all pixels of an image, of which
-        ignored ones count as 0, or with ``avg_non_ignore`` over the labelled ones.
+    As in the loss that is trained, a mean over all pixels of an image, of which ignored ones count
+    as 0, or with ``avg_non_ignore`` over the labelled ones.
 
     Raises:
         ValueError: a loss function gives no value for each pixel, as Dice does not.
@@ -85,16 +81,9 @@ def image_means(head: BaseDecodeHead, pixels: Tensor, labels: Tensor) -> Tensor:
 
 
 def pixel_sums(logits: Tensor, labels: Tensor, kind: Labels) -> tuple[Tensor, Tensor]:
-    """Cross entropy of an early exit.
-
-    Args:
-        logits: (N, C, h, w); one channel stands for two classes.
-        labels: (N, 1, h, w).
-        kind: of the labels.
-
-    Returns:
-        (N,) float32 sums over the pixels of each image, and (N,) how many pixels its mean counts.
-    """
+    """Cross entropy of an early exit: (N, C, h, w) logits, of which one channel stands for two
+    classes, and (N, 1, h, w) labels -> (N,) float32 sums over the pixels of each image, and (N,) how
+    many pixels its mean counts."""
     pixels, ignored = _cross_entropy(logits, labels.squeeze(1), kind.ignore_index)
     sums = pixels.flatten(1).sum(dim=1)
     if kind.over_labelled:
@@ -105,19 +94,18 @@ def pixel_sums(logits: Tensor, labels: Tensor, kind: Labels) -> tuple[Tensor, Te
 def pixel_losses(head: BaseDecodeHead, logits: Tensor, labels: Tensor) -> Tensor:
     """(N, H, W) float32, see :func:`image_losses`."""
     labels = labels.squeeze(1)
-    total = logits.new_zeros((), dtype=logits.dtype).float()
-    for function in _functions(head):
+    total = logits.new_zeros((), dtype=torch.float32)
+    for function in loss_functions(head):
         options = inspect.signature(function.forward).parameters
-        takes = {'ignore_index', 'reduction_override'} <= {*options}
-        pixels = (
-            function(
+        pixels = None
+        if {'ignore_index', 'reduction_override'} <= {*options}:
+            pixels = function(
                 logits.float(), labels, ignore_index=head.ignore_index, reduction_override='none'
             )
-            if takes
-            else None
-        )
-        if pixels is not None and pixels.shape == logits.shape:
-            pixels = pixels.mean(dim=1)  # a sigmoid for each class: the trained loss is the mean
+            if (
+                pixels.shape == logits.shape
+            ):  # a sigmoid for each class: the trained loss is the mean
+                pixels = pixels.mean(dim=1)
         if pixels is None or pixels.shape != labels.shape:
             raise ValueError(
                 f'{type(function).__name__} of {type(head).__name__} gives no loss for each pixel, '
@@ -132,14 +120,15 @@ def ranks_images(head: BaseDecodeHead) -> bool:
     """Whether the head's loss is the cross entropy of softmax of all pixels alike, so that it is a
     mean over the losses of single images."""
     return head.sampler is None and all(
-        type(f) is CrossEntropyLoss and not (f.use_sigmoid or f.use_mask) for f in _functions(head)
+        type(f) is CrossEntropyLoss and not (f.use_sigmoid or f.use_mask)
+        for f in loss_functions(head)
     )
 
 
 def weighs_classes(head: BaseDecodeHead) -> bool:
     """Whether classes count differently; then MMSegmentation divides by the sum of their weights
     over a batch, and not by the number of pixels."""
-    return any(getattr(f, 'class_weight', None) is not None for f in _functions(head))
+    return any(getattr(f, 'class_weight', None) is not None for f in loss_functions(head))
 
 
 def batch_mean(head: BaseDecodeHead, pixels: Tensor, labels: Tensor) -> Tensor:
@@ -150,18 +139,9 @@ def batch_mean(head: BaseDecodeHead, pixels: Tensor, labels: Tensor) -> Tensor:
 
 
 def proxy_losses(head: BaseDecodeHead, logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss of each pixel, with cross entropy in place of loss functions that rank no images.
-
-    Args:
-        head: where all its functions are the cross entropy of softmax, they are used; others, such
-            as Dice or Lovasz, compare the pixels of a whole batch, or wait for the device, as that
-            of sigmoid does.
-        logits: (N, C, H, W).
-        labels: (N, 1, H, W).
-
-    Returns:
-        (N, H, W) float32; 0 where a pixel is ignored.
-    """
+    """(N, H, W) losses as :func:`pixel_losses`; by cross entropy where the head's functions rank no
+    images: Dice and Lovasz compare the pixels of a whole batch, that of sigmoid waits for the
+    device."""
     if ranks_images(head):
         return pixel_losses(head, logits, labels)
     return _cross_entropy(logits, labels.squeeze(1), head.ignore_index)[0]

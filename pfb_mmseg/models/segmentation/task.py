@@ -13,8 +13,8 @@ from ...core.criteria.divbs import classifier_gradients, logits_gradient
 from ...core.ranks import Ranks
 from ..exits import Exit
 from ..task import TASKS, Task
-from .exits import auxiliary_heads, build_exit
-from .heads import final_head, image_losses, label_maps
+from .exits import AuxiliaryExit, MapExit, auxiliary_heads, readable_head
+from .heads import final_head, image_losses, label_maps, labels_of
 
 
 class SegmentorTask(Task):
@@ -46,10 +46,17 @@ class SegmentorTask(Task):
         metainfo = dict.fromkeys(('ori_shape', 'img_shape', 'pad_shape'), size)
         return [SegDataSample(metainfo=metainfo, gt_sem_seg=PixelData(data=labels)) for _ in images]
 
-    def build_exit(
-        self, point: BlockingPoint, ranks: Ranks, kind: str | None = None, seed: int = 0
-    ) -> Exit:
-        return build_exit(self.model, point, ranks, kind, seed)
+    def build_exit(self, point: BlockingPoint, ranks: Ranks, kind: str | None, seed: int) -> Exit:
+        index = None if kind == 'own' else readable_head(self.model, point)
+        if index is not None:
+            return AuxiliaryExit(point, index)
+        if kind == 'auxiliary':
+            raise ValueError(
+                f"exit='auxiliary': no auxiliary head of {type(self.model).__name__} predicts the "
+                f'classes of the labels from a stage that has run behind {point.path}; leave exit '
+                'out for one of its own'
+            )
+        return MapExit(point, ranks, seed, labels_of(self.model))
 
     def losses(self, images: Tensor, data_samples: list | Tensor) -> Tensor:
         """(N,) loss of each image in the decode head."""
