@@ -130,17 +130,15 @@ def output_stages(encoder: nn.Module) -> Sequence[int]:
 
 
 def default_stage(encoder: nn.Module, read_indices: list[int]) -> str:
-    """The stage to block after when the user names none.
+    """Dotted name, inside a backbone, of the stage to block after when the user names none.
+
+    It is the deepest stage that an auxiliary head reads and that is not the last one (the
+    supplement, B.2), else the one at two thirds of the depth, which is the third of four.
 
     Args:
-        encoder: a backbone.
-        read_indices: positions, in the encoder's outputs, of what the auxiliary heads read;
-            negative ones count from the end.
-
-    Returns:
-        Dotted name inside the encoder: the deepest stage that an auxiliary head reads and that is
-        not the last one (the supplement, B.2), else the one at two thirds of the depth, which is
-        the third of four.
+        encoder: the backbone.
+        read_indices: positions, in its outputs, of what the auxiliary heads read; negative ones
+            count from the end.
 
     Raises:
         ValueError: the encoder's stages are not known.
@@ -155,19 +153,14 @@ def default_stage(encoder: nn.Module, read_indices: list[int]) -> str:
 
 
 def early_stage(encoder: nn.Module) -> str:
-    """The stage to block after in a classifier, when the user names none.
+    """Dotted name, inside a backbone, of the stage to block after in a classifier, when the user
+    names none.
 
     Behind it lies most of a classifier, and no auxiliary head says where its features are good
     enough to compare images by. The paper takes the first of four stages of Swin and the second of
     ResNet, whose first ones it calls less informative (Sec. 4.3, Fig. 3a), and the first of a
     ResNet for CIFAR (Table S5). In other words: a quarter of the depth where the stages attend to
     the whole image by then, else a half.
-
-    Args:
-        encoder: a backbone.
-
-    Returns:
-        Dotted name inside the encoder.
 
     Raises:
         ValueError: the encoder's stages are not known.
@@ -196,8 +189,7 @@ def _known_stages(encoder: nn.Module) -> list[str]:
 
 
 def _at_two_thirds(num: int) -> int:
-    """Which of so many stages in a row, counted from 0, ends at two thirds of the depth, and is
-    not the last one where there are several."""
+    """Which of so many stages, counted from 0, ends at two thirds of the depth; not the last."""
     return max(min(math.ceil(num * 2 / 3), num - 1) - 1, 0)
 
 

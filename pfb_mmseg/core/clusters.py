@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 
 import torch
@@ -17,18 +16,12 @@ _REVIEW = 16  # updates; a search for idle centroids in each one would cost a th
 
 
 def nearest(rows: Tensor, points: Tensor) -> Tensor:
-    """Eq. 7: (K,) position of the nearest point to each row; of equally near ones the first.
-
-    Args:
-        rows: (K, D).
-        points: (P, D).
-    """
+    """Eq. 7: rows (K, D), points (P, D) -> (K,) the nearest point; of equally near ones the
+    first."""
     return distances(rows, points).argmin(dim=1)
 
 
-def moved(
-    points: Tensor, counts: Tensor, received: Tensor, momentum: float, out: Tensor | None = None
-) -> Tensor:
+def moved(points: Tensor, counts: Tensor, received: Tensor, momentum: float, out: Tensor) -> Tensor:
     r"""Eq. 8 as a weighted mean: of each centroid and its new samples, over the sum of the weights.
 
     The paper divides by :math:`n_j^t`. Its weights, :math:`\beta n_j^{t-1}` for the centroid and
@@ -40,10 +33,7 @@ def moved(
         counts: (N_C, 1), :math:`n_j^{t-1}`.
         received: (N_C, D + 1), the sum of the samples in :math:`A_j^t`, and behind it their number.
         momentum: :math:`\beta`, in [0, 1).
-        out: (N_C, D), where the result is written; None: a new tensor.
-
-    Returns:
-        (N_C, D), :math:`c_j^{t+1}`. A centroid that received nothing stays where it was.
+        out: (N_C, D), becomes :math:`c_j^{t+1}`. A centroid that received nothing stays.
     """
     # All weights are divided by 1 - beta. The last column becomes their sum.
     ratio = max(momentum / (1 - momentum), _epsilon(points.dtype))
@@ -52,14 +42,8 @@ def moved(
 
 
 def log_weights(counts: Tensor) -> Tensor:
-    """Eq. 9: log of each cluster's share of all retained samples.
-
-    Args:
-        counts: (N_C, 1).
-
-    Returns:
-        (N_C,); all the same as long as there are no samples.
-    """
+    """Eq. 9: counts (N_C, 1) -> (N_C,), log of each cluster's share of all retained samples; all
+    the same as long as there are none."""
     log_counts = counts[:, 0].log()
     # An empty cluster weighs nothing. The log of that has to be finite, since all may be empty.
     least = torch.finfo(log_counts.dtype).min / 2
@@ -102,12 +86,10 @@ class Clusters:
 
     @property
     def counts(self) -> Tensor:
-        """(N_C,) int64, a copy."""
         return self.sizes[:, 0].long()
 
     @property
     def idle(self) -> Tensor:
-        """(N_C,) int64, updates since the last sample."""
         return self.num_updates - self._last[1:]
 
     def _settle(self) -> None:
@@ -135,13 +117,8 @@ class Clusters:
         self._settle()
 
     def follow(self, x: Tensor, momentum: float, revive_after: int | None) -> None:
-        """Let the centroids follow the rows of an update; those with a NaN or Inf do not count.
-
-        Args:
-            x: (K, D) float32, K >= 1.
-            momentum: see :func:`moved`.
-            revive_after: see :class:`AdaptiveDensityEstimator`.
-        """
+        """Let the centroids follow the (K, D) float32 rows of an update, K >= 1; those with a NaN
+        or Inf do not count. The options are those of :class:`AdaptiveDensityEstimator`."""
         patience = _FOREVER if revive_after is None else revive_after
         review = min(_REVIEW, max(1, patience // 6))
         if self.num_updates % review == 0:
@@ -153,7 +130,8 @@ class Clusters:
         rows[:, :-1] = x
         far = torch.finfo(rows.dtype).max
         rows.nan_to_num_(far, far, far)
-        with _without_autocast(rows):
+        # Autocast leaves float64 alone, and would cast products of float32.
+        with torch.autocast(rows.device.type, enabled=False):
             joined = nearest(rows, self._points)  # Eq. 7
             # A product with the one-hot assignment instead of index_add_: its result does not
             # depend on the order of threads, so every rank holds the same bits.
@@ -183,13 +161,9 @@ class Clusters:
         centroids.index_copy_(0, oldest, torch.where(dead, x, old))
 
     def pack(self) -> Tensor:
-        """The state, bit for bit, as one tensor of integers, which nobody averages or casts.
-
-        Returns:
-            (N_C + 1, D + 2) int64: a row with the numbers of seeded centroids and of updates and
-            the :data:`SCHEMA`; then one for each centroid: its count, its idle updates and the bits
-            of its coordinates.
-        """
+        """The state, bit for bit, as (N_C + 1, D + 2) int64, which nobody averages or casts: a row
+        with the numbers of seeded centroids and of updates and the :data:`SCHEMA`; then one for
+        each centroid with its count, its idle updates and the bits of its coordinates."""
         num, dim = self.centroids.shape
         state = self._last.new_zeros(num + 1, dim + 2)
         state[0, 0], state[0, 1], state[0, 2] = self.num_seeded, self.num_updates, SCHEMA
@@ -210,13 +184,6 @@ class Clusters:
         clusters._last[1:] = num_updates - state[1:, 1]
         clusters._settle()
         return clusters
-
-
-def _without_autocast(rows: Tensor) -> contextlib.AbstractContextManager:
-    """Autocast leaves float64 alone, and would cast products of float32."""
-    if rows.dtype == torch.float64:
-        return contextlib.nullcontext()
-    return torch.autocast(rows.device.type, enabled=False)
 
 
 def _epsilon(dtype: torch.dtype) -> float:

@@ -42,18 +42,11 @@ class Criterion(nn.Module):
     exit_loss_weight = 0.0
 
     def prepare(self, num_channels: int) -> None:
-        """Look, before training, at how many channels there are at the blocking point.
-
-        Raises:
-            ValueError: the criterion's options do not fit.
-        """
+        """Raise ValueError, before training, if options do not fit the channels at the blocking
+        point."""
 
     def check_ratio(self, prune_ratio: float) -> None:
-        """Look at the share of images that is to be pruned.
-
-        Raises:
-            ValueError: the criterion's options do not fit it.
-        """
+        """Raise ValueError if options do not fit the share of images that is to be pruned."""
 
     @property
     def ready(self) -> bool:
@@ -70,13 +63,9 @@ class Criterion(nn.Module):
         return observation
 
     def importance(self, score: Tensor, generator: Generator) -> Tensor:
-        """(N,): the highest stay, of equal ones the first; NaN goes first. By default the score,
-        with the sign of ``sought``.
-
-        Args:
-            score: (N,).
-            generator: for random draws, on the device of the score.
-        """
+        """(N,) scores -> (N,): the highest stay, of equal ones the first; NaN goes first. By
+        default the score, with the sign of ``sought``. Random draws are made by the generator,
+        which is on the same device."""
         return score * self.sought
 
     # What learns from the images that stayed overrides this by ``learn(observation)``: (K, D) or
@@ -89,11 +78,8 @@ class Criterion(nn.Module):
 
 
 class FunctionCriterion(Criterion):
-    """The images stay to which a function gives the highest values.
-
-    Args:
-        function: gets :class:`Candidates`, returns (N,) floats.
-    """
+    """The images stay to which a function of :class:`Candidates` gives the highest of (N,)
+    values."""
 
     score_name = 'score'
 
@@ -159,13 +145,13 @@ class CriterionRegistry:
         if not isinstance(kind, type):
             check_keys(f'criterion {named!r}', options, ())
             return FunctionCriterion(kind)
-        check_keys(f'criterion {named!r}', options, _parameters(kind))
+        parameters = inspect.signature(kind).parameters.values()
+        check_keys(
+            f'criterion {named!r}',
+            options,
+            [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)],
+        )
         return kind(**options)
-
-
-def _parameters(criterion: type[Criterion]) -> list[str]:
-    parameters = inspect.signature(criterion).parameters.values()
-    return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 CRITERIA = CriterionRegistry()

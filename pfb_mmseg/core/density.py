@@ -18,11 +18,7 @@ BANDWIDTHS = ('silverman', 'scott', 'identity')
 
 @functools.cache
 def widest_float(device_type: str) -> torch.dtype:
-    """float64, or float32 on a device that does not compute in float64, such as Apple's.
-
-    Args:
-        device_type: ``torch.device.type``. Each is tried once.
-    """
+    """float64, or float32 on a type of device that does not compute in it, such as Apple's."""
     try:
         one = torch.ones(1, 1, dtype=torch.float64, device=device_type)
         torch.addmm(one, one, one).logsumexp(dim=1)
@@ -73,22 +69,18 @@ def _spread(centroids: Tensor, rule: str) -> Tensor:
 
 def _deviation_and_mean(centroids: Tensor) -> tuple[Tensor, Tensor]:
     """(D,) each, per channel of (N_C, D)."""
-    if centroids.dtype != torch.float64:
-        # The rounded mean of channels far from zero would cost the deviation.
-        sigma, mean = torch.std_mean(centroids - centroids[0], dim=0, correction=0)
-        return sigma, mean + centroids[0]
-    if centroids.device.type != 'cpu':
-        return torch.std_mean(centroids, dim=0, correction=0)
-    # Over the first dimension torch's own takes five times as long on a CPU.
-    mean = centroids.mean(dim=0)
-    return (centroids - mean).square_().mean(dim=0).sqrt_(), mean
+    # In float32 the rounded mean of channels far from zero would cost the deviation.
+    origin = 0 if centroids.dtype == torch.float64 else centroids[0]
+    apart = centroids - origin
+    mean = apart.mean(dim=0)
+    return (apart - mean).square_().mean(dim=0).sqrt_(), mean + origin
 
 
 class Mixture(NamedTuple):
     """What Eq. 4 and 5 need to know of the centroids, whatever the rows.
 
     Attributes:
-        origin: (D,), subtracted from every row; None where nothing has to be.
+        origin: (D,), subtracted from every row.
         scale: (D,), the unit of each channel.
         precision: one over the variance of the kernels in that unit.
         centroids: (N_C, D) from the origin, in units of ``scale``.
@@ -98,7 +90,7 @@ class Mixture(NamedTuple):
         log_volume: (), log of N_C and of what Eq. 5 divides by.
     """
 
-    origin: Tensor | None
+    origin: Tensor
     scale: Tensor
     precision: float
     centroids: Tensor
@@ -108,48 +100,29 @@ class Mixture(NamedTuple):
 
     @classmethod
     def build(cls, centroids: Tensor, log_weights: Tensor, rule: str = 'silverman') -> Mixture:
-        """From the centroids, the weights and a rule for the bandwidth.
-
-        Args:
-            centroids: (N_C, D).
-            log_weights: (N_C,), natural log of :math:`w_j` of Eq. 9; a kernel of weight zero is
-                out.
-            rule: see :func:`bandwidth`.
-        """
+        """From centroids (N_C, D), natural logs (N_C,) of the weights of Eq. 9 and a rule for the
+        :func:`bandwidth`."""
         num, dim = centroids.shape
         # The factor is a number that the host knows, and stays one.
         scale, factor = _spread(centroids, rule), _factor(rule, num, dim)
+        # A channel may lie 1e6 of its deviations from zero, for which neither squares nor float32
+        # have digits enough; what lies close together is subtracted without an error.
         centroids = centroids.to(scale.dtype)
-        # On a CPU a matrix product is many times faster. On a GPU differences are one launch, and
-        # float32 has not the digits for anything else.
-        product = scale.dtype == torch.float64 and scale.device.type == 'cpu'
-        origin = None
-        if product or scale.dtype != torch.float64:
-            # A channel may lie 1e6 of its deviations from zero. Differences in float64 have digits
-            # enough for that, squares and float32 have not; what lies close together is subtracted
-            # without an error in either.
-            origin = centroids[0]
-            centroids = centroids - origin
+        origin = centroids[0]
+        centroids = centroids - origin
         constant = dim * math.log(factor * math.sqrt(2 * math.pi)) + math.log(num)
         log_volume = scale.log().sum().add_(constant)
         precision = factor**-2
         centroids, bias = centroids / scale, None
-        if product:
+        if scale.dtype == torch.float64:  # a matrix product is faster, and needs its digits
             norm = torch.linalg.vector_norm(centroids, dim=1)
             bias = torch.addcmul(log_weights, norm, norm, value=-precision / 2)
         return cls(origin, scale, precision, centroids, log_weights, bias, log_volume)
 
     @torch.no_grad()
     def log_density(self, x: Tensor) -> Tensor:
-        """Log of Eq. 4 with the kernel of Eq. 5.
-
-        Args:
-            x: (N, D) representations.
-
-        Returns:
-            (N,) float32, natural logarithm; finite for finite rows, NaN for rows with a NaN or Inf.
-            Time O(N N_C D), memory O((N + N_C) D + N N_C).
-        """
+        """Natural log of Eq. 4 with the kernel of Eq. 5: (N, D) -> (N,) float32, finite for finite
+        rows, NaN for rows with a NaN or Inf. Time O(N N_C D), memory O((N + N_C) D + N N_C)."""
         log_f = self._from_differences(x) if self.bias is None else self._from_product(x)
         result = torch.empty_like(log_f, dtype=torch.float32)
         limit = torch.finfo(result.dtype).max
@@ -158,9 +131,7 @@ class Mixture(NamedTuple):
 
     def _from_differences(self, x: Tensor) -> Tensor:
         # Inf becomes NaN, which stays one through all that follows.
-        x = x.nan_to_num(torch.nan, torch.nan, torch.nan)
-        if self.origin is not None:
-            x = x.float() - self.origin
+        x = x.nan_to_num(torch.nan, torch.nan, torch.nan).float() - self.origin
         apart = distances(x / self.scale, self.centroids)
         log_kernels = torch.addcmul(self.log_weights, apart, apart, value=-self.precision / 2)
         return log_kernels.logsumexp(dim=1)

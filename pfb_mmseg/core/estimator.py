@@ -75,8 +75,6 @@ class AdaptiveDensityEstimator(nn.Module):
         self.momentum = momentum
         self.revive_after = revive_after
         self._device = torch.empty(0).device
-        self._clusters: Clusters | None = None  # None as long as D is not known
-        self._mixture: Mixture | None = None  # worked out when it is asked for
         self._start_empty()
 
     def _start_empty(self) -> None:
@@ -84,16 +82,12 @@ class AdaptiveDensityEstimator(nn.Module):
         self._hold(Clusters(self.num_centroids, self.dim, self._device) if known else None)
 
     def _hold(self, clusters: Clusters | None) -> None:
-        self._clusters, self._mixture = clusters, None
+        self._clusters = clusters  # None as long as D is not known
+        self._mixture: Mixture | None = None  # worked out when it is asked for
 
     def resolve_dim(self, num_channels: int) -> int:
-        """Settle D where it was left open. Further calls change nothing.
-
-        Args:
-            num_channels: C of the features at the blocking point.
-
-        Returns:
-            D.
+        """Settle D where it was left open, by the number of channels at the blocking point, and
+        return it. Further calls change nothing.
 
         Raises:
             ValueError: D is more than there are channels.
@@ -118,19 +112,21 @@ class AdaptiveDensityEstimator(nn.Module):
         return None if self._clusters is None else self._clusters.centroids
 
     @property
-    def counts(self) -> Tensor:
-        """(N_C,) int64, samples so far; exact up to 2^53, on a device without float64 to 2^24."""
-        return self._clusters.counts
+    def counts(self) -> Tensor | None:
+        """(N_C,) int64, samples so far; exact up to 2^53, on a device without float64 to 2^24; None
+        as long as D is not known."""
+        return None if self._clusters is None else self._clusters.counts
 
     @property
-    def idle(self) -> Tensor:
-        """(N_C,) int64, updates since the last sample."""
-        return self._clusters.idle
+    def idle(self) -> Tensor | None:
+        """(N_C,) int64, updates since the last sample; None as long as D is not known."""
+        return None if self._clusters is None else self._clusters.idle
 
     @property
-    def weights(self) -> Tensor:
-        """(N_C,), each cluster's share of all retained samples (Eq. 9)."""
-        return log_weights(self._clusters.sizes).exp()
+    def weights(self) -> Tensor | None:
+        """(N_C,), each cluster's share of all retained samples (Eq. 9); None as long as D is not
+        known."""
+        return None if self._clusters is None else log_weights(self._clusters.sizes).exp()
 
     def num_active(self, window: int = 200) -> Tensor:
         """() int64 on the device: centroids with a sample in the last ``window`` updates."""
@@ -138,13 +134,8 @@ class AdaptiveDensityEstimator(nn.Module):
 
     @torch.no_grad()
     def log_density(self, x: Tensor) -> Tensor:
-        """Natural log of the estimated density (Eq. 4–6) at each row.
-
-        Args:
-            x: (N, D) representations.
-
-        Returns:
-            (N,) float32; finite for finite rows, NaN for rows with a NaN or Inf.
+        """Natural log of the estimated density (Eq. 4–6) at each row of (N, D): (N,) float32,
+        finite for finite rows, NaN for rows with a NaN or Inf.
 
         Raises:
             ValueError: ``x`` has another shape.
@@ -158,10 +149,8 @@ class AdaptiveDensityEstimator(nn.Module):
 
     @torch.inference_mode()  # nothing leaves it, and its many small calls cost less
     def update(self, x: Tensor) -> None:
-        """Account for retained samples: seed what is not seeded yet, then Eq. 7–9.
-
-        Args:
-            x: (K, D) representations, K >= 0. Rows with a NaN or Inf never reach a centroid.
+        """Account for (K, D) retained samples, K >= 0: seed what is not seeded yet, then Eq. 7–9.
+        Rows with a NaN or Inf never reach a centroid.
 
         Raises:
             ValueError: ``x`` has another shape.
@@ -242,22 +231,3 @@ class AdaptiveDensityEstimator(nn.Module):
             f'num_centroids={self.num_centroids}, dim={self.dim}, bandwidth={self.bandwidth!r}, '
             f'weighted={self.weighted}, momentum={self.momentum}, revive_after={self.revive_after}'
         )
-
-
-def read_estimate(state_dict: dict, prefix: str = '') -> dict[str, Tensor | int] | None:
-    """The estimate that a checkpoint holds; None where it holds none of this :data:`SCHEMA`.
-
-    Args:
-        state_dict: of a model.
-        prefix: of the estimator in it, ``'pfb.pruner.criterion.estimator.'`` in a segmentor.
-
-    Returns:
-        ``centroids``, ``counts``, ``idle`` as :class:`AdaptiveDensityEstimator` has them, and the
-        whole numbers ``num_seeded`` and ``num_updates``.
-    """
-    state = state_dict.get(f'{prefix}_extra_state')
-    if state is None or state[0, 2] != SCHEMA:
-        return None
-    names = ('centroids', 'counts', 'idle', 'num_seeded', 'num_updates')
-    clusters = Clusters.unpack(state)
-    return {name: getattr(clusters, name) for name in names}

@@ -15,8 +15,7 @@ from .draws import generator_of
 from .estimator import AdaptiveDensityEstimator
 from .quota import KeepQuota
 from .ranks import Gather, ProcessGroupOption, Ranks
-from .rows import take_rows
-from .selection import Selection, keep_highest
+from .selection import Selection, keep_highest, take_rows
 
 
 class BatchPruner(nn.Module):
@@ -58,6 +57,7 @@ class BatchPruner(nn.Module):
             agreed on it, in their first iteration. A single process asks every batch for its own.
         num_proposed (int | None): batch size before PFBBatchSampler left images out; as many stay
             as of all of these. None: none are left out.
+        step (int): iterations that were decided so far.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class BatchPruner(nn.Module):
         self.ranks = process_group if isinstance(process_group, Ranks) else Ranks(process_group)
         self.full_size: int | None = None
         self.num_proposed: int | None = None
-        self._step = 0
+        self.step = 0
         self._open: Decision | None = None
 
     @property
@@ -86,24 +86,19 @@ class BatchPruner(nn.Module):
         return getattr(self.criterion, 'estimator', None)
 
     @property
-    def step(self) -> int:
-        """Iterations that were decided so far."""
-        return self._step
-
-    @property
     def ready(self) -> bool:
         """Whether the criterion can decide."""
         return self.criterion.ready or self.quota.prune_ratio == 0
 
     def num_keep(self, batch_size: int) -> int:
         """Number of images that stay of a full batch in the next iteration."""
-        return self.quota.keep(self._step, batch_size) if self.ready else batch_size
+        return self.quota.keep(self.step, batch_size) if self.ready else batch_size
 
     def keeps_all(self, candidates: Candidates) -> bool:
         """Whether the share to keep comes to every image in the next iteration."""
-        size = self._agree_on_full_size(candidates.num, candidates.device)
+        size = self._agree_on_full_size(candidates)
         ready = self.ready and candidates.ready
-        return self.quota.prune_ratio == 0 or (ready and self.quota.keep(self._step, size) == size)
+        return self.quota.prune_ratio == 0 or (ready and self.num_keep(size) == size)
 
     def forward(self, batch: Tensor | Candidates) -> Selection:
         """Score a batch, choose, and learn from what was chosen (Algorithm 1, lines 6–10).
@@ -142,37 +137,28 @@ class BatchPruner(nn.Module):
         """
         if self._open is not None:
             raise RuntimeError(
-                f'the decision of iteration {self._step} was never committed: call '
+                f'the decision of iteration {self.step} was never committed: call '
                 'decision.commit() after the forward pass of the images that stay, or '
                 'discard() if there was none'
             )
         if trial:
             return self._try(candidates)
-        num, size = candidates.num, self._agree_on_full_size(candidates.num, candidates.device)
-        ready = self.ready and candidates.ready
-        num_keep = self.quota.keep(self._step, size) if ready else size
         if self.keeps_all(candidates):
-            decision = Decision(self, _all(candidates), looked=False)
-        else:
-            observation = self.criterion.observe(candidates)
-            selection = _all(candidates)
-            if ready:
-                indices, score = self._choose(observation, min(num_keep, num))
-                selection = Selection(
-                    num,
-                    len(indices),
-                    indices=indices,
-                    score=score,
-                    score_name=self.criterion.score_name,
-                    samples=candidates.samples,
-                )
-            lesson = None
-            if self.criterion.learn is not None:
-                kept = observation.index_select(0, selection.indices)
-                lesson = self.ranks.gather(_fill_up(kept, num_keep))
-            decision = Decision(self, selection, lesson=lesson)
-        self._open = decision
-        return decision
+            self._open = Decision(self, _all(candidates), looked=False)
+            return self._open
+        size = self._agree_on_full_size(candidates)
+        ready = self.ready and candidates.ready
+        num_keep = self.num_keep(size) if ready else size
+        observation = self.criterion.observe(candidates)
+        selection = _all(candidates)
+        if ready:
+            selection = self._choose(candidates, observation, min(num_keep, candidates.num))
+        lesson = None
+        if self.criterion.learn is not None:
+            kept = observation.index_select(0, selection.indices)
+            lesson = self.ranks.gather(_fill_up(kept, num_keep))
+        self._open = Decision(self, selection, lesson=lesson)
+        return self._open
 
     def discard(self) -> None:
         """Forget a decision that was not committed, because its step failed."""
@@ -189,14 +175,20 @@ class BatchPruner(nn.Module):
         indices = torch.arange(num_kept, device=candidates.device)
         return Decision(self, Selection(candidates.num, num_kept, indices=indices))
 
-    def _choose(self, observation: Tensor, num_keep: int) -> tuple[Tensor, Tensor | None]:
-        """(num_keep,) ascending positions, and (N,) scores if the criterion has a name for them."""
-        generator = generator_of(self.seed, self._step, observation.device)
+    def _choose(self, candidates: Candidates, observation: Tensor, num_keep: int) -> Selection:
+        generator = generator_of(self.seed, self.step, observation.device)
         with torch.inference_mode():  # the many small calls cost less
             score = self.criterion.score(observation)
             kept = keep_highest(self.criterion.importance(score, generator), num_keep)
-        # Autograd takes no tensor that was made in there.
-        return kept.clone(), score.clone() if self.criterion.score_name else None
+        name = self.criterion.score_name
+        return Selection(
+            candidates.num,
+            num_keep,
+            indices=kept.clone(),  # autograd takes no tensor that was made in there
+            score=score.clone() if name else None,
+            score_name=name,
+            samples=candidates.samples,
+        )
 
     def _commit(self, decision: Decision) -> None:
         if decision is not self._open:
@@ -205,17 +197,19 @@ class BatchPruner(nn.Module):
             with torch.no_grad():
                 self.criterion.learn(decision.lesson.wait())
         self._open = None
-        self._step += 1
+        self.step += 1
 
-    def _agree_on_full_size(self, batch_size: int, device: torch.device) -> int:
+    def _agree_on_full_size(self, candidates: Candidates) -> int:
         """N of a full batch, on whichever process. If nobody said it, the first call asks all."""
+        num = candidates.num
         if self.ranks.size == 1:
-            return max(batch_size, self.num_proposed or 0)
+            return max(num, self.num_proposed or 0)
         if self.full_size is None:
-            self.full_size = max(n for (n,) in self.ranks.all_values((batch_size,), device))
-        if batch_size > self.full_size:
+            sizes = self.ranks.gather(torch.tensor([num], device=candidates.device))
+            self.full_size = int(sizes.wait().max())
+        if num > self.full_size:
             raise ValueError(
-                f'a batch of {batch_size} images on rank {self.ranks.rank}, where a full one has '
+                f'a batch of {num} images on rank {self.ranks.rank}, where a full one has '
                 f'{self.full_size}: batches may become smaller, not larger; let the first one be '
                 'as large as any, or set full_size'
             )
@@ -223,11 +217,10 @@ class BatchPruner(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """What an averaged or half-precision copy of the model must not touch: whole numbers."""
-        return torch.tensor([self._step, self.full_size or 0])
+        return torch.tensor([self.step, self.full_size or 0])
 
     def set_extra_state(self, state: Tensor) -> None:
-        step, full_size = state.tolist()
-        self._step = step
+        self.step, full_size = state.tolist()
         self.full_size = full_size or None
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:

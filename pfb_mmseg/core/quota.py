@@ -40,13 +40,6 @@ class KeepQuota:
         return self._means[batch_size]
 
     def keep(self, iteration: int, batch_size: int) -> int:
-        """Number of images that stay, in [1, batch_size].
-
-        Args:
-            iteration: t, counted from 0.
-            batch_size: N, at least 1.
-        """
-        check_integer('iteration', iteration, low=0)
-        check_integer('batch_size', batch_size, low=1)
+        """Number of images that stay of N >= 1 in iteration t >= 0, in [1, batch_size]."""
         whole, parts = self.mean(batch_size).as_integer_ratio()
         return (iteration + 1) * whole // parts - iteration * whole // parts

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 from torch import distributed as dist
 
@@ -86,13 +85,8 @@ class Ranks:
         return dist.get_rank(self.group) if self.size > 1 else 0
 
     def gather(self, rows: Tensor) -> Gather:
-        """Send (K, ...) rows on their way to all; K is the same in every process."""
+        """Send rows (K, ...) on their way to all; K is the same in every process."""
         return Gather(self, rows)
-
-    def all_values(self, values: tuple[int, ...], device: torch.device) -> list[tuple[int, ...]]:
-        """The values of every process, by rank. The host waits: not for every iteration."""
-        mine = torch.tensor([values], device=device)
-        return [tuple(row) for row in self.gather(mine).wait().tolist()]
 
     def mean(self, tensor: Tensor) -> Mean:
         """Send a tensor on its way into the mean over all processes; one shape in every process."""

@@ -68,16 +68,9 @@ def _inside(share: Tensor, num: int) -> Tensor:
 
 
 def token_grid(num_tokens: int, height: int, width: int) -> tuple[int, int] | None:
-    """The (H, W) of the tokens of an image, where patches of one size cover it.
-
-    Args:
-        num_tokens: L.
-        height: of the image as the network takes it, padding included, in pixels.
-        width: likewise.
-
-    Returns:
-        None where no square patch gives so many, as where there is a class token.
-    """
+    """The (H, W) of the L tokens of an image, where patches of one size cover it; None where no
+    square patch gives so many, as where there is a class token. The image's height and width are in
+    pixels, as the network takes it, padding included."""
     for patch in range(1, max(height, width) + 1):
         grid = (math.ceil(height / patch), math.ceil(width / patch))
         if math.prod(grid) <= num_tokens:
@@ -87,14 +80,8 @@ def token_grid(num_tokens: int, height: int, width: int) -> tuple[int, int] | No
 
 @torch.no_grad()
 def pool_features(features: Tensor, dim: int) -> Tensor:
-    """Spatial mean, then average pooling over neighbouring channels down to ``dim``.
-
-    Args:
-        features: (N, C, H, W) or any other (N, C, ...).
-        dim: D, in [1, C].
-
-    Returns:
-        (N, D) float32, without gradient.
+    """Spatial mean of (N, C, ...), then average pooling over neighbouring channels down to D =
+    ``dim``, in [1, C]: (N, D) float32, without gradient.
 
     Raises:
         ValueError: there are fewer than ``dim`` channels.

@@ -8,9 +8,17 @@ import torch
 from torch import Tensor
 
 from .checks import check_integer
-from .rows import take_rows
 
 LOG_DENSITY = 'log_density'  # the score of the paper's criterion
+
+
+def take_rows(rows: Tensor, indices: Tensor) -> Tensor:
+    """(N, ...) -> (K, ...): ``rows.index_select(0, indices)``, for (K,) int64 on any device; a
+    channels_last tensor stays channels_last."""
+    indices = indices.to(rows.device)
+    if rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last):
+        return rows.permute(0, 2, 3, 1).index_select(0, indices).permute(0, 3, 1, 2)
+    return rows.index_select(0, indices)
 
 
 class Selection:
@@ -95,14 +103,8 @@ def explored_log_density(
 
 
 def keep_highest(importance: Tensor, num_keep: int) -> Tensor:
-    """Ascending positions of the ``num_keep`` images of highest importance (Eq. 1).
-
-    Args:
-        importance: (N,); of equal ones the first stay, and NaN counts as the lowest of all.
-        num_keep: K, in [1, N].
-
-    Returns:
-        (num_keep,) int64.
+    """Ascending positions (K,) of the K = ``num_keep`` images, in [1, N], of highest importance
+    (N,) (Eq. 1); of equal ones the first stay, and NaN counts as the lowest of all.
 
     Raises:
         TypeError, ValueError: ``num_keep`` is no integer in [1, N], or ``importance`` is not

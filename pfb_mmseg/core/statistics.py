@@ -15,9 +15,6 @@ class SelectionStatistics:
     """
 
     def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
         self._kept = 0
         self._candidates = 0
         self._score_name: str | None = None
@@ -52,11 +49,9 @@ class SelectionStatistics:
     def flush(self) -> dict[str, float]:
         """Totals since the last call; starts over.
 
-        Returns:
-            ``kept`` and ``candidates``, numbers of images. Where images got a score, by its name,
-            such as ``log_density``: ``log_density_kept`` and ``log_density_dropped``, means over
-            the images with a finite score, left out where there is no image; and ``nonfinite``,
-            the number of the other images.
+        ``kept`` and ``candidates`` are numbers of images. Where images got a score, by its name:
+        ``log_density_kept`` and ``log_density_dropped``, means over the images with a finite score,
+        left out where there is no image; and ``nonfinite``, the number of the other images.
         """
         totals = {'kept': float(self._kept), 'candidates': float(self._candidates)}
         if self._sums is not None:
@@ -66,7 +61,7 @@ class SelectionStatistics:
             if num_dropped:
                 totals[f'{self._score_name}_dropped'] = dropped / num_dropped
             totals['nonfinite'] = nonfinite
-        self._reset()
+        self.__init__()
         return totals
 
     def state_dict(self) -> dict:

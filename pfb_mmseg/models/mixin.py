@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..blocking import feature_tensors, returned_by, score_again_alike, scoring_mode, shrink
-from ..core import Decision
+from ..core import Candidates, Decision
 from ..core.checks import check_given, check_keys
 from .exits import ExitLosses
 from .pfb import PartialForwardBlocking, option_names
 from .samples import select_samples, valid_shares
-from .task import ModelCandidates
 
 Losses = dict[str, Any]
 
@@ -75,7 +74,7 @@ class PFBMixin:
         return {k: v for k, v in losses.items() if not k.startswith(f'aux_{taught}.')}
 
 
-class BlockedStep(ModelCandidates):
+class BlockedStep(Candidates):
     """One training step, as its images see it::
 
         images, samples [N] -> the shallow part -> vectors [N] -> the early exit -> losses [N]
@@ -99,7 +98,9 @@ class BlockedStep(ModelCandidates):
         samples: list | Tensor,
         plain_loss: Callable[..., Losses],
     ) -> None:
-        super().__init__(model.pfb.task, images, samples)
+        super().__init__(len(images), images.device)
+        self.images = images
+        self.samples = samples
         self._model = model
         self._pfb: PartialForwardBlocking = model.pfb
         self._plain_loss = plain_loss
@@ -180,6 +181,14 @@ class BlockedStep(ModelCandidates):
         if self._at_exit is None:
             self._look()
         return self._at_exit.of_images
+
+    def losses(self) -> Tensor:
+        with scoring_mode(self._model, batch_statistics=False):
+            return self._pfb.task.losses(self.images, self.samples)
+
+    def classifier_gradients(self) -> Tensor:
+        with scoring_mode(self._model, batch_statistics=False):
+            return self._pfb.task.classifier_gradients(self.images, self.samples)
 
     @property
     def _weight(self) -> float:

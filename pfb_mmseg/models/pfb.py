@@ -17,7 +17,7 @@ from ..core.checks import check_choice, check_number, check_sizes
 from ..core.criterion import CriterionOption
 from ..core.ranks import Mean, ProcessGroupOption, Ranks
 from .exits import Exit
-from .task import ModelCandidates, Task, task_of
+from .task import Task, task_of
 
 STRATEGIES = ('two_pass', 'single_pass')
 EXITS = ('auxiliary', 'own')
@@ -206,8 +206,6 @@ class PartialForwardBlocking(nn.Module):
         if self.score_scale != 1:
             self.point.check_scale(self.score_scale)
         self.pruner.criterion.prepare(self.point.num_channels)
-        if self.pruner.criterion.scoring_pass == 'whole':
-            self._check_whole_pass()
         self.cost = step_cost(self.point.host, self.point, self.task.forward)
         if self.cost is not None and self.exit is not None:
             self.cost = self.cost._replace(exit=self.exit.flops())
@@ -220,14 +218,6 @@ class PartialForwardBlocking(nn.Module):
                 "strategy='single_pass' has chosen already; use exit='own' or strategy='two_pass'"
             )
         self.single_pass.check()
-
-    def _check_whole_pass(self) -> None:
-        """Refuse a criterion that asks the heads for what they cannot tell."""
-        images = self.point.blank_images(2)
-        samples = self.task.blank_samples(images)
-        if samples is not None:
-            with self.trying():
-                self.pruner.criterion.observe(ModelCandidates(self.task, images, samples))
 
     def start_run(self, full_batch: int | None) -> None:
         """Before the first iteration of a run, with the images per process in a full batch; None if

@@ -11,8 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..blocking import BlockingPoint, default_stage, least_trainable, scoring_mode
-from ..core import Candidates
+from ..blocking import BlockingPoint, default_stage, least_trainable
 from ..core.ranks import Ranks
 from .exits import Exit
 
@@ -61,11 +60,6 @@ class Task:
         """
         return default_stage(self.encoder, [])
 
-    def blank_samples(self, images: Tensor) -> list | None:
-        """Data samples for blank images (N, C, H, W), to try what a criterion asks of the heads;
-        None where it is not known what the model takes."""
-        return None
-
     def min_keep(self, ranks: Ranks) -> int:
         """Fewest images that a process can train the model on."""
         return least_trainable(self.model, ranks)
@@ -111,30 +105,6 @@ class Task:
             f"{known}. Use a criterion that does without, such as 'rare', or describe your model "
             'by a Task in pfb_mmseg.models.TASKS'
         )
-
-
-class ModelCandidates(Candidates):
-    """The images of a batch, of which the losses of a whole forward pass can be told.
-
-    Args:
-        task: of the model.
-        images: (N, C, H, W).
-        samples: N data samples, or labels in one tensor.
-    """
-
-    def __init__(self, task: Task, images: Tensor, samples: list | Tensor) -> None:
-        super().__init__(len(images), images.device)
-        self.images = images
-        self.samples = samples
-        self._task = task
-
-    def losses(self) -> Tensor:
-        with scoring_mode(self._task.model, batch_statistics=False):
-            return self._task.losses(self.images, self.samples)
-
-    def classifier_gradients(self) -> Tensor:
-        with scoring_mode(self._task.model, batch_statistics=False):
-            return self._task.classifier_gradients(self.images, self.samples)
 
 
 TASKS: dict[str, type[Task]] = {}

@@ -11,7 +11,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pfb_mmseg.core import AdaptiveDensityEstimator
 from pfb_mmseg.core.clusters import Clusters
-from pfb_mmseg.core.estimator import read_estimate
 
 
 def rows(seed, num=8, dim=4):
@@ -104,15 +103,6 @@ def test_packing_keeps_every_bit():
     assert (found.num_seeded, found.num_updates) == (2, 7)
 
 
-def test_a_checkpoint_can_be_read_without_an_estimator():
-    state = nn.ModuleDict({'estimator': trained()}).state_dict()
-    found = read_estimate(through_a_file(state), 'estimator.')
-    assert torch.equal(found['centroids'], trained().centroids)
-    assert torch.equal(found['counts'], trained().counts)
-    assert torch.equal(found['idle'], trained().idle)
-    assert read_estimate({}, 'estimator.') is None
-
-
 def test_a_state_of_another_schema_starts_afresh_and_says_so():
     state = trained().state_dict()
     state['_extra_state'][0, 2] = 0
@@ -120,7 +110,6 @@ def test_a_state_of_another_schema_starts_afresh_and_says_so():
     with pytest.warns(UserWarning, match='found one of schema 0 instead of 1: the estimate starts'):
         estimator.load_state_dict(state)
     assert not estimator.ready
-    assert read_estimate(state) is None
 
 
 def test_a_checkpoint_without_an_estimate_starts_afresh_and_says_so():
@@ -144,6 +133,7 @@ class TestWithoutAGivenLength:
     def test_it_is_128_or_the_number_of_channels(self, num_channels, dim):
         estimator = AdaptiveDensityEstimator(num_centroids=6, dim=None)
         assert estimator.dim is None and estimator.centroids is None
+        assert estimator.counts is estimator.idle is estimator.weights is None
         assert estimator.resolve_dim(num_channels) == dim == estimator.dim
         estimator.update(rows(0, 8, dim))
         before = estimator.centroids.clone()

@@ -15,28 +15,14 @@ _VANISHED = 1e-5
 
 
 def classifier_gradients(features: Tensor, logits_grad: Tensor) -> Tensor:
-    """Gradient of each image's loss with respect to the weight of its model's last layer.
-
-    Args:
-        features: (N, D, H, W), what goes into a 1x1 convolution, or (N, D), into a linear layer.
-        logits_grad: (N, C, H, W) or (N, C), see :func:`logits_gradient`.
-
-    Returns:
-        (N, C * D): outer products of the two, summed over pixels.
-    """
+    """(N, C * D), gradient of each image's loss with respect to the weight of its model's last
+    layer: outer products, summed over pixels, of what goes into it, (N, D, H, W) or (N, D), and the
+    gradient of what comes out, (N, C, H, W) or (N, C)."""
     return torch.einsum('nc...,nd...->ncd', logits_grad, features).flatten(1)
 
 
 def logits_gradient(logits: Tensor, losses: Callable[[Tensor], Tensor]) -> Tensor:
-    """Gradient of each image's own loss with respect to what comes out of the last layer.
-
-    Args:
-        logits: (N, ...).
-        losses: such logits -> (N,) loss of each image by its own.
-
-    Returns:
-        As ``logits``.
-    """
+    """Gradient of ``losses``, which makes (N,) of logits (N, ...), with respect to these."""
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(losses(leaf).sum(), leaf)

@@ -57,11 +57,7 @@ class Rare(Criterion):
         return self.estimator.ready
 
     def prepare(self, num_channels: int) -> None:
-        """Settle D.
-
-        Raises:
-            ValueError: it is more than the number of channels.
-        """
+        """Settle D, or raise ValueError if it is more than there are channels."""
         self.estimator.resolve_dim(num_channels)
 
     def observe(self, candidates: Candidates) -> Tensor:

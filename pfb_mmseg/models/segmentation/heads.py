@@ -82,8 +82,8 @@ def image_means(head: BaseDecodeHead, pixels: Tensor, labels: Tensor) -> Tensor:
 
 def pixel_sums(logits: Tensor, labels: Tensor, kind: Labels) -> tuple[Tensor, Tensor]:
     """Cross entropy of an early exit: (N, C, h, w) logits, of which one channel stands for two
-    classes, and (N, 1, h, w) labels -> (N,) float32 sums over the pixels of each image, and (N,) how
-    many pixels its mean counts."""
+    classes, and (N, 1, h, w) labels -> (N,) float32 sums over the pixels of each image, and (N,)
+    how many pixels its mean counts."""
     pixels, ignored = _cross_entropy(logits, labels.squeeze(1), kind.ignore_index)
     sums = pixels.flatten(1).sum(dim=1)
     if kind.over_labelled:

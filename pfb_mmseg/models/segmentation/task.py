@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from mmengine.structures import PixelData
 from mmseg.models.utils import resize
-from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from ...blocking import BlockingPoint, default_stage
@@ -39,12 +36,6 @@ class SegmentorTask(Task):
         size = tuple(image.shape[-2:])
         shapes = dict.fromkeys(('ori_shape', 'img_shape', 'pad_shape', 'batch_input_shape'), size)
         return self.model.encode_decode(image, [shapes])
-
-    def blank_samples(self, images: Tensor) -> list:
-        size = tuple(images.shape[-2:])
-        labels = torch.zeros(1, *size, dtype=torch.int64, device=images.device)
-        metainfo = dict.fromkeys(('ori_shape', 'img_shape', 'pad_shape'), size)
-        return [SegDataSample(metainfo=metainfo, gt_sem_seg=PixelData(data=labels)) for _ in images]
 
     def build_exit(self, point: BlockingPoint, ranks: Ranks, kind: str | None, seed: int) -> Exit:
         index = None if kind == 'own' else readable_head(self.model, point)
