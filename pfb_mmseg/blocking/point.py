@@ -171,7 +171,7 @@ class BlockingPoint:
             ValueError: see :meth:`prepare`.
         """
         self.prepare(images)
-        return self.vectors(self.reach(lambda: self.encoder(images)))
+        return self.vectors(self.reach(lambda: self.encoder(images))).detach()
 
     def candidates(self, images: Tensor) -> PointCandidates:
         """The images (N, ...) of a batch for :class:`BatchPruner`; they run up to this point if its
@@ -252,7 +252,7 @@ class BlockingPoint:
     def vectors(
         self, output: Any, valid: Tensor | None = None, size: tuple[int, int] | None = None
     ) -> Tensor:
-        """What the module returns -> (N, C) float32 without gradient, see :meth:`score`.
+        """What the module returns -> (N, C) float32, see :meth:`score`.
 
         Args:
             output: of the module.
@@ -266,14 +266,6 @@ class BlockingPoint:
             has_space = tensor.ndim == 4 or grid is not None
             vectors.append(spatial_mean(tensor, dim, valid if has_space else None, grid))
         return torch.cat(vectors, dim=1)
-
-    def means(self, output: Any) -> Tensor:
-        """The same as :meth:`vectors`, with the gradient and in the type of the output."""
-        means = [
-            tensor.flatten(2).mean(dim=2) if dim == 1 else tensor.flatten(1, -2).mean(dim=1)
-            for tensor, dim in zip(feature_tensors(output), self.channel_dims, strict=True)
-        ]
-        return torch.cat(means, dim=1)
 
 
 @contextmanager

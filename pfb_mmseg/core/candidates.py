@@ -55,15 +55,12 @@ class Candidates:
 
 
 class FeatureCandidates(Candidates):
-    """Images of which nothing is known but their features.
-
-    Args:
-        features: (N, C, H, W) at the blocking point, or (N, C) if averaged over space already.
-    """
+    """Images of which nothing is known but their features at the blocking point, (N, C, H, W), or
+    (N, C) if averaged over space already."""
 
     def __init__(self, features: Tensor) -> None:
         super().__init__(len(features), features.device)
         self._features = features
 
     def features(self) -> Tensor:
-        return spatial_mean(self._features)
+        return spatial_mean(self._features).detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from .criterion import CRITERIA, CriterionOption
 from .draws import generator_of
 from .estimator import AdaptiveDensityEstimator
 from .quota import KeepQuota
-from .ranks import Gather, ProcessGroupOption, Ranks
+from .ranks import Pending, ProcessGroupOption, Ranks
 from .selection import Selection, keep_highest, take_rows
 
 
@@ -235,27 +236,20 @@ class BatchPruner(nn.Module):
         )
 
 
+@dataclass(eq=False)
 class Decision:
     """What becomes of one batch. As a context manager it commits itself unless the step failed.
 
-    Args:
-        pruner: whose decision it is.
+    Attributes:
         selection: of this process's images.
         looked: False if every image stays and none was looked at.
         lesson: what the criterion learns from, on its way from all processes.
     """
 
-    def __init__(
-        self,
-        pruner: BatchPruner,
-        selection: Selection,
-        looked: bool = True,
-        lesson: Gather | None = None,
-    ) -> None:
-        self._pruner = pruner
-        self.selection = selection
-        self.looked = looked
-        self.lesson = lesson
+    _pruner: BatchPruner
+    selection: Selection
+    looked: bool = True
+    lesson: Pending | None = None
 
     @property
     def unchanged(self) -> bool:

@@ -84,13 +84,24 @@ class Ranks:
         """Number of this process, in [0, size)."""
         return dist.get_rank(self.group) if self.size > 1 else 0
 
-    def gather(self, rows: Tensor) -> Gather:
-        """Send rows (K, ...) on their way to all; K is the same in every process."""
-        return Gather(self, rows)
+    def gather(self, rows: Tensor) -> Pending:
+        """Send rows (K, ...), K the same in every process, on their way to all, where they arrive
+        as (size * K, ...), by rank."""
+        sent = rows.contiguous()
+        if self.size == 1:
+            return Pending(sent)
+        received = rows.new_empty(self.size * len(rows), *rows.shape[1:])
+        # Its name in newer versions of torch, where the other one warns.
+        gather = getattr(dist, 'all_gather_single', dist.all_gather_into_tensor)
+        return Pending(received, gather(received, sent, group=self.group, async_op=True), sent)
 
-    def mean(self, tensor: Tensor) -> Mean:
-        """Send a tensor on its way into the mean over all processes; one shape in every process."""
-        return Mean(self, tensor)
+    def mean(self, tensor: Tensor) -> Pending:
+        """Send a tensor, of one shape in every process, on its way into the mean over all."""
+        tensor = tensor.contiguous()
+        if self.size == 1:
+            return Pending(tensor)
+        work = dist.all_reduce(tensor, group=self.group, async_op=True)
+        return Pending(tensor, work, divisor=self.size)
 
     def collect(self, value: Any) -> list:
         """The picklable value of every process, by rank, in the first one; [] in the others.
@@ -109,39 +120,30 @@ class Ranks:
         return 0 if self.group is None else dist.get_global_rank(self.group, 0)
 
 
-class Gather:
-    """Rows of every process on their way to all, see :meth:`Ranks.gather`."""
+class Pending:
+    """A tensor on its way between the processes, see :meth:`Ranks.gather` and :meth:`Ranks.mean`.
 
-    def __init__(self, ranks: Ranks, rows: Tensor) -> None:
-        # Kept until they have arrived: the collective reads them meanwhile.
-        self._sent = rows.contiguous()
-        self._received, self._work = self._sent, None
-        if ranks.size > 1:
-            self._received = rows.new_empty(ranks.size * len(rows), *rows.shape[1:])
-            # Its name in newer versions of torch, where the other one warns.
-            gather = getattr(dist, 'all_gather_single', dist.all_gather_into_tensor)
-            self._work = gather(self._received, self._sent, group=ranks.group, async_op=True)
+    Args:
+        tensor: in which it arrives.
+        work: of the collective; None if it is there already.
+        sent: what the collective reads meanwhile, and is kept for that.
+        divisor: of what arrives.
+    """
 
-    def wait(self) -> Tensor:
-        """(size * K, ...), by rank, the same in every process. Only the device waits."""
-        if self._work is not None:
-            self._work.wait()
-        return self._received
-
-
-class Mean:
-    """A tensor on its way into the mean over all processes, see :meth:`Ranks.mean`."""
-
-    def __init__(self, ranks: Ranks, tensor: Tensor) -> None:
-        self._sum, self._size, self._work = tensor.contiguous(), ranks.size, None
-        if self._size > 1:
-            self._work = dist.all_reduce(self._sum, group=ranks.group, async_op=True)
+    def __init__(
+        self,
+        tensor: Tensor,
+        work: dist.Work | None = None,
+        sent: Tensor | None = None,
+        divisor: int = 1,
+    ) -> None:
+        self._tensor, self._work, self._sent, self._divisor = tensor, work, sent, divisor
 
     def wait(self) -> Tensor:
-        """The mean, bit for bit the same in every process. Only the device waits."""
+        """The tensor, bit for bit the same in every process. Only the device waits."""
         if self._work is not None:
             self._work.wait()
-        return self._sum / self._size if self._size > 1 else self._sum
+        return self._tensor if self._divisor == 1 else self._tensor / self._divisor
 
 
 def _check_group(group: object, option: object) -> None:

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from .checks import check_dim
 
 
-@torch.no_grad()
 def spatial_mean(
     features: Tensor,
     channel_dim: int = 1,
@@ -32,7 +31,7 @@ def spatial_mean(
             :func:`token_grid`.
 
     Returns:
-        (N, C) float32, without gradient.
+        (N, C) float32.
 
     Raises:
         ValueError: ``features`` has no channels; or ``valid`` is given and there is no height and
@@ -41,7 +40,7 @@ def spatial_mean(
     _check_features(features)
     spatial = [d for d in range(1, features.ndim) if d != channel_dim % features.ndim]
     if not spatial:
-        return features.detach().float()
+        return features.float()
     if valid is None or (valid.device.type == 'cpu' and bool((valid == 1).all())):
         return features.mean(dim=spatial, dtype=torch.float32)
     if len(spatial) == 1 and grid is not None and math.prod(grid) == features.shape[spatial[0]]:

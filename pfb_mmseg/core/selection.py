@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -21,6 +22,7 @@ def take_rows(rows: Tensor, indices: Tensor) -> Tensor:
     return rows.index_select(0, indices)
 
 
+@dataclass(eq=False)
 class Selection:
     """Which images of a process's batch stay.
 
@@ -35,22 +37,12 @@ class Selection:
             there are none.
     """
 
-    def __init__(
-        self,
-        num_candidates: int,
-        num_kept: int,
-        *,
-        indices: Tensor,
-        score: Tensor | None = None,
-        score_name: str | None = None,
-        samples: list | Tensor | None = None,
-    ) -> None:
-        self.num_candidates = num_candidates
-        self.num_kept = num_kept
-        self.indices = indices
-        self.score = score
-        self.score_name = score_name
-        self.samples = samples
+    num_candidates: int
+    num_kept: int
+    indices: Tensor
+    score: Tensor | None = None
+    score_name: str | None = None
+    samples: list | Tensor | None = None
 
     @cached_property
     def kept(self) -> Tensor:
@@ -63,14 +55,8 @@ class Selection:
         """The same on the CPU, fetched once for all who ask. Waits for the device."""
         if self.indices.device.type == 'cpu':
             return self
-        return Selection(
-            self.num_candidates,
-            self.num_kept,
-            indices=self.indices.cpu(),
-            score=None if self.score is None else self.score.cpu(),
-            score_name=self.score_name,
-            samples=self.samples,
-        )
+        score = None if self.score is None else self.score.cpu()
+        return replace(self, indices=self.indices.cpu(), score=score)
 
     def take(self, rows: Tensor) -> Tensor:
         """(N, ...) of this batch -> those of the images that stay, on any device."""

@@ -17,7 +17,7 @@ def describe(pfb: PartialForwardBlocking) -> str:
     )
     if pfb.exit_loss_weight > 0:
         sentence += (
-            f'; the loss of {pfb.exit.describe()} over all images trains the part in front with '
+            f'; the loss of {pfb.exit.name} over all images trains the part in front with '
             f'weight {pfb.exit_loss_weight:g}'
         )
     if pfb.cost is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..blocking import BlockingPoint, count_flops, returned_by, scoring_mode
-from ..core.ranks import Mean, Ranks
+from ..core.ranks import Pending, Ranks
 
 # Steps in which an exit with weights of its own learns from all images before it decides.
 _WARM_UP = 10
@@ -33,7 +33,7 @@ class ExitLosses(NamedTuple):
 
     of_images: Tensor
     training: dict[str, Tensor]
-    lesson: Mean | None = None
+    lesson: Pending | None = None
 
 
 class Exit(ABC):
@@ -43,11 +43,13 @@ class Exit(ABC):
         point: where images are blocked.
 
     Attributes:
+        name (str): for the log.
         ready (bool): whether its losses tell anything yet.
         behind (bool): whether it reads a module that runs after the blocking point.
         head_index (int | None): which auxiliary head of the model it is; None for none.
     """
 
+    name: str
     ready = True
     behind = False
     head_index: int | None = None
@@ -85,10 +87,6 @@ class Exit(ABC):
     def logits(self, output: Any, size: tuple[int, int]) -> Tensor:
         """What the module returned for images of (H, W) -> the exit's logits."""
 
-    @abstractmethod
-    def describe(self) -> str:
-        """Its name, for the log: ``'the auxiliary head'``."""
-
     def flops(self) -> float:
         """Floating-point operations of the exit for the blank image."""
         image = self.point.blank_images(1)
@@ -97,14 +95,6 @@ class Exit(ABC):
             with returned_by(self.module) as outputs:
                 self.point.reach(lambda: self.point.encoder(image), until)
             return count_flops(lambda: self.logits(outputs[-1][0], tuple(image.shape[-2:])))
-
-    def pack(self) -> Tensor:
-        """What a resumed run needs, as one tensor of integers: MMEngine broadcasts and averages
-        the entries of a state_dict, and only leaves these as they are."""
-        return torch.zeros(1, dtype=torch.int32)
-
-    def unpack(self, state: Tensor) -> None:  # noqa: B027  most have nothing to go on from
-        """Go on from :meth:`pack`."""
 
 
 def finite_rows(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,6 +117,8 @@ class OwnExit(Exit):
         ranks: the processes that train together.
         seed: of the initial weights.
     """
+
+    name = 'a small early exit'
 
     def __init__(self, point: BlockingPoint, ranks: Ranks, seed: int) -> None:
         super().__init__(point)
@@ -158,9 +150,6 @@ class OwnExit(Exit):
         if self._moments.device != device:
             self.layers.to(device)
             self._moments = self._moments.to(device)
-
-    def describe(self) -> str:
-        return 'a small early exit'
 
     @property
     def ready(self) -> bool:
@@ -204,7 +193,7 @@ class OwnExit(Exit):
         return ExitLosses(losses, training, self._ranks.mean(lesson))
 
     @torch.no_grad()
-    def learn(self, lesson: Mean) -> None:
+    def learn(self, lesson: Pending) -> None:
         """A step of Adam. Torch's own would ask its counter of steps for a number."""
         gradient = lesson.wait()
         self._learnt += 1
@@ -219,16 +208,21 @@ class OwnExit(Exit):
             weight.sub_(step.view_as(weight))
 
     def pack(self) -> Tensor:
-        """(1 + 3 P,) int32: how many batches were learnt from; then the bits of the P weights, and
-        of the first and the second moments of their gradients. (1,) before :meth:`prepare`."""
+        """What a resumed run needs, as one tensor of integers: MMEngine broadcasts and averages the
+        entries of a state_dict, and only leaves these as they are.
+
+        Returns:
+            (1 + 3 P,) int32: how many batches were learnt from; then the bits of the P weights, and
+            of the first and the second moments of their gradients. (1,) before :meth:`prepare`.
+        """
         if self.layers is None:
-            return super().pack() if self._state is None else self._state
+            return torch.zeros(1, dtype=torch.int32) if self._state is None else self._state
         weights = [weight.detach().flatten() for weight in self._weights()]
         bits = torch.cat([*weights, self._moments.flatten()]).view(torch.int32)
         return torch.cat([torch.full_like(bits[:1], self._learnt), bits])
 
     def unpack(self, state: Tensor) -> None:
-        """Warns and starts anew where the state is that of an exit of another size."""
+        """Go on from :meth:`pack`; warn and start anew where that was an exit of another size."""
         self._state = state if len(state) > 1 else None
         if self.layers is not None:
             self._take_state()

@@ -248,7 +248,7 @@ class BlockedStep(Candidates):
                 "there; use criterion='random' with exit_loss_weight=0 and strategy='two_pass'"
             )
         valid = valid_shares(self.samples, tuple(self.images.shape[-2:]))
-        self._vectors = pfb.point.vectors(output, valid, size)
+        self._vectors = pfb.point.vectors(output, valid, size).detach()
         if pfb.exit is None:
             return
         output, leaves_graph = at_exit[-1]

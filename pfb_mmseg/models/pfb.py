@@ -15,8 +15,8 @@ from ..blocking.devices import random_state_kept
 from ..core import AdaptiveDensityEstimator, BatchPruner, Decision, KeepQuota, Selection
 from ..core.checks import check_choice, check_number, check_sizes
 from ..core.criterion import CriterionOption
-from ..core.ranks import Mean, ProcessGroupOption, Ranks
-from .exits import Exit
+from ..core.ranks import Pending, ProcessGroupOption, Ranks
+from .exits import Exit, OwnExit
 from .task import Task, task_of
 
 STRATEGIES = ('two_pass', 'single_pass')
@@ -263,7 +263,7 @@ class PartialForwardBlocking(nn.Module):
             )
         return self.pruning
 
-    def end_step(self, decision: Decision, lesson: Mean | None) -> None:
+    def end_step(self, decision: Decision, lesson: Pending | None) -> None:
         """After the forward pass of the images that stay: what criterion and exit learn from has
         travelled between the processes meanwhile."""
         if self.trial:
@@ -299,8 +299,9 @@ class PartialForwardBlocking(nn.Module):
                 buffer.copy_(buffers[name])
 
     def get_extra_state(self) -> Tensor:
-        """Of the exit, see :meth:`Exit.pack`."""
-        return torch.zeros(1, dtype=torch.int32) if self.exit is None else self.exit.pack()
+        """Of an exit with weights of its own, see :meth:`OwnExit.pack`."""
+        own = isinstance(self.exit, OwnExit)
+        return self.exit.pack() if own else torch.zeros(1, dtype=torch.int32)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         # The checkpoint of a model without PFB has none.
@@ -308,7 +309,7 @@ class PartialForwardBlocking(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def set_extra_state(self, state: Tensor) -> None:
-        if self.exit is not None:
+        if isinstance(self.exit, OwnExit):
             self.exit.unpack(state)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pfb_mmseg.core.rows import take_rows
+from pfb_mmseg.core.selection import take_rows
 
 CHOSEN = torch.tensor([0, 3, 4])
 

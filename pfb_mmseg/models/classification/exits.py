@@ -46,7 +46,7 @@ class LinearExit(OwnExit):
         return nn.Sequential(Standardise(), nn.Linear(self.point.num_channels, self._num_classes))
 
     def features(self, output: Any, size: tuple[int, int]) -> Tensor:
-        return self.point.means(output)
+        return self.point.vectors(output)
 
     def sums(self, logits: Tensor, samples: list | Tensor) -> tuple[Tensor, Tensor]:
         """Cross entropy; the mean counts every image once."""

@@ -52,6 +52,8 @@ class AuxiliaryExit(Exit):
         index: which of the auxiliary heads.
     """
 
+    name = 'the auxiliary head'
+
     def __init__(self, point: BlockingPoint, index: int) -> None:
         super().__init__(point)
         self.head_index = index
@@ -122,9 +124,6 @@ class AuxiliaryExit(Exit):
         name = next((stage for stage in reversed(stages) if stage in found), [*found][-1])
         self._path = name.split('.')
         self._channel_dim, self.behind = found[name]
-
-    def describe(self) -> str:
-        return 'the auxiliary head'
 
     def logits(self, output: Any, size: tuple[int, int]) -> Tensor:
         return self._logits(as_maps(output, self._channel_dim, size))
