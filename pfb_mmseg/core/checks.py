@@ -74,14 +74,6 @@ def check_dim(dim: int, num_channels: int) -> None:
         )
 
 
-def check_given(owner: str, name: str, value: object, others: Iterable[str], example: str) -> None:
-    """Refuse None for a required option, and name one of ``others`` that may be a misspelling."""
-    if value is None:
-        meant = difflib.get_close_matches(name, others, n=1, cutoff=0.5)
-        hint = f'; {meant[0]!r} was given, did you mean {name!r}?' if meant else ''
-        raise TypeError(f'{owner} needs {name}, for example {example}{hint}')
-
-
 def check_keys(name: str, options: object, allowed: Iterable[str]) -> None:
     """Refuse a dict with a key that is not allowed, and suggest the most similar one."""
     allowed = tuple(allowed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -131,7 +132,8 @@ class Clusters:
         far = torch.finfo(rows.dtype).max
         rows.nan_to_num_(far, far, far)
         # Autocast leaves float64 alone, and would cast products of float32.
-        with torch.autocast(rows.device.type, enabled=False):
+        wide = rows.dtype == torch.float64
+        with nullcontext() if wide else torch.autocast(rows.device.type, enabled=False):
             joined = nearest(rows, self._points)  # Eq. 7
             # A product with the one-hot assignment instead of index_add_: its result does not
             # depend on the order of threads, so every rank holds the same bits.

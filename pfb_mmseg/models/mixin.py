@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from ..blocking import feature_tensors, returned_by, score_again_alike, scoring_mode, shrink
 from ..core import Candidates, Decision
-from ..core.checks import check_given, check_keys
+from ..core.checks import check_keys
 from .exits import ExitLosses
-from .pfb import PartialForwardBlocking, option_names
+from .pfb import PartialForwardBlocking
 from .samples import select_samples, valid_shares
 
 Losses = dict[str, Any]
@@ -29,9 +30,9 @@ class PFBMixin:
     the host's own.
     """
 
-    def __init__(self, *args: Any, pfb: dict | None = None, **kwargs: Any) -> None:
-        check_given(type(self).__name__, 'pfb', pfb, kwargs, example='pfb=dict(prune_ratio=0.3)')
-        check_keys('pfb', pfb, option_names())
+    def __init__(self, *args: Any, pfb: dict, **kwargs: Any) -> None:
+        _, *options = inspect.signature(PartialForwardBlocking).parameters  # but the model
+        check_keys('pfb', pfb, options)
         super().__init__(*args, **kwargs)
         self.pfb = PartialForwardBlocking(self, **pfb)
 
@@ -103,16 +104,12 @@ class BlockedStep(Candidates):
         self.samples = samples
         self._model = model
         self._pfb: PartialForwardBlocking = model.pfb
+        self.ready = model.pfb.knows_losses
         self._plain_loss = plain_loss
         self._with_gradient = torch.is_grad_enabled()
         self._vectors: Tensor | None = None
         self._at_exit: ExitLosses | None = None
         self._decision: Decision | None = None
-
-    @property
-    def ready(self) -> bool:
-        pfb = self._pfb
-        return pfb.pruner.criterion.scoring_pass != 'exit' or pfb.exit.ready
 
     @property
     @torch.compiler.disable

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from ..blocking import BlockingPoint, SinglePass, StepCost, step_cost
 from ..blocking.devices import random_state_kept
-from ..core import AdaptiveDensityEstimator, BatchPruner, Decision, KeepQuota, Selection
+from ..core import AdaptiveDensityEstimator, BatchPruner, Decision, Selection
 from ..core.checks import check_choice, check_number, check_sizes
 from ..core.criterion import CriterionOption
 from ..core.ranks import Pending, ProcessGroupOption, Ranks
@@ -110,6 +109,7 @@ class PartialForwardBlocking(nn.Module):
             seed=seed,
             process_group=ranks,
         )
+        self.quota = self.pruner.quota
         self.score_scale = score_scale
         chosen = self.pruner.criterion
         self.exit_loss_weight = float(
@@ -136,19 +136,19 @@ class PartialForwardBlocking(nn.Module):
         self.cost: StepCost | None = None
 
     @property
-    def quota(self) -> KeepQuota:
-        return self.pruner.quota
-
-    @property
     def estimator(self) -> AdaptiveDensityEstimator | None:
         """Of the density that decides; None if none does."""
         return self.pruner.estimator if self.quota.prune_ratio > 0 else None
 
     @property
+    def knows_losses(self) -> bool:
+        """Whether the exit's losses can be compared, if the criterion asks for them."""
+        return self.pruner.criterion.scoring_pass != 'exit' or self.exit.ready
+
+    @property
     def ready(self) -> bool:
         """Whether images can be compared yet; until then all stay."""
-        waits = self.pruner.criterion.scoring_pass == 'exit' and not self.exit.ready
-        return self.pruner.ready and not waits
+        return self.pruner.ready and self.knows_losses
 
     @property
     def selection(self) -> Selection | None:
@@ -311,13 +311,6 @@ class PartialForwardBlocking(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         if isinstance(self.exit, OwnExit):
             self.exit.unpack(state)
-
-
-def option_names() -> list[str]:
-    """Of the options of ``model.pfb``."""
-    return [
-        name for name in inspect.signature(PartialForwardBlocking).parameters if name != 'model'
-    ]
 
 
 def _inside(task: Task, block_after: str) -> str:

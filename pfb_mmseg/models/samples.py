@@ -24,9 +24,6 @@ def select_samples(data_samples: list | Tensor, decision: Decision) -> list | Te
     Args:
         data_samples: N data elements, or tensors, or one tensor (N, ...).
         decision: about these N.
-
-    Returns:
-        K samples of the same type.
     """
     if isinstance(data_samples, Tensor):
         return decision.take(data_samples)
@@ -39,15 +36,11 @@ def select_samples(data_samples: list | Tensor, decision: Decision) -> list | Te
 
 
 def valid_shares(data_samples: list | Tensor, size: tuple[int, int]) -> Tensor | None:
-    """Which share of each image is no padding.
+    """Which share of the height and width of each image of (H, W) is no padding: (N, 2) floats in
+    (0, 1] on the CPU; None if nothing was padded.
 
-    Args:
-        data_samples: N, with ``img_shape`` and ``pad_shape`` in their metainfo where they were
-            padded, as the data preprocessors of MMSegmentation and MMDetection write them.
-        size: (H, W) of the padded images.
-
-    Returns:
-        (N, 2) floats in (0, 1] on the CPU, of height and width; None if nothing was padded.
+    Samples of padded images have ``img_shape`` and ``pad_shape`` in their metainfo, as the data
+    preprocessors of MMSegmentation and MMDetection write them.
     """
     if isinstance(data_samples, Tensor):
         return None

@@ -19,6 +19,8 @@ from .exits import Exit
 class Task:
     """A model of which nothing is known but that it has an encoder: no loss of single images.
 
+    What a model cannot do raises ValueError.
+
     Args:
         model: the host.
 
@@ -32,18 +34,14 @@ class Task:
 
     blank_sizes: Sequence[tuple[int, int]] = ((128, 256),)
     heads_read_images = False
+    encoder_name = 'backbone'
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.encoder_name = 'backbone'
 
     @property
     def encoder(self) -> nn.Module:
-        """Its images are blocked in there.
-
-        Raises:
-            ValueError: the model has none.
-        """
+        """Its images are blocked in there."""
         encoder = getattr(self.model, self.encoder_name, None)
         if not isinstance(encoder, nn.Module):
             raise ValueError(
@@ -53,11 +51,7 @@ class Task:
         return encoder
 
     def default_stage(self) -> str:
-        """Dotted name, inside the encoder, of the module to block after when the user names none.
-
-        Raises:
-            ValueError: the encoder's stages are not known.
-        """
+        """Dotted name, inside the encoder, of the module to block after when the user names none."""
         return default_stage(self.encoder, [])
 
     def min_keep(self, ranks: Ranks) -> int:
@@ -76,26 +70,15 @@ class Task:
             ranks: the processes that train together.
             kind: ``'auxiliary'``, ``'own'``, or None for the first where there is one.
             seed: of the initial weights of one of its own.
-
-        Raises:
-            ValueError: the model has no such losses.
         """
         raise self._unknown('has no loss of single images')
 
     def losses(self, images: Tensor, data_samples: list | Tensor) -> Tensor:
-        """(N,) float32 loss of each image, after a forward pass in the mode the model is in.
-
-        Raises:
-            ValueError: the model's loss has no such parts.
-        """
+        """(N,) float32 loss of each image, after a forward pass in the mode the model is in."""
         raise self._unknown('has no loss of single images')
 
     def classifier_gradients(self, images: Tensor, data_samples: list | Tensor) -> Tensor:
-        """(N, P) gradient of each image's loss with respect to the weight of the last layer.
-
-        Raises:
-            ValueError: the model has no such layer.
-        """
+        """(N, P) gradient of each image's loss with respect to the weight of the last layer."""
         raise self._unknown('has no last layer')
 
     def _unknown(self, what: str) -> ValueError:

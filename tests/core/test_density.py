@@ -9,7 +9,7 @@ from scipy.special import logsumexp
 from scipy.stats import gaussian_kde, multivariate_normal
 from sklearn.neighbors import KernelDensity
 
-from pfb_mmseg.core import AdaptiveDensityEstimator
+from pfb_mmseg.core import AdaptiveDensityEstimator, density
 
 from . import oracle
 
@@ -125,6 +125,18 @@ def test_log_density_agrees_with_scipys_multivariate_normal(dim):
     expected = logsumexp(kernels, axis=0, b=(counts / counts.sum() / 8)[:, None])
     estimator = seeded(centroids, counts, bandwidth='scott')
     assert_close(estimator.log_density(torch.from_numpy(x).float()), expected)
+
+
+@pytest.mark.parametrize('shift', [0.0, 1e3])
+def test_from_differences_float64_gives_what_the_matrix_product_gives(shift):
+    """An accelerator with float64 takes the one, a CPU the other."""
+    rng = np.random.default_rng(0)
+    centroids, x = (torch.from_numpy(shift + rng.normal(size=(n, 128))) for n in (64, 16))
+    x[3, 5], x[4, 6], x[5, 7] = torch.nan, torch.inf, -torch.inf
+    product = density.Mixture.build(centroids, torch.zeros(64).double())
+    assert product.bias is not None
+    differences = product._replace(origin=None, centroids=centroids / product.scale, bias=None)
+    torch.testing.assert_close(differences.log_density(x), product.log_density(x), equal_nan=True)
 
 
 def test_a_row_is_scored_the_same_alone_and_in_a_batch():

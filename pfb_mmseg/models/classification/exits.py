@@ -62,11 +62,7 @@ class LinearExit(OwnExit):
 def class_shares(data_samples: list, num_classes: int) -> Tensor:
     """(N, C) float32, what of each image is of which class: its ``gt_score``, shares as Mixup and
     CutMix make them, of which negative ones mark what is not labelled and become 0; or one for its
-    ``gt_label``, a class or several.
-
-    Raises:
-        ValueError: a sample has neither.
-    """
+    ``gt_label``, a class or several. ValueError if a sample has neither."""
     if any('gt_score' not in sample and 'gt_label' not in sample for sample in data_samples):
         raise ValueError(
             'images are compared by the loss of their gt_label or gt_score, which a data sample '

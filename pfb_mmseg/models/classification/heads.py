@@ -26,10 +26,8 @@ class LossCall(NamedTuple):
 def loss_function(model: nn.Module) -> nn.Module:
     """The function of a classifier's head that gives each image its loss.
 
-    Raises:
-        ValueError: it has none, as heads of several tasks, or one whose losses are not those of
-            single images, as those that compare the images of a batch or count their classes over
-            the run.
+    ValueError if it has none, as heads of several tasks, or one that compares the images of a batch
+    or counts their classes over the run.
     """
     head = getattr(model, 'head', None)
     function = getattr(head, 'loss_module', None)
@@ -52,10 +50,7 @@ def loss_function(model: nn.Module) -> nn.Module:
 
 def image_losses(function: nn.Module, call: LossCall) -> Tensor:
     """(N,) float32, what a loss function, given this in a training step, makes of each image; of
-    several classes the sum. The head's loss is the mean over the batch.
-
-    Raises:
-        ValueError: it gives no value for each image.
+    several classes the sum; ValueError if there is no value for each. The head's loss is the mean.
     """
     options = {**call.options, 'reduction_override': 'none'}
     values = function.forward(call.scores.float(), *call.labels, **options)

@@ -30,11 +30,7 @@ class Labels(NamedTuple):
 
 
 def labels_of(model: nn.Module) -> Labels:
-    """What the head predicts whose prediction counts, whatever its class.
-
-    Raises:
-        ValueError: it predicts no classes.
-    """
+    """What the head predicts whose prediction counts; ValueError if that is no classes."""
     head = last_head(model)
     num_classes = getattr(head, 'num_classes', None)
     ignore_index = getattr(head, 'ignore_index', None)
@@ -64,10 +60,8 @@ def image_losses(head: BaseDecodeHead, logits: Tensor, labels: Tensor) -> Tensor
     (N, 1, H, W) labels -> (N,) float32.
 
     As in the loss that is trained, a mean over all pixels of an image, of which ignored ones count
-    as 0, or with ``avg_non_ignore`` over the labelled ones.
-
-    Raises:
-        ValueError: a loss function gives no value for each pixel, as Dice does not.
+    as 0, or with ``avg_non_ignore`` over the labelled ones. ValueError if a loss function gives no
+    value for each pixel, as Dice does not.
     """
     return image_means(head, pixel_losses(head, logits, labels), labels)
 
@@ -167,11 +161,7 @@ def last_head(model: nn.Module) -> nn.Module | None:
 
 
 def final_head(model: nn.Module) -> BaseDecodeHead:
-    """The head whose prediction counts; the last stage of a cascade.
-
-    Raises:
-        ValueError: the model has none, or one that is not built as MMSegmentation's are.
-    """
+    """The same, or ValueError if there is none that is built as MMSegmentation's are."""
     head = last_head(model)
     if not isinstance(head, BaseDecodeHead):
         raise ValueError(
@@ -183,11 +173,8 @@ def final_head(model: nn.Module) -> BaseDecodeHead:
 
 
 def label_maps(data_samples: list | Tensor) -> Tensor:
-    """(N, 1, H, W) integers: the ground truth of N data samples, or as it stands in a tensor.
-
-    Raises:
-        ValueError: a sample has no ``gt_sem_seg``.
-    """
+    """(N, 1, H, W) integers: the ground truth of N data samples, which ValueError misses in one, or
+    as it stands in a tensor."""
     if isinstance(data_samples, Tensor):
         return data_samples
     if any('gt_sem_seg' not in sample for sample in data_samples):
