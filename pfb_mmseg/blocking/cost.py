@@ -49,13 +49,8 @@ class StepCost(NamedTuple):
 def step_cost(
     model: nn.Module, point: BlockingPoint, forward: Callable[[Tensor], Any]
 ) -> StepCost | None:
-    """Count the operations of a forward pass; None if it cannot run on a blank image.
-
-    Args:
-        model: what ``forward`` runs.
-        point: inside the model's encoder, prepared.
-        forward: the whole pass, images (1, C, H, W) in.
-    """
+    """Count the operations of a forward pass of the whole model on (1, C, H, W), with a prepared
+    point in its encoder; None if it cannot run on a blank image."""
     image = point.blank_images(1)
     # Some heads draw random numbers in every pass: training shall not notice this one.
     with random_state_kept(image.device), scoring_mode(model, batch_statistics=False):

@@ -24,12 +24,8 @@ def least_trainable(model: nn.Module, ranks: Ranks | None = None) -> int:
 
     BatchNorm behind a global average pooling, as in ASPP's image branch, sees one value per image
     and channel, and refuses a batch of one. Synchronised over several processes it sees theirs too.
-    Found are poolings and norms that follow each other in an ``nn.Sequential``.
-
-    Args:
-        model: to be trained.
-        ranks: the processes that have images of their own, see ``process_group`` of
-            :class:`BatchPruner`; None: all there are.
+    Found are poolings and norms that follow each other in an ``nn.Sequential``. ``ranks`` are the
+    processes that train together; None: all there are.
     """
     ranks = Ranks() if ranks is None else ranks
     for module in model.modules():

@@ -59,15 +59,11 @@ def scoring_mode(
 
 
 def score_again_alike(encoder: nn.Module, outputs: list[Tensor]) -> None:
-    """Let what activation checkpointing runs once more, in the backward pass of a scoring pass, run
-    in the mode of that pass.
+    """Let what activation checkpointing runs once more, in the backward pass of a scoring pass with
+    these outputs, run in the :func:`scoring_mode`.
 
     That backward pass is the last part of one: autograd begins with what was computed last, and the
     images that stay are trained on after they were scored.
-
-    Args:
-        encoder: see :func:`scoring_mode`.
-        outputs: of the scoring pass with gradient.
     """
     mode = ExitStack()
     entered = False

@@ -21,11 +21,7 @@ class RunsTwice(ValueError):
 
 
 class SinglePass:
-    """Cuts forward passes of an encoder that is a chain of stages.
-
-    Args:
-        point: where they are cut.
-    """
+    """Cuts forward passes of an encoder that is a chain of stages, at a blocking point."""
 
     def __init__(self, point: BlockingPoint) -> None:
         self._point = point

@@ -7,14 +7,11 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 
 def is_sharded(wrapped: nn.Module, model: nn.Module) -> bool:
-    """Whether a part of the model may only be run within a forward pass of the whole.
+    """Whether a part of the model may only be run within a forward pass of the whole, with whatever
+    is wrapped around it in training.
 
-    FSDP and DeepSpeed put the parameters together on the way through the wrapper around the model;
-    ``fully_shard`` does so without one. Wrappers that are not known count as such.
-
-    Args:
-        wrapped: the model as it is called in training.
-        model: the same without the wrapper around it, if there is one.
+    FSDP and DeepSpeed put the parameters together on the way through the wrapper; ``fully_shard``
+    does so without one. Wrappers that are not known count as such.
     """
     if wrapped is not model and not isinstance(wrapped, (DataParallel, DistributedDataParallel)):
         return True

@@ -52,12 +52,7 @@ def log_weights(counts: Tensor) -> Tensor:
 
 
 class Clusters:
-    """The centroids, how many samples each has received, and when it received the last one.
-
-    Args:
-        num: N_C.
-        dim: D.
-        device: where they lie.
+    """N_C centroids of length D, how many samples each received, and when it received the last one.
 
     Attributes:
         centroids: (N_C, D) float32.

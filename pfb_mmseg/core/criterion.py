@@ -28,6 +28,7 @@ class Criterion(nn.Module):
     Attributes:
         score_name (str | None): what :meth:`score` measures, for the log, the record and the
             report, as ``'exit_loss'``; None where it measures nothing.
+        keeps (str): what stays, for the first line of the log: ``'those of lowest density'``.
         sought (int): 1 where images of a high score stay, -1 where those of a low one do.
         scoring_pass (str): how far every image goes through the network to be compared: ``'none'``;
             ``'shallow'``, up to the blocking point; ``'exit'``, through the early exit there, too;
@@ -37,6 +38,7 @@ class Criterion(nn.Module):
     """
 
     score_name: str | None = None
+    keeps = 'those of highest importance'
     sought = 1
     scoring_pass = 'shallow'
     exit_loss_weight = 0.0
@@ -72,10 +74,6 @@ class Criterion(nn.Module):
     # (K,) of all processes' images, the same in each of them; rows of NaN where one had fewer.
     learn: Callable[[Tensor], None] | None = None
 
-    def describe(self) -> str:
-        """What stays, for the first line of the log: ``'those of lowest density'``."""
-        return f'those of highest importance by {type(self).__name__}'
-
 
 class FunctionCriterion(Criterion):
     """The images stay to which a function of :class:`Candidates` gives the highest of (N,)
@@ -86,12 +84,10 @@ class FunctionCriterion(Criterion):
     def __init__(self, function: Callable[[Candidates], Tensor]) -> None:
         super().__init__()
         self.function = function
+        self.keeps = f'those of highest {getattr(function, "__name__", "score")}'
 
     def observe(self, candidates: Candidates) -> Tensor:
         return self.function(candidates)
-
-    def describe(self) -> str:
-        return f'those of highest {getattr(self.function, "__name__", "score")}'
 
 
 CriterionOption: TypeAlias = 'str | dict | Criterion | Callable[[Candidates], Tensor]'

@@ -108,9 +108,6 @@ class BatchPruner(nn.Module):
             batch: its features (N, C, H, W), or (N, C) if already averaged over space; or what
                 tells them and more when it is asked, see :meth:`BlockingPoint.candidates`.
 
-        Returns:
-            The selection; ``score`` is None for a criterion that has none, and before it is ready.
-
         Raises:
             ValueError: in a distributed run, the batch is larger than a full one.
         """

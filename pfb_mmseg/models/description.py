@@ -13,7 +13,7 @@ def describe(pfb: PartialForwardBlocking) -> str:
     ratio, criterion = pfb.quota.prune_ratio, pfb.pruner.criterion
     sentence = (
         f'PFB blocks {ratio:.0%} of the images behind {pfb.point.path} ({pfb.strategy}) and keeps '
-        f'{criterion.describe()}'
+        f'{criterion.keeps}'
     )
     if pfb.exit_loss_weight > 0:
         sentence += (

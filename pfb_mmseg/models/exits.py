@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ..blocking import BlockingPoint, count_flops, returned_by, scoring_mode
 from ..core.ranks import Pending, Ranks
@@ -163,8 +164,8 @@ class OwnExit(Exit):
             torch.manual_seed(self._seed)
             self.layers = self.build()
         self.layers.float()
-        self._sizes = [weight.numel() for weight in self._weights()]
-        self._moments = torch.zeros(2, sum(self._sizes), dtype=torch.float32)
+        num = parameters_to_vector(self.layers.parameters()).numel()
+        self._moments = torch.zeros(2, num, dtype=torch.float32)
         self._follow(self.point.like.device)
         self._take_state()
 
@@ -176,7 +177,7 @@ class OwnExit(Exit):
         teaches = weight > 0 and features.requires_grad
         inputs = features.detach().requires_grad_(teaches)
         self._follow(inputs.device)
-        weights = self._weights()
+        weights = [*self.layers.parameters()]
         with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
             sums, counts = self.sums(self.layers(inputs), samples)
             mean = sums.sum() / counts.sum().clamp(min=1)
@@ -204,8 +205,8 @@ class OwnExit(Exit):
             for moment, beta in zip(self._moments, _BETAS, strict=True)
         )
         steps = _LEARNING_RATE * first / (second.sqrt() + _EPS)
-        for weight, step in zip(self._weights(), steps.split(self._sizes), strict=True):
-            weight.sub_(step.view_as(weight))
+        weights = parameters_to_vector(self.layers.parameters())
+        vector_to_parameters(weights - steps, self.layers.parameters())
 
     def pack(self) -> Tensor:
         """What a resumed run needs, as one tensor of integers: MMEngine broadcasts and averages the
@@ -217,8 +218,8 @@ class OwnExit(Exit):
         """
         if self.layers is None:
             return torch.zeros(1, dtype=torch.int32) if self._state is None else self._state
-        weights = [weight.detach().flatten() for weight in self._weights()]
-        bits = torch.cat([*weights, self._moments.flatten()]).view(torch.int32)
+        weights = parameters_to_vector(self.layers.parameters()).detach()
+        bits = torch.cat([weights, self._moments.flatten()]).view(torch.int32)
         return torch.cat([torch.full_like(bits[:1], self._learnt), bits])
 
     def unpack(self, state: Tensor) -> None:
@@ -232,7 +233,7 @@ class OwnExit(Exit):
         state, self._state = self._state, None
         if state is None:
             return
-        num = sum(self._sizes)
+        num = self._moments.shape[1]
         if len(state) != 1 + 3 * num:
             warnings.warn(
                 f'the checkpoint has an early exit of {len(state) // 3} weights, this model one of '
@@ -243,8 +244,4 @@ class OwnExit(Exit):
         self._learnt = int(state[0])
         numbers = state[1:].clone().view(torch.float32).to(self._moments.device)
         self._moments.copy_(numbers[num:].view(2, num))
-        for weight, given in zip(self._weights(), numbers[:num].split(self._sizes), strict=True):
-            weight.copy_(given.view_as(weight))
-
-    def _weights(self) -> list[nn.Parameter]:
-        return [*self.layers.parameters()]
+        vector_to_parameters(numbers[:num], self.layers.parameters())

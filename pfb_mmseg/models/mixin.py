@@ -104,12 +104,15 @@ class BlockedStep(Candidates):
         self.samples = samples
         self._model = model
         self._pfb: PartialForwardBlocking = model.pfb
-        self.ready = model.pfb.knows_losses
         self._plain_loss = plain_loss
         self._with_gradient = torch.is_grad_enabled()
         self._vectors: Tensor | None = None
         self._at_exit: ExitLosses | None = None
         self._decision: Decision | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self._pfb.knows_losses
 
     @property
     @torch.compiler.disable
@@ -123,10 +126,7 @@ class BlockedStep(Candidates):
     @torch.compiler.disable  # what it calls changes in every step
     def choose(self) -> tuple[Tensor, list | Tensor]:
         """Two passes: all images run up to the blocking point, and the chosen ones start anew.
-
-        Returns:
-            The images and samples to train on.
-        """
+        Returns the images and samples to train on."""
         if self._pfb.exit_loss_weight > 0:  # an exit of its own learns before it teaches
             self._look(gradient=self._weight > 0)
         decision = self._decide()
@@ -136,14 +136,8 @@ class BlockedStep(Candidates):
 
     @torch.compiler.disable  # a compiled network would not call the hooks that cut it
     def cut(self) -> Losses:
-        """One pass: behind the blocking point only the chosen images go on.
-
-        Returns:
-            The host's losses.
-
-        Raises:
-            RunsTwice: there is more than one pass.
-        """
+        """One pass: behind the blocking point only the chosen images go on. Returns the host's
+        losses, or raises RunsTwice if there is more than one pass."""
         # The heads read the list after the backbone has run: it is narrowed with the batch.
         narrowed = list(self.samples)
         with self._outputs_at_exit() as at_exit:
@@ -199,11 +193,8 @@ class BlockedStep(Candidates):
         return self._decision
 
     def _look(self, gradient: bool = False) -> None:
-        """The scoring pass: the training pass over all images, left at the blocking point.
-
-        Args:
-            gradient: whether the exit's loss is to go back through it.
-        """
+        """The scoring pass: the training pass over all images, left at the blocking point; with a
+        gradient if the exit's loss is to go back through it."""
         pfb = self._pfb
         sizes: list[tuple[int, int]] = []
 
@@ -230,13 +221,8 @@ class BlockedStep(Candidates):
         return nullcontext([]) if exit is None else returned_by(exit.module)
 
     def _read(self, output: Any, at_exit: list, size: tuple[int, int]) -> None:
-        """What blocking point and early exit make of the pass that has come here.
-
-        Args:
-            output: of the blocking point.
-            at_exit: of the module that the exit reads, see :func:`returned_by`.
-            size: (H, W) of the images that the encoder was given.
-        """
+        """What point and exit make of a pass over images of (H, W), by the output of the blocking
+        point and those that the exit reads, see :func:`returned_by`."""
         pfb, rows = self._pfb, len(feature_tensors(output)[0])
         if rows != self.num:
             raise ValueError(

@@ -13,17 +13,13 @@ from ..core import Decision
 
 
 def select_samples(data_samples: list | Tensor, decision: Decision) -> list | Tensor:
-    """Data samples of the images that stay, in their order.
+    """Of N data elements, or tensors, or one tensor (N, ...), those of the images that stay.
 
     On a CPU the samples are picked as they are. On any other device the host does not know yet
     which images stay, and need not: label maps of one shape are stacked and gathered where they
     lie, and of the metainfo stays what all samples share (shapes, say), while what differs between
     them (the file's path) is left out. Samples whose labels cannot be stacked, such as boxes, are
     picked on the host after all, complete but at the price of one synchronisation.
-
-    Args:
-        data_samples: N data elements, or tensors, or one tensor (N, ...).
-        decision: about these N.
     """
     if isinstance(data_samples, Tensor):
         return decision.take(data_samples)

@@ -51,7 +51,8 @@ class Task:
         return encoder
 
     def default_stage(self) -> str:
-        """Dotted name, inside the encoder, of the module to block after when the user names none."""
+        """Dotted name, inside the encoder, of the module to block after when the user names
+        none."""
         return default_stage(self.encoder, [])
 
     def min_keep(self, ranks: Ranks) -> int:

@@ -2,8 +2,7 @@
 
 from .rare import Common, Rare  # isort: skip  the paper's comes first where they are listed
 from .divbs import DivBS
-from .hard import Hard
-from .losses import LossTopK
+from .losses import Hard, LossTopK
 from .random import Random
 
 __all__ = ['Common', 'DivBS', 'Hard', 'LossTopK', 'Random', 'Rare']

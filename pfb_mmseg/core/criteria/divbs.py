@@ -75,6 +75,7 @@ class DivBS(Criterion):
     Every image goes through the whole network once, without gradient, in eval mode.
     """
 
+    keeps = 'a diverse part (DivBS)'
     scoring_pass = 'whole'
 
     def observe(self, candidates: Candidates) -> Tensor:
@@ -88,6 +89,3 @@ class DivBS(Criterion):
         importance = torch.empty_like(places).index_copy_(0, order, -places)
         # What has no gradient adds nothing.
         return importance.masked_fill(~score.isfinite().all(dim=1), torch.nan)
-
-    def describe(self) -> str:
-        return 'a diverse part (DivBS)'

@@ -13,6 +13,7 @@ from ..criterion import CRITERIA, Criterion
 class Random(Criterion):
     """Every image stays with the same chance, in each step anew. Looks at no image."""
 
+    keeps = 'a random part'
     scoring_pass = 'none'
 
     def observe(self, candidates: Candidates) -> Tensor:
@@ -22,6 +23,3 @@ class Random(Criterion):
     def importance(self, score: Tensor, generator: Generator) -> Tensor:
         """(N,) numbers in [0, 1)."""
         return torch.rand(len(score), generator=generator, device=score.device)
-
-    def describe(self) -> str:
-        return 'a random part'

@@ -28,6 +28,7 @@ class Rare(Criterion):
     """
 
     score_name = LOG_DENSITY
+    keeps = 'those of lowest density'
     sought = -1
 
     def __init__(
@@ -71,15 +72,12 @@ class Rare(Criterion):
         return self.estimator.log_density(observation)
 
     def importance(self, score: Tensor, generator: Generator) -> Tensor:
-        """Log of Eq. 2, with the random term of Eq. 3."""
-        return -explored_log_density(score, self.exploration, generator)
+        """Log of Eq. 2, with the random term of Eq. 3; turned round where density is sought."""
+        return self.sought * explored_log_density(score, self.exploration, generator)
 
     def learn(self, observation: Tensor) -> None:
         """Eq. 7–9."""
         self.estimator.update(observation)
-
-    def describe(self) -> str:
-        return 'those of lowest density'
 
     def extra_repr(self) -> str:
         return f'exploration={self.exploration}'
@@ -89,11 +87,5 @@ class Rare(Criterion):
 class Common(Rare):
     """The reverse of the paper's criterion, a control: the images of highest density stay."""
 
+    keeps = 'those of highest density'
     sought = 1
-
-    def importance(self, score: Tensor, generator: Generator) -> Tensor:
-        """Log of Eq. 2, turned round."""
-        return -super().importance(score, generator)
-
-    def describe(self) -> str:
-        return 'those of highest density'
