@@ -225,9 +225,3 @@ class AdaptiveDensityEstimator(nn.Module):
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         else:
             self._start_afresh('none')
-
-    def extra_repr(self) -> str:
-        return (
-            f'num_centroids={self.num_centroids}, dim={self.dim}, bandwidth={self.bandwidth!r}, '
-            f'weighted={self.weighted}, momentum={self.momentum}, revive_after={self.revive_after}'
-        )

@@ -226,12 +226,6 @@ class BatchPruner(nn.Module):
         state_dict.setdefault(f'{prefix}_extra_state', self.get_extra_state())
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def extra_repr(self) -> str:
-        return (
-            f'prune_ratio={self.quota.prune_ratio}, min_keep={self.quota.min_keep}, '
-            f'seed={self.seed}'
-        )
-
 
 @dataclass(eq=False)
 class Decision:

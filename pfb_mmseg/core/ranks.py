@@ -42,21 +42,12 @@ class Ranks:
         return self  # a process group is no data: a copied model talks to the same processes
 
     def __getstate__(self) -> dict:
-        if self._option is not None and not isinstance(self._option, str):
-            raise TypeError(
-                f'process_group={self._option!r} cannot be pickled; give the dotted path of a '
-                "function that returns the group, 'my_package.parallel.data_group'"
-            )
-        return {'_option': self._option}
+        return {'_option': self._option}  # without the group itself, which cannot be pickled
 
     @cached_property
     def group(self) -> dist.ProcessGroup | None:
-        """What the option stands for.
-
-        Raises:
-            ValueError: its dotted path leads nowhere.
-            TypeError: it stands for no process group that this process is in.
-        """
+        """What the option stands for; ValueError if its dotted path leads nowhere, TypeError if it
+        stands for no process group that this process is in."""
         group = self._option
         if isinstance(group, str):
             try:

@@ -56,9 +56,6 @@ class Hard(Criterion):
         highest = score.nan_to_num(-torch.inf).topk(skipped).indices
         return score.index_fill(0, highest, -torch.inf)
 
-    def extra_repr(self) -> str:
-        return f'skip={self.skip}'
-
 
 @CRITERIA.register_module('loss_topk')
 class LossTopK(Criterion):

@@ -79,9 +79,6 @@ class Rare(Criterion):
         """Eq. 7–9."""
         self.estimator.update(observation)
 
-    def extra_repr(self) -> str:
-        return f'exploration={self.exploration}'
-
 
 @CRITERIA.register_module('common')
 class Common(Rare):
