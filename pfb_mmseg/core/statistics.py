@@ -1,50 +1,38 @@
-"""Sums over selections, kept on the device and read once in a while."""
+"""Sums over selections, read once in a while."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections import Counter
 
 from .selection import Selection
 
 
 class SelectionStatistics:
-    """Adds up how many images stayed, and the scores of those that did and did not.
-
-    Only :meth:`flush` and :meth:`state_dict` wait for the device.
-    """
+    """Adds up how many images stayed, and the scores of those that did and did not."""
 
     def __init__(self) -> None:
-        self._kept = 0
-        self._candidates = 0
+        self._start()
+
+    def _start(self) -> None:
+        self._sums = Counter()
         self._score_name: str | None = None
-        self._sums: Tensor | None = None  # see add
 
     def add(self, selection: Selection) -> None:
-        """Count one blocked step."""
-        self._kept += selection.num_kept
-        self._candidates += selection.num_candidates
+        """Count one blocked step. Waits for the device."""
+        self._sums.update(kept=selection.num_kept, candidates=selection.num_candidates)
         if selection.score is None:
             return
-        self._score_name = selection.score_name
-        finite = torch.isfinite(selection.score)
-        score = selection.score.masked_fill(~finite, 0)
-        kept, finite = selection.kept.to(score.dtype), finite.to(score.dtype)
-        sums = torch.stack(
-            [
-                (score * kept).sum(),
-                (finite * kept).sum(),
-                (score * (1 - kept)).sum(),
-                (finite * (1 - kept)).sum(),
-                (1 - finite).sum(),
-            ]
-        )
-        self._sums = sums if self._sums is None else self._sums.to(sums.device) + sums
+        found = selection.on_host
+        self._score_name = found.score_name
+        finite = found.score.isfinite()
+        self._sums['nonfinite'] += int((~finite).sum())
+        for name, part in (('kept', found.kept & finite), ('dropped', ~found.kept & finite)):
+            self._sums[f'{name}_number'] += int(part.sum())
+            self._sums[f'{name}_score'] += float(found.score[part].double().sum())
 
     def count_full(self, batch_size: int) -> None:
         """Count a step in which every image stayed and none was scored."""
-        self._kept += batch_size
-        self._candidates += batch_size
+        self._sums.update(kept=batch_size, candidates=batch_size)
 
     def flush(self) -> dict[str, float]:
         """Totals since the last call; starts over.
@@ -53,29 +41,20 @@ class SelectionStatistics:
         ``log_density_kept`` and ``log_density_dropped``, means over the images with a finite score,
         left out where there is no image; and ``nonfinite``, the number of the other images.
         """
-        totals = {'kept': float(self._kept), 'candidates': float(self._candidates)}
-        if self._sums is not None:
-            kept, num_kept, dropped, num_dropped, nonfinite = self._sums.tolist()
-            if num_kept:
-                totals[f'{self._score_name}_kept'] = kept / num_kept
-            if num_dropped:
-                totals[f'{self._score_name}_dropped'] = dropped / num_dropped
-            totals['nonfinite'] = nonfinite
-        self.__init__()
+        sums, name = self._sums, self._score_name
+        self._start()
+        totals = {'kept': sums['kept'], 'candidates': sums['candidates']}
+        if name is not None:
+            for part in ('kept', 'dropped'):
+                if sums[f'{part}_number']:
+                    totals[f'{name}_{part}'] = sums[f'{part}_score'] / sums[f'{part}_number']
+            totals['nonfinite'] = sums['nonfinite']
         return totals
 
     def state_dict(self) -> dict:
         """The sums since the last :meth:`flush`, as plain numbers."""
-        return {
-            'kept': self._kept,
-            'candidates': self._candidates,
-            'sums': None if self._sums is None else self._sums.tolist(),
-            'score_name': self._score_name,
-        }
+        return {'sums': dict(self._sums), 'score_name': self._score_name}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on adding where :meth:`state_dict` was taken."""
-        self._kept = state['kept']
-        self._candidates = state['candidates']
-        self._score_name = state['score_name']
-        self._sums = None if state['sums'] is None else torch.tensor(state['sums'])
+        self._sums, self._score_name = Counter(state['sums']), state['score_name']
