@@ -77,9 +77,7 @@ def run(folder: str) -> None:
         for trainer.iter in range(ITERATIONS):
             kept = torch.from_numpy(np.sort(rng.permutation(IMAGES)[: IMAGES // 2]))
             scores = torch.from_numpy(rng.normal(20, 15, IMAGES).astype('float32'))
-            selection = Selection(
-                IMAGES, IMAGES // 2, indices=kept, score=scores, score_name='log_density'
-            )
+            selection = Selection(IMAGES, indices=kept, score=scores, score_name='log_density')
             selection.samples = batch(rng)
             model.pfb.selections = [selection]
             model.pfb.num_images = IMAGES

@@ -234,7 +234,6 @@ def test_statistics_go_on_where_they_were_saved():
     selections = [
         Selection(
             3,
-            2,
             indices=torch.tensor([0, 2]),
             score=torch.tensor(values),
             score_name='log_density',

@@ -143,7 +143,7 @@ class TestStandings:
     def test_a_batch_is_put_in_order_by_what_the_criterion_seeks(self):
         kept = torch.tensor([0, 2])
         score = torch.tensor([3.0, -1.0, NAN, 8.0])
-        selection = Selection(4, 2, indices=kept, score=score, score_name='x')
+        selection = Selection(4, indices=kept, score=score, score_name='x')
         expected = [0.5, 0.5 / 3, NAN, 2.5 / 3]
         assert standings(selection, 1) == pytest.approx(expected, nan_ok=True)
         assert standings(selection, -1) == pytest.approx([0.5, 2.5 / 3, NAN, 0.5 / 3], nan_ok=True)

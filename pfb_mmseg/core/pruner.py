@@ -171,7 +171,7 @@ class BatchPruner(nn.Module):
             )
         num_kept = max(1, candidates.num // 2, min(self.quota.min_keep, candidates.num))
         indices = torch.arange(num_kept, device=candidates.device)
-        return Decision(self, Selection(candidates.num, num_kept, indices=indices))
+        return Decision(self, Selection(candidates.num, indices))
 
     def _choose(self, candidates: Candidates, observation: Tensor, num_keep: int) -> Selection:
         generator = generator_of(self.seed, self.step, observation.device)
@@ -181,8 +181,7 @@ class BatchPruner(nn.Module):
         name = self.criterion.score_name
         return Selection(
             candidates.num,
-            num_keep,
-            indices=kept.clone(),  # autograd takes no tensor that was made in there
+            kept.clone(),  # autograd takes no tensor that was made in there
             score=score.clone() if name else None,
             score_name=name,
             samples=candidates.samples,
@@ -272,7 +271,7 @@ class Decision:
 
 def _all(candidates: Candidates) -> Selection:
     indices = torch.arange(candidates.num, device=candidates.device)
-    return Selection(candidates.num, candidates.num, indices=indices, samples=candidates.samples)
+    return Selection(candidates.num, indices, samples=candidates.samples)
 
 
 def _fill_up(x: Tensor, num: int) -> Tensor:

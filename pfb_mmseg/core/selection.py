@@ -8,8 +8,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .checks import check_integer
-
 LOG_DENSITY = 'log_density'  # the score of the paper's criterion
 
 
@@ -28,7 +26,6 @@ class Selection:
 
     Attributes:
         num_candidates: N, the number of images that were looked at.
-        num_kept: K, the number of images that stay. The host knows both numbers.
         indices: (K,) int64, ascending positions of the images that stay.
         score: (N,) float32, what the criterion measured, NaN where an image was not finite; None
             where it measured nothing.
@@ -38,11 +35,15 @@ class Selection:
     """
 
     num_candidates: int
-    num_kept: int
     indices: Tensor
     score: Tensor | None = None
     score_name: str | None = None
     samples: list | Tensor | None = None
+
+    @property
+    def num_kept(self) -> int:
+        """K, the number of images that stay. Known to the host, as N is."""
+        return len(self.indices)
 
     @cached_property
     def kept(self) -> Tensor:
@@ -93,17 +94,11 @@ def keep_highest(importance: Tensor, num_keep: int) -> Tensor:
     (N,) (Eq. 1); of equal ones the first stay, and NaN counts as the lowest of all.
 
     Raises:
-        TypeError, ValueError: ``num_keep`` is no integer in [1, N], or ``importance`` is not
-            one-dimensional.
+        ValueError: ``importance`` is not one-dimensional.
     """
     if importance.ndim != 1:
         raise ValueError(
             f'expected one importance per image, shape (N,), got {tuple(importance.shape)}'
-        )
-    check_integer('num_keep', num_keep, low=1)
-    if num_keep > len(importance):
-        raise ValueError(
-            f'num_keep={num_keep}: expected at most the number of images, {len(importance)}'
         )
     # NaN is sorted behind everything else.
     return importance.neg().argsort(stable=True)[:num_keep].sort().values

@@ -105,7 +105,7 @@ def test_a_selection_on_a_device_is_fetched_once_for_all_who_ask():
             return self.values.pop()
 
     selection = Selection(
-        3, 2, indices=OnDevice(0, 2), score=OnDevice(1.0, 2.0, 3.0), score_name='loss'
+        3, indices=OnDevice(0, 2), score=OnDevice(1.0, 2.0, 3.0), score_name='loss'
     )
     for _ in range(2):
         found = selection.on_host

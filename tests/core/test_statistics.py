@@ -11,7 +11,6 @@ from pfb_mmseg.core import Selection, SelectionStatistics
 def selection(scores, kept):
     return Selection(
         len(scores),
-        len(kept),
         indices=torch.tensor(kept),
         score=torch.tensor(scores),
         score_name='log_density',
@@ -42,7 +41,7 @@ def test_numbers_and_means_over_finite_scores():
 
 def test_without_scores_there_are_numbers_alone():
     statistics = SelectionStatistics()
-    statistics.add(Selection(4, 2, indices=torch.tensor([1, 3])))
+    statistics.add(Selection(4, indices=torch.tensor([1, 3])))
     assert statistics.flush() == {'kept': 2, 'candidates': 4}
 
 
