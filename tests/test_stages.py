@@ -173,7 +173,7 @@ def test_an_encoder_that_cannot_take_the_blank_image_is_refused_with_the_option_
         def forward(self, x):
             return self.stem(x + self.positions[0, 0, 0].expand(1, 3, 32, 32))
 
-    with pytest.raises(ValueError, match=r'Fussy cannot take .* \(3, 128, 256\).* input_shape='):
+    with pytest.raises(ValueError, match=r'Fussy cannot take .* \(3, 224, 224\).* input_shape='):
         prepared(Fussy(), 'stem')
     assert prepared(Fussy(), 'stem', (3, 32, 32)).num_channels == 4
 

@@ -17,6 +17,8 @@ from ..core import Candidates
 from ..core.representation import spatial_mean, token_grid
 from .scoring import scoring_mode
 
+_SIZES = ((128, 256), (224, 448), (224, 224))
+
 
 class _Reached(Exception):
     """Leaves a forward pass that need not go on."""
@@ -42,10 +44,9 @@ class BlockingPoint:
         name: dotted name of the module inside the encoder.
         input_shape: (channels, height, width) of the blank image, best twice as wide as high, so
             that the channels of a square feature map are not mistaken. None: three channels, or
-            those of the encoder's first convolution if it takes no three, and the first of
-            ``blank_sizes`` that it takes, or its ``img_size`` if it takes one size only.
+            those of the encoder's first convolution if it takes no three, and the first size that
+            it takes of 128x256, 224x448, 224x224 and its own ``img_size``.
         encoder_name: of the host's attribute that is the encoder.
-        blank_sizes: heights and widths of blank images to try where ``input_shape`` says nothing.
 
     Attributes:
         num_channels: C, the length of the vectors that :meth:`score` returns; None before
@@ -66,12 +67,10 @@ class BlockingPoint:
         input_shape: tuple[int, int, int] | None = None,
         *,
         encoder_name: str = 'backbone',
-        blank_sizes: Sequence[tuple[int, int]] = ((128, 256),),
     ) -> None:
         self.host = host
         self.name = name
         self.encoder_name = encoder_name
-        self.blank_sizes = blank_sizes
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.num_channels: int | None = None
         self.channel_dims: list[int] = []
@@ -131,7 +130,7 @@ class BlockingPoint:
         if self.num_channels is not None:
             return
         given = self.input_shape
-        shapes = _usual_shapes(self.encoder, self.blank_sizes) if given is None else [given]
+        shapes = _usual_shapes(self.encoder) if given is None else [given]
         for shape in shapes:
             try:
                 output = self._try(self.like.new_zeros(1, *shape))
@@ -309,17 +308,13 @@ def shrink(images: Tensor, scale: float) -> Tensor:
     return F.interpolate(images, scale_factor=scale, mode='bilinear')
 
 
-def _usual_shapes(
-    encoder: nn.Module, blank_sizes: Sequence[tuple[int, int]]
-) -> list[tuple[int, int, int]]:
+def _usual_shapes(encoder: nn.Module) -> list[tuple[int, int, int]]:
     convolutions = (module for module in encoder.modules() if isinstance(module, _ConvNd))
     first = next((conv.in_channels for conv in convolutions), 3)
     size = getattr(encoder, 'img_size', None)  # of encoders with a table of positions
     own = [] if size is None else [tuple(size) if isinstance(size, Sequence) else (size, size)]
     # Colour first: a convolution may get the image folded, four pixels in each place.
-    return [
-        (channels, *size) for channels in dict.fromkeys((3, first)) for size in [*blank_sizes, *own]
-    ]
+    return [(channels, *size) for channels in dict.fromkeys((3, first)) for size in [*_SIZES, *own]]
 
 
 def _channel_dim(tensor: Tensor, ratio: int) -> int:

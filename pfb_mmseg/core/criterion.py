@@ -11,8 +11,6 @@ from torch import Generator, Tensor, nn
 from .candidates import Candidates
 from .checks import check_choice, check_keys
 
-SCORING_PASSES = ('none', 'shallow', 'exit', 'whole')
-
 
 class Criterion(nn.Module):
     """Gives every image of a batch an importance; those of the highest stay.
@@ -33,6 +31,7 @@ class Criterion(nn.Module):
         scoring_pass (str): how far every image goes through the network to be compared: ``'none'``;
             ``'shallow'``, up to the blocking point; ``'exit'``, through the early exit there, too;
             or ``'whole'``, so that nothing is left to be cut in a single pass.
+        ready (bool): whether it can decide; until then every image stays. Known to the host.
         exit_loss_weight (float): by which the early exit's loss over all images trains the shallow
             part, where the user says nothing.
     """
@@ -41,6 +40,7 @@ class Criterion(nn.Module):
     keeps = 'those of highest importance'
     sought = 1
     scoring_pass = 'shallow'
+    ready = True
     exit_loss_weight = 0.0
 
     def prepare(self, num_channels: int) -> None:
@@ -49,11 +49,6 @@ class Criterion(nn.Module):
 
     def check_ratio(self, prune_ratio: float) -> None:
         """Raise ValueError if options do not fit the share of images that is to be pruned."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether it can decide; until then every image stays. Known to the host."""
-        return True
 
     def observe(self, candidates: Candidates) -> Tensor:
         """(N, D) or (N,) floats: what the decision needs to know of the images, NaN where it is

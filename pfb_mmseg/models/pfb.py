@@ -18,9 +18,6 @@ from ..core.ranks import Pending, ProcessGroupOption, Ranks
 from .exits import Exit, OwnExit
 from .task import Task, task_of
 
-STRATEGIES = ('two_pass', 'single_pass')
-EXITS = ('auxiliary', 'own')
-
 
 class PartialForwardBlocking(nn.Module):
     """What a model needs to block images. Holds the options and the state.
@@ -88,18 +85,16 @@ class PartialForwardBlocking(nn.Module):
         super().__init__()
         check_number('score_scale', score_scale, 0, 1, open_low=True)
         if strategy is not None:
-            check_choice('strategy', strategy, STRATEGIES)
+            check_choice('strategy', strategy, ('two_pass', 'single_pass'))
         if exit is not None:
-            check_choice('exit', exit, EXITS)
+            check_choice('exit', exit, ('auxiliary', 'own'))
         if exit_loss_weight is not None:
             check_number('exit_loss_weight', exit_loss_weight, 0, float('inf'), open_high=True)
         if input_shape is not None:
             check_sizes('input_shape', input_shape, num=3)
         self.task = task = task_of(model)
         name = task.default_stage() if block_after is None else _inside(task, block_after)
-        self.point = BlockingPoint(
-            model, name, input_shape, encoder_name=task.encoder_name, blank_sizes=task.blank_sizes
-        )
+        self.point = BlockingPoint(model, name, input_shape, encoder_name=task.encoder_name)
         self.single_pass = SinglePass(self.point)
         ranks = Ranks(process_group)
         self.pruner = BatchPruner(

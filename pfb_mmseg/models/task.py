@@ -6,7 +6,6 @@ module knows none of them: each is added by the room that knows its heads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,13 +25,10 @@ class Task:
 
     Attributes:
         encoder_name (str): of the host's attribute that holds the encoder.
-        blank_sizes (Sequence[tuple[int, int]]): heights and widths of the images that the encoder
-            is tried with before training, see :class:`BlockingPoint`.
         heads_read_images (bool): whether the model hands its images to the heads, too, so that
             ``single_pass``, which narrows what the encoder returns, will not do.
     """
 
-    blank_sizes: Sequence[tuple[int, int]] = ((128, 256),)
     heads_read_images = False
     encoder_name = 'backbone'
 

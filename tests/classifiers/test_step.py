@@ -196,6 +196,6 @@ def test_where_images_are_blocked_by_default(backbone, stage):
     init_default_scope('mmpretrain')
     encoder = MODELS.build(backbone)
     assert early_stage(encoder) == stage
-    point = BlockingPoint(tiny.host(encoder), stage, blank_sizes=[(224, 448)])
+    point = BlockingPoint(tiny.host(encoder), stage)
     point.prepare()
     assert point.num_channels is not None

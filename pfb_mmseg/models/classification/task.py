@@ -17,9 +17,6 @@ from .heads import image_losses, linear_layers, loss_calls, loss_function
 class ClassifierTask(Task):
     """ImageClassifier and its subclasses: a backbone, maybe a neck, and a head with its loss."""
 
-    # The size that most of them are made for, twice as wide as high; some take nothing but squares.
-    blank_sizes = ((224, 448), (224, 224))
-
     def default_stage(self) -> str:
         return early_stage(self.encoder)
 
