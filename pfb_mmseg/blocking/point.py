@@ -184,11 +184,11 @@ class BlockingPoint:
             ValueError: see :meth:`prepare`; or the encoder takes images of its own size only.
         """
         self.prepare()
-        small = shrink(self.blank_images(1), scale)
+        image = self.blank_images(1)
+        height, width = (int(size * scale) for size in image.shape[2:])
         try:
-            self._try(small)
+            self._try(shrink(image, scale))
         except Exception as error:  # whatever it is that this encoder has against the size
-            height, width = small.shape[2:]
             raise ValueError(
                 f'score_scale={scale}: {type(self.encoder).__name__} cannot take images of '
                 f'{height}x{width} pixels ({error}); leave score_scale at 1'
