@@ -249,7 +249,7 @@ class PartialForwardBlocking(nn.Module):
         self.pruner.discard()  # of a step that failed
         if not self.prepared:
             self.prepare(images)
-        if isinstance(samples, Tensor) and self.strategy == 'single_pass':
+        if self.pruning and self.strategy == 'single_pass' and isinstance(samples, Tensor):
             self.give_up_single_pass(
                 TypeError(
                     "strategy='single_pass' needs data_samples as a list, got a tensor; use "
