@@ -23,13 +23,12 @@ def select_samples(data_samples: list | Tensor, decision: Decision) -> list | Te
     """
     if isinstance(data_samples, Tensor):
         return decision.take(data_samples)
-    indices = decision.selection.indices
-    if indices.device.type != 'cpu':
-        try:
-            return _gather(data_samples, decision)
-        except _NotStackable:
-            pass
-    return [data_samples[i] for i in indices.tolist()]
+    if decision.selection.indices.device.type == 'cpu':
+        return _pick(data_samples, decision)
+    try:
+        return _gather(data_samples, decision)
+    except _NotStackable:
+        return _pick(data_samples, decision)
 
 
 def valid_shares(data_samples: list | Tensor, size: tuple[int, int]) -> Tensor | None:
@@ -52,6 +51,10 @@ def valid_shares(data_samples: list | Tensor, size: tuple[int, int]) -> Tensor |
 
 class _NotStackable(Exception):
     """The samples' labels differ in kind or shape."""
+
+
+def _pick(data_samples: list, decision: Decision) -> list:
+    return [data_samples[i] for i in decision.selection.indices.tolist()]
 
 
 def _gather(values: list, decision: Decision) -> list:
