@@ -344,8 +344,15 @@ class TestExponentialMovingAverage:
         [hook] = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
         return runner, hook.ema_model.module
 
-    @ways(PAPER, TAUGHT)
-    @pytest.mark.parametrize('update_buffers', [False, True], ids=['parameters', 'buffers too'])
+    @pytest.mark.parametrize(
+        ('pfb', 'update_buffers'),
+        [
+            (PAPER['two_pass'], False),
+            (TAUGHT['two_pass, taught by an exit of its own'], True),
+            (TAUGHT['single_pass, taught by the auxiliary head'], True),
+        ],
+        ids=['paper', 'own exit', 'auxiliary'],
+    )
     def test_averages_a_blocked_run_and_leaves_it_alone(self, tmp_path, plain, pfb, update_buffers):
         runner, average = self.train(tmp_path, pfb, update_buffers=update_buffers)
         check(runner, plain(pfb))
@@ -367,8 +374,7 @@ class TestExponentialMovingAverage:
             expected = getattr(live.estimator, name).cpu()
             assert_close(getattr(pruner.estimator, name), expected, check_dtype=False)
 
-    @pytest.mark.parametrize('begin_iter', [0, 4])
-    @pytest.mark.parametrize('update_buffers', [False, True], ids=['parameters', 'buffers too'])
+    @pytest.mark.parametrize(('update_buffers', 'begin_iter'), [(False, 4), (True, 0)])
     def test_checkpoint_holds_the_live_estimate(self, tmp_path, update_buffers, begin_iter):
         options = dict(update_buffers=update_buffers, begin_iter=begin_iter)
         first, _ = self.train(tmp_path / 'first', **options)
