@@ -11,7 +11,7 @@ import torch
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from torch import nn
+from torch import Tensor, nn
 
 from ..blocking.devices import forget_peak_memory, peak_memory
 from ..hooks.model import unwrapped
@@ -33,7 +33,8 @@ class BudgetHook(Hook):
     - ``shallow``: images that entered the backbone in training steps, those only scored included;
       an image that is scored and trained on counts twice.
     - ``deep``: images that came through to the layer that gives the scores, ``conv_seg`` of a
-      decode head or the last linear layer of a classifier's head; again a scored one counts.
+      decode head or the last linear layer of a classifier's head, or to the ``pixel_decoder`` of a
+      head that predicts masks; again a scored one counts.
     - ``backward``: of these, images that a gradient was computed for.
     - ``seconds``: wall clock of training, with loading, but without validation.
     - ``cpu_seconds``: time that the processors spent on the first process meanwhile, all of its
@@ -63,8 +64,9 @@ class BudgetHook(Hook):
         last = _last_layer(model)
         if not hasattr(model, 'backbone') or last is None:
             raise ValueError(
-                'BudgetHook counts images that enter backbone, and decode_head.conv_seg or a '
-                f'linear layer in head, which {type(model).__name__} lacks; remove the hook'
+                'BudgetHook counts images that enter backbone, and decode_head.conv_seg, '
+                'decode_head.pixel_decoder or a linear layer in head, which '
+                f'{type(model).__name__} lacks; remove the hook'
             )
         self._handles = [
             model.backbone.register_forward_pre_hook(self._count_shallow),
@@ -131,14 +133,18 @@ class BudgetHook(Hook):
 
     def _count_deep(self, module: nn.Module, args: tuple) -> None:
         if self._training_step:
-            self._spent['deep'] += len(args[0])
-            self._spent['backward'] += len(args[0]) * torch.is_grad_enabled()
+            features = args[0]
+            images = len(features if isinstance(features, Tensor) else features[0])
+            self._spent['deep'] += images
+            self._spent['backward'] += images * torch.is_grad_enabled()
 
 
 def _last_layer(model: nn.Module) -> nn.Module | None:
-    """What gives the scores, of a segmentor or of a classifier."""
+    """What gives the scores, of a segmentor or of a classifier; of a head that predicts masks, its
+    pixel decoder, since the layers that give its scores are called many times in a pass."""
     if hasattr(model, 'decode_head'):
-        return getattr(last_head(model), 'conv_seg', None)
+        head = last_head(model)
+        return getattr(head, 'conv_seg', None) or getattr(head, 'pixel_decoder', None)
     head = getattr(model, 'head', None)
     parts = head.modules() if isinstance(head, nn.Module) else ()
     return next((part for part in reversed([*parts]) if isinstance(part, nn.Linear)), None)

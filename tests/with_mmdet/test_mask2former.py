@@ -1,6 +1,7 @@
 """Mask2Former and MaskFormer, whose heads predict masks, train as any other segmentor."""
 
 import copy
+import json
 import time
 from pathlib import Path
 
@@ -169,6 +170,15 @@ def test_a_run_that_goes_on_ends_where_the_one_does_that_was_not_interrupted(tmp
     resumed = train(config)
     assert resumed.model.pfb.exit.ready
     assert_close(dict(resumed.model.state_dict()), dict(whole.model.state_dict()), rtol=0, atol=0)
+
+
+def test_images_are_counted_where_the_masks_are_decoded(tmp_path):
+    config = demo_config(tmp_path, 3, **{'model.pfb.criterion': 'random'})
+    config.custom_hooks.append(dict(type='BudgetHook'))
+    train(config)
+    budget = json.loads((tmp_path / 'budget.json').read_text())
+    counted = {key: budget[key] for key in ('loaded', 'shallow', 'deep', 'backward')}
+    assert counted == dict(loaded=12, shallow=6, deep=6, backward=6)
 
 
 @pytest.mark.parametrize('criterion', ['loss_topk', 'divbs'])
