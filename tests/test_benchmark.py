@@ -48,9 +48,18 @@ class TestTool:
         }
         for row in rows.values():
             assert row['saved'] == pytest.approx(1 - row['median'] / rows['full']['median'])
-            assert row['peak_memory'] is None
+        full, half = rows['full']['peak_memory'], rows['two_pass p=0.5']['peak_memory']
+        assert half == pytest.approx(full / 2, rel=0.1)  # what two_pass keeps is of half the images
+        assert half < rows['taught p=0.5']['peak_memory'] < full
         assert torch.__version__ in report['setting']['versions']
         assert 'two_pass p=0.25' in capsys.readouterr().out
+
+    def test_a_recomputed_stage_keeps_less(self, run):
+        plain, recomputed = (
+            run(PLAIN, *SMALL, '--ratios', '0.5', *NARROW, *options)['results'][0]['peak_memory']
+            for options in ([], ['activation_checkpointing=[backbone.layer1]'])
+        )
+        assert recomputed < plain
 
     def test_the_criterion_is_the_configs(self, run):
         report = run(PLAIN, *SMALL, *NARROW, 'model.pfb.criterion=rare')

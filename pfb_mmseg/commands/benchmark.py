@@ -1,10 +1,11 @@
-"""Measure time and peak memory of training steps on this machine: full ones, blocked ones as in the
+"""Measure time and memory of training steps on this machine: full ones, blocked ones as in the
 paper (two_pass), and blocked ones in which the early exit teaches the shallow part on all images
 (taught, with the strategy that PFB takes for this network).
 
-The images are random; steps of all kinds take turns. Time is the wall clock on a GPU, and CPU
-seconds of one thread elsewhere, where memory is not measured. Criterion ('hard' where it names
-none), mixed precision and torch.compile (--cfg-options compile=True) are those of the config.
+The images are random; steps of all kinds take turns. On a GPU time is the wall clock and memory the
+peak; elsewhere they are CPU seconds of one thread and what the forward pass keeps for the backward
+pass. Criterion ('hard' where it names none), mixed precision, activation_checkpointing and
+torch.compile (--cfg-options compile=True) are those of the config.
 """
 
 from __future__ import annotations

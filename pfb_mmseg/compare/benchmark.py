@@ -13,13 +13,15 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
+from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from ..blocking.devices import forget_peak_memory, peak_memory
 from ..convert.apply import apply_pfb
@@ -45,7 +47,7 @@ class Result:
         kept_share: images that stay / images in the batch.
         median: seconds of a step.
         saved: share of the full step's median.
-        peak_memory: bytes on top of what is there between steps; None on a CPU.
+        peak_memory: bytes on top of what is there between steps, see :meth:`Bench.peak_memory`.
     """
 
     name: str
@@ -53,7 +55,7 @@ class Result:
     kept_share: float
     median: float
     saved: float
-    peak_memory: int | None
+    peak_memory: int
 
 
 class Bench:
@@ -100,6 +102,8 @@ class Bench:
         self.cfg, self.device = cfg, torch.device(device)
         self.batch_size = batch_size or cfg.train_dataloader.batch_size
         self.model = self._build_model(crop, ratios[0]).to(device).train()
+        if modules := cfg.get('activation_checkpointing'):
+            turn_on_activation_checkpointing(self.model, modules)
         self.blockings: dict[str, PartialForwardBlocking | None] = {FULL: None}
         for kind, options in KINDS.items():
             for ratio in ratios:
@@ -112,11 +116,16 @@ class Bench:
 
     def step(self, name: str, index: int) -> int:
         """One training step. Returns how many images it kept."""
+        pfb = self._begin(name)
+        self.model.train_step(self.batches[index % _NUM_BATCHES], self.optim_wrapper)
+        return len(pfb.selection.indices) if pfb.selection else self.batch_size
+
+    def _begin(self, name: str) -> PartialForwardBlocking:
+        """Make the next step one of this kind."""
         blocking = self.blockings[name]
         self.model.pfb = pfb = blocking or [*self.blockings.values()][-1]
         pfb.start_iteration(blocked=blocking is not None)
-        self.model.train_step(self.batches[index % _NUM_BATCHES], self.optim_wrapper)
-        return len(pfb.selection.indices) if pfb.selection else self.batch_size
+        return pfb
 
     def warm_up(self, name: str) -> None:
         """Steps that are not measured, until the criterion is ready."""
@@ -125,16 +134,33 @@ class Bench:
             self.step(name, done)
             done += 1
 
-    def peak_memory(self, name: str) -> int | None:
-        """Bytes that a step takes on a GPU on top of the model and the optimizer's state."""
+    def peak_memory(self, name: str) -> int:
+        """Bytes that a step takes on top of the model and the optimizer's state: on a GPU the peak,
+        elsewhere what the forward pass keeps for the backward pass, which makes most of it."""
         if self.device.type == 'cpu':
-            return None
+            return self._kept_for_backward(name)
         torch.cuda.synchronize()
         forget_peak_memory(self.device)
         before = torch.cuda.memory_allocated()
         self.step(name, 0)
         torch.cuda.synchronize()
         return peak_memory(self.device) - before
+
+    def _kept_for_backward(self, name: str) -> int:
+        kept: dict[int, int] = {}  # bytes by address: the same values are often kept twice
+        weights = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
+
+        def see(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        self._begin(name)
+        batch = self.model.data_preprocessor(self.batches[0], training=True)
+        with saved_tensors_hooks(see, lambda tensor: tensor):
+            self.model(**batch, mode='loss')
+        return sum(kept.values())
 
     def _build_model(self, crop: Sequence[int], ratio: float) -> nn.Module:
         cfg = self.cfg
@@ -218,18 +244,17 @@ def table(results: list[Result]) -> Table:
     shown = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in ('step', 'strategy'):
         shown.add_column(heading, no_wrap=True)
-    for heading in ('kept', 'median [s]', 'saved', 'peak [GiB]', 'of full'):
+    for heading in ('kept', 'median [s]', 'saved', 'memory [MiB]', 'of full'):
         shown.add_column(heading, justify='right')
     full = results[0].peak_memory
     for result in results:
-        memory = result.peak_memory
         shown.add_row(
             result.name,
             result.strategy or '-',
             f'{result.kept_share:.0%}',
             f'{result.median:.3f}',
             f'{result.saved:.1%}' if result.strategy else '-',
-            '-' if memory is None else f'{memory / 2**30:.2f}',
-            '-' if memory is None else f'{memory / full:.0%}',
+            f'{result.peak_memory / 2**20:,.0f}',
+            f'{result.peak_memory / full:.0%}',
         )
     return shown
