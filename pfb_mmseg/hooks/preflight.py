@@ -35,13 +35,10 @@ def check_can_resume(work_dir: str | os.PathLike, load_from: str | None) -> None
     if checkpoint is None:
         return
     if not checkpoint:
-        saved = sorted(Path(work_dir).glob('*.pth'), key=lambda path: path.stat().st_mtime)
-        remedy = 'delete it to start afresh'
-        if saved:
-            remedy = f'resume with --resume --cfg-options load_from={saved[-1]}'
         raise RuntimeError(
             f'{Path(work_dir) / "last_checkpoint"} is empty: the run was killed while it was '
-            f'written; {remedy}'
+            'written; resume with --resume --cfg-options load_from=CHECKPOINT, or delete the file '
+            'to start afresh'
         )
     reason = why_no_resume(find_distributions(), torch.__version__)
     if reason:

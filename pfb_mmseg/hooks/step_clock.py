@@ -6,15 +6,6 @@ import statistics
 import time
 
 _WINDOW = 200  # latest full steps that are compared with: enough to forget the slow first ones
-_COUNTED = (
-    'full_times',
-    'full_waits',
-    'blocked_time',
-    'blocked_wait',
-    'num_blocked',
-    'num_blocked_waits',
-    'num_steps',
-)
 
 
 class StepClock:
@@ -90,8 +81,7 @@ class StepClock:
         return self.num_blocked * (full - blocked) / (self.num_steps * full)
 
     def state_dict(self) -> dict:
-        return {name: getattr(self, name) for name in _COUNTED}
+        return {name: value for name, value in vars(self).items() if name[0] != '_'}
 
     def load_state_dict(self, state: dict) -> None:
-        for name in _COUNTED:
-            setattr(self, name, state[name])
+        vars(self).update(state)

@@ -150,12 +150,11 @@ class Scanner:
     def _load_image(self, info: dict) -> dict:
         try:
             item = self._pipeline(copy.deepcopy(info))
-            labelled = any(name in item['data_samples'] for name in _LABELS)
         except KeyError:  # of LoadAnnotations, where the data set knows of no label file
             if not self._reads_labels:
                 raise
-            labelled = False
-        if self._reads_labels and not labelled:
+            item = {'data_samples': ()}
+        if self._reads_labels and not any(name in item['data_samples'] for name in _LABELS):
             raise ValueError(
                 f'{info.get("img_path", "an image")} has no labels, by which {self.score_name} is '
                 "measured; rank by criterion 'rare', which needs none, or another part of the data"
