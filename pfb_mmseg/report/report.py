@@ -47,7 +47,8 @@ def write_report(
     record = SelectionRecord.load(work_dir / RECORD_NAME) if written else SelectionRecord()
     if not any('pfb/kept' in entry for entry in train) and not len(record):
         raise ValueError(f'the run in {work_dir} logged nothing of PFB: was PFBHook in its config?')
-    config = Config.fromfile(sorted(work_dir.glob('*/vis_data/config.py'))[-1])
+    configs = sorted(work_dir.glob('*/vis_data/config.py'))
+    config = Config.fromfile(configs[-1]) if configs else Config()  # a runner may be built without
     sentences = [_progress(train, config.get('train_cfg') or {})]
     if not written:
         sentences.append(
