@@ -34,7 +34,8 @@ class PFBLogHook(Hook):
     - ``pfb/nonfinite``: images without a finite score, if there were any.
     - ``pfb/centroids``: how many received a sample in the last 200 updates.
     - ``pfb/time_saved`` and ``pfb/step_time_saved``: share of the wall clock saved since the start
-      of the run, and that of the steps alone. Absent before a full and a blocked step.
+      of the run, and that of the steps alone. Absent before a blocked step and a full one, of
+      which the first is not counted.
 
     The hook warns once of each thing that looks wrong and says at the end of the run what was
     saved. It reads the selections of a step after the step. By then MMEngine's RuntimeInfoHook has
