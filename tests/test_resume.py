@@ -18,7 +18,6 @@ from mmengine.config import Config
 from mmengine.runner._flexible_runner import FlexibleRunner
 from torch.testing import assert_close
 
-from pfb_mmseg.core import Selection, SelectionStatistics
 from pfb_mmseg.hooks.saved import drop_model_state
 from pfb_mmseg.report import SelectionRecord
 
@@ -228,25 +227,3 @@ def test_a_checkpoint_of_another_schema_is_not_resumed(trained, tmp_path):
     torch.save(checkpoint, tmp_path / 'newer.pth')
     with pytest.raises(ValueError, match='PFB state of schema 7, expected 1.*resume=False'):
         resume(tmp_path / 'newer.pth', tmp_path / 'run')
-
-
-def test_statistics_go_on_where_they_were_saved():
-    selections = [
-        Selection(
-            3,
-            indices=torch.tensor([0, 2]),
-            score=torch.tensor(values),
-            score_name='log_density',
-        )
-        for values in ([1.0, 2.0, torch.nan], [3.0, 4.0, 5.0], [6.0, 0.1, 0.2])
-    ]
-    whole, before, after = (SelectionStatistics() for _ in range(3))
-    for selection in selections:
-        whole.add(selection)
-    before.count_full(5)
-    whole.count_full(5)
-    for selection in selections[:2]:
-        before.add(selection)
-    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
-    after.add(selections[2])
-    assert after.flush() == whole.flush()

@@ -60,7 +60,7 @@ def watch(name, globals=None, *rest, **options):
 
 builtins.__import__ = watch
 import pfb_mmseg
-report = ('browse', 'images', 'page', 'plots', 'report', 'run', 'scan', 'scores')
+report = ('browse', 'images', 'page', 'report', 'scan', 'scores')
 pages = ('pfb_mmseg.commands', *(f'pfb_mmseg.report.{name}' for name in report))
 found |= {module for module in sys.modules if module.startswith(pages)}
 print('found', found)

@@ -17,9 +17,9 @@ from test_reports import tool
 from torch.nn import functional as F
 
 from pfb_mmseg.commands.main import read
+from pfb_mmseg.report import SelectionRecord
 from pfb_mmseg.report.images import ImageSet
 from pfb_mmseg.report.report import write_report
-from pfb_mmseg.report.run import RunFiles
 from pfb_mmseg.report.scan import Scanner
 
 
@@ -55,30 +55,26 @@ def ranking(folder):
     return score_name, {path: float(score) for *_, path, score in rows}
 
 
-def scores(config, checkpoint, criterion=None, batch_size=8):
-    scanner = Scanner(Config.fromfile(config), checkpoint, criterion=criterion)
-    infos = ImageSet(Config.fromfile(config)).infos
-    return scanner.score(infos, batch_size)
-
-
 class TestTool:
-    def test_ranks_by_the_config_s_criterion_hardest_first(self, runs, tmp_path, monkeypatch):
+    def test_by_hard_ranks_by_the_loss_of_the_whole_model_hardest_first(
+        self, runs, tmp_path, monkeypatch
+    ):
         config, checkpoint = runs('hard')
         arguments = [config, checkpoint, '--images', 3, '--out', tmp_path]
         assert tool('browse_selection.py', monkeypatch, *arguments) == 0
         score_name, found = ranking(tmp_path)
-        assert score_name == 'exit_loss' and len(found) == 24
+        assert score_name == 'loss' and len(found) == 24
         values = list(found.values())
         assert values == sorted(values, reverse=True) and values[0] > values[-1] > 0
         text = (tmp_path / 'index.html').read_text()
-        assert 'How hard the images were' in text and 'labelled wrongly' in text
+        assert 'Hardest' in text and 'Easiest' in text
 
     def test_ranks_by_another_one_if_told(self, runs, tmp_path, monkeypatch):
         config, checkpoint = runs('random')
         arguments = [config, checkpoint, '--images', 0, '--out', tmp_path]
         arguments += ['--cfg-options', 'train_dataloader.dataset.length=70']  # for 64 centroids
         for criterion, expected in (
-            ('hard', 'exit_loss'), ('loss_topk', 'loss'), ('rare', 'log_density')
+            ('hard', 'loss'), ('loss_topk', 'loss'), ('rare', 'log_density')
         ):  # fmt: skip
             told = ['--criterion', criterion]
             assert tool('browse_selection.py', monkeypatch, *arguments, *told) == 0
@@ -92,13 +88,10 @@ class TestTool:
             (['--criterion', 'divbs'], "no image a score of its own; rank by one of 'rare'"),
             (['--criterion', 'hardest'], "criterion='hardest': expected one of"),
             (
-                ['--criterion', 'hard', '--cfg-options', 'model.pfb.block_after=backbone.layer2'],
-                'has no trained early exit behind backbone.layer2',
-            ),
-            (
-                ['--criterion', 'hard', '--cfg-options', 'test_dataloader.dataset.pipeline.1.type='
-                 'NoLabels', 'val_dataloader.dataset.pipeline.1.type=NoLabels'],
-                'has no labels, by which exit_loss is measured',
+                ['--criterion', 'loss_topk', '--cfg-options',
+                 'test_dataloader.dataset.pipeline.1.type=NoLabels',
+                 'val_dataloader.dataset.pipeline.1.type=NoLabels'],
+                'has no labels, by which loss is measured',
             ),
         ],
     )  # fmt: skip
@@ -110,24 +103,6 @@ class TestTool:
 
 
 class TestScores:
-    def test_are_the_auxiliary_head_s_loss_of_each_image_alone(self, runs):
-        config, checkpoint = runs('random')
-        found = scores(config, checkpoint, 'hard')
-        torch.testing.assert_close(found, scores(config, checkpoint, 'hard', 3))
-        scanner = Scanner(Config.fromfile(config), checkpoint, criterion='hard')
-        model, images = scanner.model, ImageSet(Config.fromfile(config))
-        for place, loss in enumerate(found):
-            image, labels = images.load(place)
-            image = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1).float()
-            mean, std = (getattr(model.data_preprocessor, name) for name in ('mean', 'std'))
-            with torch.no_grad():
-                features = model.backbone(((image - mean) / std)[None])[2]
-                logits = resize(model.auxiliary_head([features] * 3), (64, 64), mode='bilinear')
-            labels = torch.from_numpy(labels.astype(int))
-            pixels = F.cross_entropy(logits, labels[None], ignore_index=255, reduction='none')
-            weight = model.auxiliary_head.loss_decode.loss_weight
-            assert loss == pytest.approx(weight * pixels.mean().item(), rel=1e-3)
-
     def test_labels_are_laid_over_images_that_were_resized_and_padded(self, runs):
         """Each label over its own pixels: as if image and labels had been made so beforehand."""
         config, checkpoint = runs('random')
@@ -155,18 +130,6 @@ class TestScores:
                 reduction='none',
             )
             assert loss == pytest.approx(pixels.sum().item() / (128 * 160), rel=1e-3)
-
-    def test_an_exit_of_its_own_comes_from_the_checkpoint(self, tmp_path):
-        hooks = [dict(type='PFBHook', begin=0, end=1.0)]
-        options = {'default_hooks.checkpoint.interval': 12, 'custom_hooks': hooks}
-        config = demo_config(tmp_path, **options)
-        config.model.pfb = dict(prune_ratio=0.5, criterion='hard', exit='own')
-        trained = train(config).model.pfb.exit.layers.state_dict()
-        scanner = Scanner(config, tmp_path / 'iter_12.pth')
-        for name, value in scanner.model.pfb.exit.layers.state_dict().items():
-            assert torch.equal(value, trained[name]), name
-        found = scanner.score(ImageSet(config).infos)
-        assert found.shape == (24,) and found.isfinite().all() and found.std() > 0
 
 
 @DATASETS.register_module()
@@ -234,7 +197,7 @@ class TestSamplesOfOneFile:
         config = file_config(folder, work_dir, 'HalvesDataset', half, **options)
         config.model.pfb = dict(prune_ratio=0.5, criterion='hard', exit_loss_weight=0)
         train(config)
-        record = RunFiles(work_dir).record
+        record = SelectionRecord.load(work_dir / 'pfb_record.npz')
         assert sorted(record.places.tolist()) == list(range(12))
         page = write_report(work_dir, num_images=12).read_text()
         for row, place in enumerate(record.places):

@@ -28,8 +28,9 @@ def kept_rates(record: SelectionRecord, infos: Mapping[str, dict]) -> KeptRates:
     A criterion that does not see labels keeps both alike; one that chases wrong ones has a higher
     rate for these::
 
-        run = RunFiles(work_dir)
-        kept_rates(run.record, ImageSet(run.config).infos)
+        images = ImageSet(config)
+        infos = dict(zip(images.paths, images.infos))
+        kept_rates(SelectionRecord.load(f'{work_dir}/{RECORD_NAME}'), infos)
 
     Args:
         record: of the run.

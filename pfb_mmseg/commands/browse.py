@@ -20,9 +20,8 @@ def add_arguments(parser: ToolParser) -> None:
     parser.add_argument(
         '--criterion',
         metavar='NAME',
-        help="what scores: 'rare' (log density), 'hard' (loss at the exit behind the blocking "
-        "point), 'loss_topk' (loss of the whole model) or one of your own; default: the config's, "
-        "'rare' if that has none",
+        help="what scores: 'rare' (log density), 'loss_topk' (loss of the whole model, which also "
+        "stands in for 'hard') or one of your own; default: the config's, 'rare' if that has none",
     )
     parser.add_argument('--part', choices=['train', 'val', 'test'], default='train')
     parser.add_argument('--out', default='work_dirs/browse_selection', help='folder to write to')

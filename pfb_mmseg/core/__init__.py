@@ -9,7 +9,6 @@ from .pruner import BatchPruner, Decision
 from .quota import KeepQuota
 from .representation import pool_features, spatial_mean
 from .selection import Selection
-from .statistics import SelectionStatistics
 
 __all__ = [
     'CRITERIA',
@@ -22,7 +21,6 @@ __all__ = [
     'FunctionCriterion',
     'KeepQuota',
     'Selection',
-    'SelectionStatistics',
     'bandwidth',
     'pool_features',
     'spatial_mean',

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +17,12 @@ from ..progress import track
 from .leaves import leaf_configs
 
 _LIBRARIES = ('mmcv', 'mmseg', 'mmdet', 'mmpretrain')
+# What may be the matter with a sample, as the end of a sentence.
 _NOT_LOADED = 'cannot be loaded'
 _LEFT_OUT = 'are left out: the pipeline returns None'
+_UNLABELLED = 'come without labels: the pipeline loads none'
+_IGNORED = 'have no label that is not ignored'
+_STRANGE = 'have the labels {strange} once loaded, but only {meant} mean anything'
 
 
 def check_config(
@@ -33,8 +36,8 @@ def check_config(
 
     Args:
         config: any with data loaders.
-        num_read: number of samples of each data set to load, evenly spread; more are loaded while
-            all labels are of one class. None loads all. That every file is there is always checked.
+        num_read: number of samples of each data set to load, evenly spread; None loads all. That
+            every file is there is always checked.
 
     Returns:
         What is in order, what is a problem, and what else is good to know; a sentence each.
@@ -75,9 +78,6 @@ class _Check:
         self.advice: list[str] = []
         head = model.get('decode_head') or model.get('head') or {}
         self._head = head[-1] if isinstance(head, (list, tuple)) else head
-        # What was found: its examples, by whether it is a problem and a sentence's end.
-        self._found: dict[tuple[bool, str], list[str]] = {}
-        self._values: set[int] = set()  # of all labels
 
     def run(self, num_read: int | None) -> None:
         try:
@@ -89,84 +89,77 @@ class _Check:
         if self.bad:
             for hint in _hints(self.leaf):
                 self._complain(hint)
-        else:
-            self._check_samples(dataset, num_read)
+            return
+        self._look_at(dataset)
+        num, missing, found = len(dataset), self._missing_files(len(dataset)), {}
+        spread = {*np.linspace(0, num - 1, min(num_read or num, num)).astype(int).tolist()}
+        loaded = sorted(spread - missing)
+        for index in track(loaded, f'Loading samples ({self.part})'):
+            if fault := self._fault(index):
+                what, detail = fault
+                found.setdefault(what, []).append(self._name(index) + detail)
+        self._judge_samples(found, len(loaded))
+        if self._values and not self.bad:
+            self._judge_classes(len(loaded))
+        if not self.bad:
+            self.good.append(f'{self.part}: {num:,} samples, {len(loaded):,} loaded, all in order.')
 
     def _complain(self, sentence: str) -> None:
         self.bad.append(f'{self.part}: {sentence}')
 
-    def _check_samples(self, dataset: Any, num_read: int | None) -> None:
+    def _look_at(self, dataset: Any) -> None:
+        """How the data set makes a sample, and which labels the head's loss can read."""
         self._info, self._steps = (lambda index: {}), [dataset.__getitem__]
         # A data set that makes its samples in another way is asked for them as a whole.
         if getattr(type(dataset), 'prepare_data', None) is BaseDataset.prepare_data:
             self._info = dataset.get_data_info
             self._steps = [dataset.get_data_info, *dataset.pipeline.transforms]
         self._last_own = max(i for i, step in enumerate(self._steps) if not _augments(step))
-        # Labels are in [0, num_values) or ignored, as the head's loss has it; 0: nobody tells.
-        classes = list(getattr(dataset, 'metainfo', {}).get('classes') or ())
-        self._num_values = self._head.get('num_classes') or len(classes)
+        # Labels are in [0, num_values) or ignored; 0: nobody tells.
+        self._classes = list(getattr(dataset, 'metainfo', {}).get('classes') or ())
+        self._num_values = self._head.get('num_classes') or len(self._classes)
         if 1 in (self._num_values, self._head.get('out_channels')):
             self._num_values = 2  # one channel tells two classes apart
-        self._ignored = {self._head.get('ignore_index', 255)}
-        self._needs_all = getattr(dataset, 'test_mode', False)  # else MMEngine takes another sample
+        self._ignored = self._head.get('ignore_index', 255)
+        self._values: set[int] = set()  # of all labels
+        # MMEngine takes another sample for one that is left out, but not in tests.
+        self._needs_all = getattr(dataset, 'test_mode', False)
 
-        num, loaded, missing = len(dataset), 0, self._missing_files(dataset)
-        spread = np.linspace(0, num - 1, min(num_read or num, num)).astype(int).tolist()
-        order = dict.fromkeys([*spread, *range(num)])
-        for index in track(order, f'Loading samples ({self.part})', len(spread)):
-            # The rest may hold the other classes, where the samples so far hold one alone.
-            one_class = len(self._values - self._ignored) < 2 <= self._num_values and self._values
-            if loaded >= len(spread) and (not one_class or any(bad for bad, _ in self._found)):
-                break
-            if index not in missing:
-                info, loaded = self._info(index), loaded + 1
-                name = info.get('seg_map_path') or info.get('img_path') or f'sample {index}'
-                for bad, what, detail in self._findings(index):
-                    self._found.setdefault((bad, what), []).append(name + detail)
-        for (bad, what), names in self._found.items():
-            strange = ', '.join(map(str, sorted(filter(self._is_strange, self._values))[:10]))
-            nothing_left = what == _LEFT_OUT and len(names) == loaded
-            (self.bad if bad or nothing_left else self.advice).append(
-                f'{self.part}: {len(names):,} of {loaded:,} samples {what.format(strange)}, '
-                f'{names[0]} for example.'
-            )
-        if self._values and not self.bad:
-            self._judge_classes(classes, loaded)
-        if not self.bad:
-            self.good.append(f'{self.part}: {num:,} samples, {loaded:,} loaded, all in order.')
+    def _name(self, index: int) -> str:
+        info = self._info(index)
+        return info.get('seg_map_path') or info.get('img_path') or f'sample {index}'
 
-    def _missing_files(self, dataset: Any) -> set[int]:
+    def _missing_files(self, num: int) -> set[int]:
         """Complain of files that are not there; returns the samples that need them."""
         missing: dict[str, list[int]] = {}
-        for index in range(len(dataset)):
+        for index in range(num):
             for key, path in self._info(index).items():
                 if key.endswith('_path') and isinstance(path, str) and not os.path.isfile(path):
                     missing.setdefault(key, []).append(index)
         needed: set[int] = set()
         for key, indices in missing.items():
+            fault = self._fault(indices[0])
             # What loads all the same needs no file: it is made by code, or lies in an archive.
-            if any(what.startswith(_NOT_LOADED) for _, what, _ in self._findings(indices[0])):
+            if fault and fault[0].startswith(_NOT_LOADED):
                 needed.update(indices)
                 path = Path(self._info(indices[0])[key])
                 self._complain(
-                    f'{len(indices):,} of {len(dataset):,} samples lack the file of their {key}, '
+                    f'{len(indices):,} of {num:,} samples lack the file of their {key}, '
                     f'{path} for example. {_around(path)}'
                 )
         return needed
 
-    def _findings(self, index: int) -> Iterator[tuple[bool, str, str]]:
-        """Run the pipeline; tells whether it is a problem, what is the matter, and a detail."""
+    def _fault(self, index: int) -> tuple[str, str] | None:
+        """Run the pipeline; returns what is the matter, and a detail. None: nothing is."""
         results, image, labels, values = index, None, None, set()
         for number, step in enumerate(self._steps):
             try:
                 results = step(results)
             except Exception as error:  # whatever it is, training would end with it
                 name = getattr(step, '__name__', type(step).__name__)
-                yield True, f'{_NOT_LOADED}: {name} raises {type(error).__name__}', f' ({error})'
-                return
+                return f'{_NOT_LOADED}: {name} raises {type(error).__name__}', f' ({error})'
             if results is None:
-                yield self._needs_all, _LEFT_OUT, ''
-                return
+                return _LEFT_OUT, ''
             last_image, found = _image_and_labels(results)
             last_labels = None if found is None else found.shape
             if found is not None and (labels is None or number <= self._last_own):
@@ -174,41 +167,51 @@ class _Check:
             image, labels = image or last_image, labels or last_labels
         if labels is None:
             truth = results.get('data_samples', results).keys()
-            if self.part != 'test' and not any(name.startswith('gt_') for name in truth):
-                yield True, 'come without labels: the pipeline loads none', ''
-            return
+            needed = self.part != 'test' and not any(name.startswith('gt_') for name in truth)
+            return (_UNLABELLED, '') if needed else None
         if len(labels) > 2:
-            yield True, 'have labels in several channels, not one class index a pixel', ''
-            return
+            return 'have labels in several channels, not one class index a pixel', ''
         self._values |= values
         if len(labels) == 2 and labels != image:
-            yield True, 'have labels of another size than their image', ''
-        elif len(labels) == 2 and self.part == 'train' and last_labels != last_image:
-            yield True, 'leave the pipeline with labels of another size than their image', ''
+            return 'have labels of another size than their image', ''
+        if len(labels) == 2 and self.part == 'train' and last_labels != last_image:
+            return 'leave the pipeline with labels of another size than their image', ''
         if any(map(self._is_strange, values)):
-            meant = f'0 to {self._num_values - 1} and {max(self._ignored)} (ignored)'
-            yield True, f'have the labels {{}} once loaded, but only {meant} mean anything', ''
-        elif values <= self._ignored:
-            yield False, 'have no label that is not ignored', ''
+            return _STRANGE, ''
+        return (_IGNORED, '') if values <= {self._ignored} else None
 
     def _is_strange(self, value: int) -> bool:
-        in_range = 0 <= value < self._num_values or self._num_values == 0
-        return not in_range and value not in self._ignored
+        return self._num_values > 0 and not (
+            0 <= value < self._num_values or value == self._ignored
+        )
 
-    def _judge_classes(self, classes: list, loaded: int) -> None:
-        found = self._values - self._ignored
-        names = [*classes, *range(len(classes), self._num_values)]
-        never = [str(names[value]) for value in range(self._num_values) if value not in found]
-        if not found or len(found) == 1 < self._num_values:
-            only = min(found or self._ignored)
+    def _judge_samples(self, found: dict[str, list[str]], loaded: int) -> None:
+        strange = sorted(filter(self._is_strange, self._values))[:10]
+        told = dict(
+            strange=', '.join(map(str, strange)),
+            meant=f'0 to {self._num_values - 1} and {self._ignored} (ignored)',
+        )
+        for what, names in found.items():
+            spare = what == _LEFT_OUT and len(names) < loaded and not self._needs_all
+            (self.advice if spare or what == _IGNORED else self.bad).append(
+                f'{self.part}: {len(names):,} of {loaded:,} samples {what.format(**told)}, '
+                f'{names[0]} for example.'
+            )
+
+    def _judge_classes(self, loaded: int) -> None:
+        found, num = self._values - {self._ignored}, self._num_values
+        names = [*self._classes, *range(len(self._classes), num)]
+        never = [str(names[value]) for value in range(num) if value not in found]
+        if not found or len(found) == 1 < num:
+            only = f'{min(found)} or' if found else f'{self._ignored}, which is'
             self._complain(
-                f'all labels of {loaded:,} samples are {only}{" or" if found else ", which is"} '
-                'ignored: there is nothing to learn.'
+                f'all labels of {loaded:,} samples are {only} ignored: there is nothing to learn. '
+                '`pfb check --read 0` looks at all samples.'
             )
         elif never:
             self.advice.append(
-                f'{self.part}: of {self._num_values} classes these never occur in {loaded:,} '
-                f'samples: {_some(never)}.'
+                f'{self.part}: of {num} classes these never occur in {loaded:,} samples: '
+                f'{_some(never)}.'
             )
 
 
@@ -238,30 +241,25 @@ def _words(error: Exception) -> str:
 
 
 def _hints(leaf: dict) -> Iterator[str]:
-    """Why a data set finds nothing: what is not there, and what is there instead."""
-    root, prefixes = leaf.get('data_root') or '', leaf.get('data_prefix') or {}
+    """What there is where a data set looks for its files."""
+    prefixes = leaf.get('data_prefix') or {}
     prefixes = prefixes if isinstance(prefixes, dict) else {'data_prefix': prefixes}
-    wanted = {**prefixes, 'ann_file': leaf.get('ann_file') or ''}
-    absent = {key: Path(root, path) for key, path in wanted.items()}
-    absent = {key: path for key, path in absent.items() if not path.exists()}
-    for key, path in absent.items():
-        yield f'{key}, {path}, is missing. {_around(path)}'
-    kind = DATASETS.get(leaf['type']) if isinstance(leaf['type'], str) else leaf['type']
-    if absent or wanted['ann_file'] or 'img_path' not in prefixes or kind is None:
-        return
-    default = inspect.signature(kind).parameters.get('img_suffix')
-    if suffix := leaf.get('img_suffix', default and default.default):
-        folder = Path(root, prefixes['img_path'])
-        yield f'no file in {folder} ends in img_suffix={suffix!r}. {_around(folder / suffix)}'
+    for key, path in {**prefixes, 'ann_file': leaf.get('ann_file')}.items():
+        path = Path(leaf.get('data_root') or '', path or '')
+        if path.is_dir():
+            yield f'{key}, {path}, holds {_content(path)}. Compare the suffixes of the config.'
+        elif not path.exists():
+            yield f'{key}, {path}, is missing. {_around(path)}'
 
 
 def _around(path: Path) -> str:
     """What there is instead of a missing file or folder."""
-    parent = path.parent
-    while not parent.is_dir() and parent != parent.parent:
-        parent = parent.parent
-    held = sorted(entry.name for entry in parent.iterdir())
-    return f'{parent}{os.sep} is there and holds {_some(held) or "nothing"}.'
+    there = next(parent for parent in path.absolute().parents if parent.is_dir())
+    return f'{there}{os.sep} is there and holds {_content(there)}.'
+
+
+def _content(folder: Path) -> str:
+    return _some(sorted(entry.name for entry in folder.iterdir())) or 'nothing'
 
 
 def _some(names: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,6 @@ class Places:
         # By the identity of a data set: place of its first sample, and itself.
         self._leaves: dict[int, tuple[int, Any]] = {}
         self.of_index = self._count(dataset)
-        self._known: dict[tuple[bool, bool], dict[tuple, int]] = {}
 
     def find(self, samples: Any) -> np.ndarray:
         """Places, (N,) int64, of the N samples that a call of ``loss`` was given.
@@ -86,22 +86,18 @@ class Places:
         place = getattr(sample, PLACE, None)
         if place is not None:
             return place
-        path, index = getattr(sample, 'img_path', None), getattr(sample, 'sample_idx', None)
-        if path is None and index is None:
-            return UNKNOWN
-        kind = path is not None, index is not None
-        if kind not in self._known:
-            self._known[kind] = self._list(*kind)
-        return self._known[kind].get((path, index), UNKNOWN)
+        key = getattr(sample, 'img_path', None), getattr(sample, 'sample_idx', None)
+        return self._by_name.get(key, UNKNOWN)
 
-    def _list(self, by_path: bool, by_index: bool) -> dict[tuple, int]:
-        """Places by path, by index within its data set, or by both."""
-        places: dict[tuple, int] = {}
+    @cached_property
+    def _by_name(self) -> dict[tuple, int]:
+        """Places by path, by index within the data set, and by both."""
+        places: dict[tuple, int] = {(None, None): UNKNOWN}
         for first, leaf in self._leaves.values():
             for index in range(len(leaf) if isinstance(leaf, BaseDataset) else 0):
-                path = leaf.get_data_info(index).get('img_path') if by_path else None
-                key = path, index if by_index else None
-                places[key] = UNKNOWN if key in places else first + index
+                path = leaf.get_data_info(index).get('img_path')
+                for key in {(path, None), (None, index), (path, index)}:
+                    places[key] = UNKNOWN if key in places else first + index
         return places
 
 

@@ -56,7 +56,7 @@ class Health:
                 'prune_ratio, or a cheaper look: an earlier block_after, score_scale=0.5 with '
                 "strategy='two_pass', or criterion='hard' where the whole network is asked.",
             )
-        elif saved is not None and saved < min(_ARRIVES * of_steps, of_steps - _WORTH_TELLING):
+        elif saved < min(_ARRIVES * of_steps, of_steps - _WORTH_TELLING):
             self._tell(
                 'loader',
                 f'blocking saves {of_steps:.0%} of the time of the training steps, but the run is '

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
+from mmengine.runner import IterBasedTrainLoop
+from mmengine.runner.base_loop import BaseLoop
 
 from ..blocking import is_sharded
+from ..core.checks import check_bool
 from ..data.batch_sampler import PFBBatchSampler
 from ..data.loading import Loading
 from ..models.description import describe
@@ -25,7 +29,6 @@ from .preflight import (
     warn_of_what_comes_later,
 )
 from .saved import drop_model_state, part_to_resume, part_to_save
-from .schedule import Schedule
 from .trial import try_blocked_step
 
 
@@ -65,7 +68,24 @@ class PFBHook(Hook):
     def __init__(
         self, begin: float | int = 0.025, end: float | int = 0.9, by_epoch: bool = False
     ) -> None:
-        self._schedule = Schedule(begin, end, by_epoch)
+        check_bool('by_epoch', by_epoch)
+        unit = 'an epoch' if by_epoch else 'an iteration'
+        for name, value in (('begin', begin), ('end', end)):
+            high = float('inf') if isinstance(value, Integral) else 1
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= high:
+                raise ValueError(
+                    f'{name}={value!r}: expected a fraction of the run (float in [0, 1]) or {unit} '
+                    '(int >= 0)'
+                )
+        if isinstance(begin, Integral) == isinstance(end, Integral) and begin >= end:
+            raise ValueError(f'begin={begin!r} must come before end={end!r}')
+        if isinstance(end, Integral) and end == 1 and not by_epoch:
+            raise ValueError(
+                f'end={end!r} is iteration 1 and would leave nothing to prune; write end=1.0 for '
+                'the end of the run'
+            )
+        self._schedule = begin, end
+        self._by_epoch = by_epoch
         self._loading: Loading | None = None
         self._loading_state: dict[str, Any] | None = None
 
@@ -80,7 +100,7 @@ class PFBHook(Hook):
         self._pfb = find_filter(runner.model)
         check_only_one(runner.hooks, self)
         check_loader(runner.train_dataloader, self._pfb.quota)
-        self._begin, self._end = self._schedule.resolve(runner.train_loop)
+        self._begin, self._end = self._resolve(runner.train_loop)
         if not is_sharded(runner.model, unwrapped(runner.model)):
             self._pfb.prepare()
             try_blocked_step(runner, self._pfb)
@@ -147,6 +167,26 @@ class PFBHook(Hook):
                 'batches hold other images from here on, so other images are kept.',
                 logger='current',
             )
+
+    def _resolve(self, loop: BaseLoop) -> tuple[int, int]:
+        """First pruned iteration, and the first that is not pruned any more."""
+        if self._by_epoch and isinstance(loop, IterBasedTrainLoop):
+            raise ValueError(
+                f'by_epoch=True: {type(loop).__name__} counts iterations; give begin and end as '
+                'iterations or as fractions of the run, or train with EpochBasedTrainLoop'
+            )
+        unit = len(loop.dataloader) if self._by_epoch else 1
+        begin, end = (
+            moment * unit if isinstance(moment, Integral) else round(moment * loop.max_iters)
+            for moment in self._schedule
+        )
+        if not begin < min(end, loop.max_iters):
+            raise ValueError(
+                f'begin={self._schedule[0]!r} is iteration {begin}, end={self._schedule[1]!r} is '
+                f'iteration {end} of {loop.max_iters}: begin must come before end, and before the '
+                'end of the run'
+            )
+        return int(begin), int(end)
 
     def _register_bookkeeping(self, runner) -> None:
         """Once, and behind this hook: a list that runs through its hooks may only grow there."""

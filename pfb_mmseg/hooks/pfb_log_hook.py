@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from typing import Any
 
-from mmengine.hooks import Hook
-from mmengine.logging import print_log
+import torch
+from mmengine.hooks import Hook, LoggerHook
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.registry import HOOKS
 
-from ..core import SelectionStatistics
+from ..core import Selection
 from .health import Health
-from .log_entries import add_entry, entry_is_due
 from .model import find_filter
 from .preflight import check_only_one
 from .saved import part_to_resume, part_to_save
@@ -32,7 +34,8 @@ class PFBLogHook(Hook):
     - ``pfb/nonfinite``: images without a finite score, if there were any.
     - ``pfb/centroids``: how many received a sample in the last 200 updates.
     - ``pfb/time_saved`` and ``pfb/step_time_saved``: share of the wall clock saved since the start
-      of the run, and that of the steps alone. Absent before a full and a blocked step.
+      of the run, and that of the steps alone. Absent before a blocked step and a full one, of
+      which the first is not counted.
 
     The hook warns once of each thing that looks wrong and says at the end of the run what was
     saved. It reads the selections of a step after the step. By then MMEngine's RuntimeInfoHook has
@@ -49,8 +52,9 @@ class PFBLogHook(Hook):
     def __init__(self) -> None:
         self.clock = StepClock()
         self._health = Health()
-        self._statistics = SelectionStatistics()
-        self._proposed = 0
+        # Since the last entry: numbers of images, and sums of scores with the images behind each.
+        self._sums: Counter[str] = Counter()
+        self._num_scored: Counter[str] = Counter()
 
     def before_train(self, runner) -> None:
         self._pfb = find_filter(runner.model)
@@ -65,15 +69,18 @@ class PFBLogHook(Hook):
         pfb = self._pfb
         self.clock.stop(full=not pfb.selections)
         found = [selection.on_host for selection in pfb.selections]
-        num_looked = sum(selection.num_candidates for selection in found)
-        self._proposed += pfb.pruner.num_proposed or 0
-        self._statistics.count_full(pfb.num_images - num_looked)
+        num_full = pfb.num_images - sum(selection.num_candidates for selection in found)
+        self._sums.update(kept=num_full, candidates=num_full, proposed=pfb.pruner.num_proposed or 0)
         for selection in found:
-            self._statistics.add(selection)
-            if selection.num_kept < selection.num_candidates and selection.score is not None:
-                self._health.see_scores(selection.score.numpy())
-        if entry_is_due(runner, batch_idx):
-            add_entry(runner, batch_idx, self._scalars())
+            self._sums.update(kept=selection.num_kept, candidates=selection.num_candidates)
+            if selection.score is not None:
+                self._count_scores(selection)
+        logged = _is_logged(runner, batch_idx)
+        if logged or runner.iter + 1 == runner.max_iters:
+            scalars = self._scalars()
+            _hand_to_logger(runner, scalars)
+            if not logged:  # nobody else hands them on
+                runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
             self._health.check(self.clock)
 
     def before_val_epoch(self, runner) -> None:
@@ -90,30 +97,67 @@ class PFBLogHook(Hook):
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         self.clock.pause()
         part_to_save(checkpoint).update(
-            statistics=self._statistics.state_dict(),
-            clock=self.clock.state_dict(),
-            proposed=self._proposed,
+            sums=dict(self._sums), num_scored=dict(self._num_scored), clock=self.clock.state_dict()
         )
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         part = part_to_resume(runner, checkpoint)
-        if 'statistics' in part:
-            self._statistics.load_state_dict(part['statistics'])
+        if 'clock' in part:
+            self._sums, self._num_scored = Counter(part['sums']), Counter(part['num_scored'])
             self.clock.load_state_dict(part['clock'])
-            self._proposed = part['proposed']
+
+    def _count_scores(self, selection: Selection) -> None:
+        """Of a blocked call; on the host."""
+        finite = selection.score.isfinite()
+        self._sums['nonfinite'] += int((~finite).sum())
+        for end, rows in (('kept', selection.kept), ('dropped', ~selection.kept)):
+            if (rows & finite).any():
+                name, scores = f'{selection.score_name}_{end}', selection.score[rows & finite]
+                self._sums[name] += scores.sum(dtype=torch.float64).item()
+                self._num_scored[name] += len(scores)
+        if selection.num_kept < selection.num_candidates:
+            self._health.see_scores(selection.score.numpy())
 
     def _scalars(self) -> dict[str, int | float]:
         """Totals since the last call, by the names that they have in the log."""
-        totals = self._statistics.flush()
-        counts = {name: int(totals.pop(name, 0)) for name in ('kept', 'candidates', 'nonfinite')}
-        if not counts['nonfinite']:
-            del counts['nonfinite']
-        scalars = counts | totals
-        if self._proposed:
-            scalars['proposed'], self._proposed = self._proposed, 0
+        scalars = {name: number for name, number in self._sums.items() if number}
+        for name, number in self._num_scored.items():
+            scalars[name] = self._sums[name] / number
+        self._sums, self._num_scored = Counter(), Counter()
         if self._pfb.estimator is not None:
             scalars['centroids'] = int(self._pfb.estimator.num_active())
         for name in ('time_saved', 'step_time_saved'):
             if (share := getattr(self.clock, name)) is not None:
                 scalars[name] = share
         return {f'pfb/{name}': value for name, value in scalars.items()}
+
+
+def _is_logged(runner, batch_idx: int) -> bool:
+    """LoggerHook's own condition over again, since it comes later and does not tell beforehand."""
+    loader = runner.train_dataloader
+    return any(
+        hook.every_n_inner_iters(batch_idx, hook.interval)
+        or (
+            hook.end_of_epoch(loader, batch_idx)
+            and (not hook.ignore_last or len(loader) <= hook.interval)
+        )
+        for hook in runner.hooks
+        if isinstance(hook, LoggerHook)
+    )
+
+
+def _hand_to_logger(runner, scalars: dict[str, int | float]) -> None:
+    """Put scalars into the message hub, from where LoggerHook takes them in this iteration."""
+    history = runner.message_hub.log_scalars
+    for key in [key for key in history if key.startswith('train/pfb/')]:
+        if key.removeprefix('train/') not in scalars:  # LoggerHook would repeat the last value
+            del history[key]
+            # Or a resumed run would warn that it is missing.
+            runner.message_hub._resumed_keys.pop(key, None)
+    averaged = getattr(runner.log_processor, 'mean_pattern', None)
+    for name, value in scalars.items():
+        # LogProcessor averages what is called a loss or a time. These values are of a whole
+        # interval already: of a history of one value, any average is the same number.
+        if averaged is not None and re.search(averaged, name):
+            history.setdefault(f'train/{name}', HistoryBuffer(max_length=1))
+        runner.message_hub.update_scalar(f'train/{name}', value)

@@ -25,23 +25,15 @@ def check_only_one(hooks: Sequence[Hook], hook: Hook) -> None:
 
 
 def check_can_resume(work_dir: str | os.PathLike, load_from: str | None) -> None:
-    """Refuse to resume where MMEngine would fail to, before it does.
-
-    Args:
-        work_dir: of the run.
-        load_from: checkpoint to resume from; None: the latest in the work dir, if there is one.
-    """
+    """Refuse to resume where MMEngine would fail to, before it does; ``load_from``: see Runner."""
     checkpoint = load_from or find_latest_checkpoint(str(work_dir))
     if checkpoint is None:
         return
     if not checkpoint:
-        saved = sorted(Path(work_dir).glob('*.pth'), key=lambda path: path.stat().st_mtime)
-        remedy = 'delete it to start afresh'
-        if saved:
-            remedy = f'resume with --resume --cfg-options load_from={saved[-1]}'
         raise RuntimeError(
             f'{Path(work_dir) / "last_checkpoint"} is empty: the run was killed while it was '
-            f'written; {remedy}'
+            'written; resume with --resume --cfg-options load_from=CHECKPOINT, or delete the file '
+            'to start afresh'
         )
     reason = why_no_resume(find_distributions(), torch.__version__)
     if reason:
@@ -79,13 +71,8 @@ def full_batch(loader: DataLoader) -> int | None:
 def warn_of_what_comes_later(
     estimator: AdaptiveDensityEstimator | None, iters: int, images: int
 ) -> None:
-    """Warn of what would otherwise be seen at the end of a long run only.
-
-    Args:
-        estimator: what decides, if it is an estimate of the density.
-        iters: iterations in which batches are to be pruned.
-        images: of all processes in an iteration; 0 if not known.
-    """
+    """Warn of what would otherwise be seen at the end of a long run only, where batches are pruned
+    in ``iters`` iterations of ``images`` in all processes; 0 if not known."""
     unready = estimator is not None and not estimator.ready
     if images and unready and estimator.num_centroids > images * iters:
         _warn(
@@ -105,12 +92,11 @@ def describe_quota(quota: KeepQuota, batch_size: int | None, num_ranks: int) -> 
     if batch_size is None:
         return f'{each} at least {quota.min_keep} image(s).'
     mean = quota.mean(batch_size)
-    least = quota.min_keep
-    sentence = f'{each} {float(mean):g} of {batch_size} images on average, at least {least}'
     ratio = float(1 - mean / batch_size)
-    if ratio < quota.prune_ratio:
-        sentence += f', which makes it {ratio:.0%} that are blocked'
-    return f'{sentence}.'
+    return (
+        f'{each} {float(mean):g} of {batch_size} images on average, at least {quota.min_keep}'
+        + (f', which makes it {ratio:.0%} that are blocked.' if ratio < quota.prune_ratio else '.')
+    )
 
 
 def _warn(sentence: str) -> None:

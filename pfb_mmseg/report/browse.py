@@ -45,17 +45,13 @@ def write_ranking(
         writer.writerow(['rank', 'index', 'path', score_name])
         for rank, i in enumerate(order, start=1):
             writer.writerow([rank, i, images.paths[i], f'{values[i]:.4f}'])
-
-    def show(chosen: np.ndarray) -> str:
-        shown = track(chosen[:num_images], 'Drawing images')
-        return page.gallery([images.entry(i, f'{words.label} {values[i]:.3g}') for i in shown])
-
     scored = order[np.isfinite(values[order])]
-    content = page.page(
-        words.heading,
-        f'{len(values):,} images by their {words.label} under the model, {images.truth}',
-        page.section(words.first.capitalize(), words.about_first, show(scored)),
-        page.section(words.last.capitalize(), words.about_last, show(scored[::-1])),
-    )
+    sections = []
+    for superlative, ends in ((words.first, scored), (words.last, scored[::-1])):
+        shown = track(ends[:num_images], 'Drawing images')
+        entries = (images.entry(i, f'{words.label} {values[i]:.3g}') for i in shown)
+        sections.append(page.section(superlative.capitalize(), '', page.gallery(entries)))
+    sentence = f'{len(values):,} images by their {words.label} under the model, with their labels.'
+    content = page.page(f'Images by their {words.label}', [sentence], *sections)
     html.write_text(content, encoding='utf-8')
     return table, html

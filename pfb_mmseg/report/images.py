@@ -31,9 +31,6 @@ class ImageSet:
     Attributes:
         infos: list of dict, what the data set knows of each sample.
         paths: list of str, of each sample, see :func:`image_name`.
-        palette: (C, 3) uint8, RGB.
-        classes: list of str, what images or pixels are told apart by.
-        truth: str, what is shown of the labels, in words.
 
     Raises:
         OSError, AssertionError: the data set does not find its files.
@@ -48,44 +45,45 @@ class ImageSet:
         self.infos: list[dict] = []
         # What loads each image with its labels, and without.
         self._loaders: list[tuple[Compose, Compose]] = []
-        self.palette = np.zeros((0, 3), dtype=np.uint8)
-        self.classes: list[str] = []
+        self._palette = np.zeros((0, 3), dtype=np.uint8)  # RGB
+        self._classes: list[str] = []
         for leaf in leaf_configs(dataloader['dataset']):
-            steps = _loading_steps(leaf.get('pipeline', []))
-            loaders = Compose(steps), Compose(without_annotations(steps))
+            # What reads files, by MMCV's custom of naming; all that changes an image is left out.
+            steps = [step for step in leaf.get('pipeline', []) if _name(step).startswith('Load')]
+            steps = steps or [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
             dataset = build_without_pipeline(leaf)
             self.infos += [dataset.get_data_info(index) for index in range(len(dataset))]
+            loaders = Compose(steps), Compose(without_annotations(steps))
             self._loaders += [loaders] * len(dataset)
             if palette := dataset.metainfo.get('palette'):
-                self.palette = np.array(palette, dtype=np.uint8)
+                self._palette = np.array(palette, dtype=np.uint8)
             # A data set may learn its classes from its files.
-            self.classes = [str(one) for one in dataset.metainfo.get('classes') or self.classes]
+            self._classes = [str(one) for one in dataset.metainfo.get('classes') or self._classes]
         self.paths = [
             image_name(info.get('img_path'), place) for place, info in enumerate(self.infos)
         ]
         self._num_of_path = Counter(self.paths)
-        self.truth = 'the ground truth drawn over them'
-        if any('gt_label' in info for info in self.infos):
-            self.truth = 'their classes beside their names'
-
-    def title(self, place: int) -> str:
-        """A short name; with the place, where the file has several samples."""
-        path = self.paths[place]
-        stem = PurePosixPath(path.replace('\\', '/')).stem
-        return f'{stem} [{place}]' if self._num_of_path[path] > 1 else stem
 
     def entry(self, place: int, remark: str) -> Picture:
-        """For a gallery: the picture, its title, and its classes in front of the remark."""
-        remark = '; '.join([*self.classes_of(place), remark])
-        return Picture(self.picture(place), self.title(place), remark)
+        """For a gallery: picture, name, and the classes of the whole image before the remark.
 
-    def classes_of(self, place: int) -> list[str]:
-        """Names of the classes that an image as a whole is of; none for segmentation."""
+        The name of a file with several samples is followed by the place. There is no picture where
+        the file cannot be read.
+        """
+        path = self.paths[place]
+        name = PurePosixPath(path.replace('\\', '/')).stem
+        if self._num_of_path[path] > 1:
+            name += f' [{place}]'
         found = self.infos[place].get('gt_label', ())
         # Of several tasks, each has its own.
         labels = [] if isinstance(found, dict) else np.atleast_1d(found).astype(int).tolist()
-        known = range(len(self.classes))
-        return [self.classes[label] if label in known else str(label) for label in labels]
+        known = range(len(self._classes))
+        words = [self._classes[label] if label in known else str(label) for label in labels]
+        remark = '; '.join([*words, remark])
+        try:
+            return Picture(self.picture(place), name, remark)
+        except OSError:
+            return Picture(None, name, f'{remark}; its file cannot be read')
 
     def load(self, place: int) -> tuple[np.ndarray, np.ndarray | None]:
         """An image, (H, W, 3) uint8 in BGR, and its labels, (H, W), if it has any.
@@ -113,10 +111,10 @@ class ImageSet:
         image, labels = self.load(place)
         size = width, max(1, round(image.shape[0] * width / image.shape[1]))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        if labels is not None and len(self.palette):
+        if labels is not None and len(self._palette):
             labels = cv2.resize(np.float32(labels), size, interpolation=cv2.INTER_NEAREST)
-            known = (labels >= 0) & (labels < len(self.palette))
-            paint = self.palette[np.where(known, labels, 0).astype(int)][..., ::-1]
+            known = (labels >= 0) & (labels < len(self._palette))
+            paint = self._palette[np.where(known, labels, 0).astype(int)][..., ::-1]
             mixed = np.uint8(_SHADE * paint + (1 - _SHADE) * image)
             image = np.where(known[..., None], mixed, image)
         done, data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 80])
@@ -127,15 +125,9 @@ class ImageSet:
 
 def without_annotations(pipeline: list) -> list:
     """A pipeline for images that nobody has labelled."""
-    return [step for step in pipeline if not _type_name(step).endswith('Annotations')]
+    return [step for step in pipeline if not _name(step).endswith('Annotations')]
 
 
-def _loading_steps(pipeline: list) -> list:
-    """What reads files, by MMCV's custom of naming; all that changes an image is left out."""
-    steps = [step for step in pipeline if _type_name(step).startswith('Load')]
-    return steps or [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
-
-
-def _type_name(step: dict) -> str:
+def _name(step: dict) -> str:
     kind = step['type']
     return (kind if isinstance(kind, str) else kind.__name__).rpartition('.')[2]

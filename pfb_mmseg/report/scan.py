@@ -1,4 +1,7 @@
-"""How a trained model scores each image of a data set: how common it looks, or how hard it is."""
+"""How a trained model scores each image of a data set: how common it looks, or how hard it is.
+
+A loss is that of the whole model, of which the early exit's is a cheap guess.
+"""
 
 from __future__ import annotations
 
@@ -13,38 +16,38 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
+from mmengine.runner import CheckpointLoader
 from mmseg.registry import MODELS
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.criterion import CRITERIA, CriterionOption
 from ..data.leaves import leaf_configs
-from ..models.classification.exits import LinearExit
 from ..models.mixin import BlockedStep
 from ..models.segmentation.heads import label_maps, last_head, nearest
 from ..progress import track
 from .images import without_annotations
-from .run import load_checkpoint
 
 _LABELS = ('gt_sem_seg', 'gt_label', 'gt_score')
 _MOST_COMPARED = 4096
-# Images are seen at full size and precision, by one process.
-_OPTIONS = dict(strategy='two_pass', score_scale=1.0, process_group=None)
+# Images are seen at full size and precision, by one process, and by no early exit.
+_OPTIONS = dict(
+    strategy='two_pass', score_scale=1.0, process_group=None, exit=None, exit_loss_weight=0
+)
 
 
 class Scanner:
     """A trained model and the criterion that it is asked for, in eval mode.
 
     BatchNorm uses its running statistics and images go through the test pipeline, so an image's
-    score depends on the image alone. Only an early exit of PFB's own normalises over images: that
-    of a segmentor over those that run together, that of a classifier over thousands drawn at
-    random.
+    score depends on the image alone.
 
     Args:
         config: with ``model.pfb``.
         checkpoint: file of a model of that config, trained with or without PFB.
         criterion: name of the one that scores; None: the config's, or ``'rare'`` where that one has
-            no score.
+            no score. In place of one that asks the early exit, ``'loss_topk'`` takes the loss of
+            the whole model.
 
     Attributes:
         score_name (str): what :meth:`score` measures, see :class:`Criterion`.
@@ -61,10 +64,7 @@ class Scanner:
         init_default_scope(config.get('default_scope', 'mmseg'))
         config = copy.deepcopy(config)
         chosen = _criterion(config.model.pfb.get('criterion', 'rare'), criterion)
-        self._asks_exit = CRITERIA.build(chosen).scoring_pass == 'exit'
         config.model.pfb.update(criterion=chosen, **_OPTIONS)
-        if not self._asks_exit:
-            config.model.pfb.update(exit=None, exit_loss_weight=0)
         self.model = revert_sync_batchnorm(MODELS.build(config.model)).to(get_device()).eval()
         self.model.pfb.prepare()
         self._load(checkpoint)
@@ -72,13 +72,13 @@ class Scanner:
         self._estimator = self.model.pfb.pruner.estimator
         self.score_name = self._criterion.score_name
         self.has_estimate = self._estimator is None or self._estimator.ready
-        self._reads_labels = self._criterion.scoring_pass in ('exit', 'whole')
+        self._reads_labels = self._criterion.scoring_pass == 'whole'
         self._pipeline = Compose(_test_pipeline(config, self._reads_labels))
 
     def _load(self, checkpoint: str | Path) -> None:
-        weights = load_checkpoint(checkpoint)
+        weights = CheckpointLoader.load_checkpoint(str(checkpoint), 'cpu', 'silent')
         weights = weights.get('state_dict', weights)
-        own, exit = self.model.state_dict(), self.model.pfb.exit
+        own = self.model.state_dict()
         wrong = [
             name
             for name, value in own.items()
@@ -93,12 +93,6 @@ class Scanner:
         with warnings.catch_warnings():  # no estimate, or one of another size: `has_estimate`
             warnings.simplefilter('ignore')
             self.model.load_state_dict(weights, strict=False)
-        if exit is not None and not exit.ready:
-            raise ValueError(
-                f'{checkpoint} has no trained early exit behind {self.model.pfb.point.path}, and '
-                "no auxiliary head of the model fits there. Rank by criterion 'loss_topk', the "
-                'loss of the whole model'
-            )
 
     @torch.no_grad()
     def score(self, infos: Sequence[dict], batch_size: int = 8) -> Tensor:
@@ -125,29 +119,20 @@ class Scanner:
 
     def _observe(self, infos: Sequence[dict], batch_size: int) -> Tensor:
         """(M, D) or (M,) float32, what the criterion sees of the images."""
-        observed, samples = [], []
-        exit = self.model.pfb.exit
-        # This exit compares images with each other. Neighbours in a data set, such as those of one
-        # class, tell nothing of what is usual.
-        compares = self._asks_exit and isinstance(exit, LinearExit)
+        observed = []
         items = track(map(self._load_image, infos), 'Scoring images', len(infos))
         for batch in _batches(items, batch_size):
             data = {key: [item[key] for item in batch] for key in ('inputs', 'data_samples')}
             data = self.model.data_preprocessor(data, training=False)
             images, labels = data['inputs'], data['data_samples']
+            for sample in labels:
+                if 'gt_score' in sample:  # integers, which Mixup and CutMix make floats of
+                    sample.set_field(sample.gt_score.float(), 'gt_score')
             if self._reads_labels and 'gt_sem_seg' in labels[0]:
                 labels = self._label_maps(batch, images)
             step = BlockedStep(self.model, images, labels, self.model.loss)
-            seen = step.features() if compares else self._criterion.observe(step)
-            observed.append(seen.cpu())
-            samples += labels if compares else ()
-        if not compares:
-            return torch.cat(observed)
-        vectors, losses = torch.cat(observed), torch.zeros(len(samples))
-        for rows in _random_order(len(samples)).tensor_split(-(-len(samples) // _MOST_COMPARED)):
-            logits = exit.layers(vectors[rows].to(get_device()))
-            losses[rows] = exit.sums(logits, [samples[i] for i in rows.tolist()])[0].cpu()
-        return losses
+            observed.append(self._criterion.observe(step).cpu())
+        return torch.cat(observed)
 
     def _fit(self, x: Tensor) -> None:
         num_centroids = self._estimator.num_centroids
@@ -158,18 +143,18 @@ class Scanner:
                 f'{max(1, len(x) // 4)})) or less'
             )
         for _ in range(2):  # in the first round the centroids settle
-            for rows in _random_order(len(x)).split(num_centroids):
+            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+            for rows in order.split(num_centroids):
                 self._estimator.update(x[rows].to(get_device()))
 
     def _load_image(self, info: dict) -> dict:
         try:
             item = self._pipeline(copy.deepcopy(info))
-            labelled = any(name in item['data_samples'] for name in _LABELS)
         except KeyError:  # of LoadAnnotations, where the data set knows of no label file
             if not self._reads_labels:
                 raise
-            labelled = False
-        if self._reads_labels and not labelled:
+            item = {'data_samples': ()}
+        if self._reads_labels and not any(name in item['data_samples'] for name in _LABELS):
             raise ValueError(
                 f'{info.get("img_path", "an image")} has no labels, by which {self.score_name} is '
                 "measured; rank by criterion 'rare', which needs none, or another part of the data"
@@ -192,19 +177,18 @@ class Scanner:
 def _criterion(of_config: CriterionOption, wanted: str | None) -> CriterionOption:
     """The one to rank by: the config's with its options, unless another one is wanted."""
     name = of_config.get('type') if isinstance(of_config, dict) else of_config
+    chosen = of_config if wanted in (None, name) else wanted
+    criterion = CRITERIA.build(chosen)
+    if criterion.scoring_pass == 'exit':
+        return 'loss_topk'
+    if criterion.score_name is not None:
+        return chosen
     if wanted is None:
-        return of_config if CRITERIA.build(of_config).score_name else 'rare'
-    if CRITERIA.build(wanted).score_name is None:
-        scores = ', '.join(repr(name) for name in CRITERIA if CRITERIA.build(name).score_name)
-        raise ValueError(
-            f'criterion {wanted!r} gives no image a score of its own; rank by one of {scores}'
-        )
-    return of_config if wanted == name else wanted
-
-
-def _random_order(num: int) -> Tensor:
-    """(num,) the same permutation each time."""
-    return torch.randperm(num, generator=torch.Generator().manual_seed(0))
+        return 'rare'
+    scores = ', '.join(repr(name) for name in CRITERIA if CRITERIA.build(name).score_name)
+    raise ValueError(
+        f'criterion {wanted!r} gives no image a score of its own; rank by one of {scores}'
+    )
 
 
 def _batches(items: Iterable[dict], batch_size: int) -> Iterator[list[dict]]:

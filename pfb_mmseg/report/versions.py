@@ -49,30 +49,15 @@ def for_a_bug_report() -> str:
     lines = {'platform': platform.platform(), 'CUDA': torch.version.cuda or 'not in this torch'}
     lines |= installed_versions()
     lines['pfb_mmseg'] = this_code()['version'].removeprefix('pfb_mmseg ')
-    for module, distributions in find_distributions().items():
-        if not distributions:
-            lines[module] = 'version unknown' if find_spec(module) else 'not installed'
-    lines['mmdet'] = _mmdet()
-    lines['compiled operations of mmcv'] = _operations()
-    return '\n'.join(f'{name}: {value}' for name, value in lines.items())
-
-
-def _mmdet() -> str:
-    """Which MMDetection there is, whose heads Mask2Former and MaskFormer have."""
-    for name in ('onedl-mmdetection', 'mmdet'):
-        try:
-            return f'{name} {metadata.version(name)}'
-        except metadata.PackageNotFoundError:
-            continue
-    return 'version unknown' if find_spec('mmdet') else 'not installed'
-
-
-def _operations() -> str:
-    """Whether mmcv has its compiled part, without which MMDetection cannot be imported."""
+    brought_by = metadata.packages_distributions()
+    for module in ('mmengine', 'mmcv', 'mmseg', 'mmdet'):
+        found = {name: metadata.version(name) for name in brought_by.get(module, ())}
+        lines |= found or {module: 'version unknown' if find_spec(module) else 'not installed'}
     mmcv = find_spec('mmcv')
-    if mmcv is not None and PathFinder.find_spec('mmcv._ext', mmcv.submodule_search_locations):
-        return 'there'
-    return 'not there, so that mmdet is of no use' if find_spec('mmdet') else 'not there'
+    # Without them MMDetection cannot be imported.
+    compiled = mmcv and PathFinder.find_spec('mmcv._ext', mmcv.submodule_search_locations)
+    lines['compiled operations of mmcv'] = 'there' if compiled else 'not there'
+    return '\n'.join(f'{name}: {value}' for name, value in lines.items())
 
 
 def _git(folder: Path, *arguments: str) -> str:

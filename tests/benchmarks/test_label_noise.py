@@ -5,9 +5,8 @@ import pytest
 from demo_runs import demo_config, read_diaries, train
 
 from benchmarks.lab.label_noise import kept_rates
-from pfb_mmseg.report import SelectionRecord
+from pfb_mmseg.report import RECORD_NAME, SelectionRecord
 from pfb_mmseg.report.images import ImageSet
-from pfb_mmseg.report.run import RunFiles
 
 
 class TestKeptRates:
@@ -33,9 +32,9 @@ class TestKeptRates:
             'train_dataloader.dataset.wrong_labels': 0.25,
         }
         hooks = [dict(type='DiaryHook'), dict(type='PFBHook', begin=2, end=1.0)]
-        train(demo_config(tmp_path, custom_hooks=hooks, **options))
-        run = RunFiles(tmp_path)
-        images = ImageSet(run.config)
+        config = demo_config(tmp_path, custom_hooks=hooks, **options)
+        train(config)
+        images = ImageSet(config)
         infos = dict(zip(images.paths, images.infos, strict=True))
         (diary,) = read_diaries(tmp_path)
         seen = {True: [], False: []}
@@ -44,4 +43,5 @@ class TestKeptRates:
                 seen['labels_of' in infos[image['path']]].append(image['kept'])
         assert len(seen[True]) > 5
         expected = np.mean(seen[True]), np.mean(seen[False])
-        assert kept_rates(run.record, infos) == pytest.approx(expected)
+        record = SelectionRecord.load(tmp_path / RECORD_NAME)
+        assert kept_rates(record, infos) == pytest.approx(expected)
