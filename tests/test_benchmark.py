@@ -14,6 +14,7 @@ from pfb_mmseg.compare.benchmark import Bench, measure
 DEMO = Path(__file__).resolve().parents[1] / 'configs' / 'demo'
 PLAIN = DEMO / 'fcn_r18-d8_1xb16-300i_demo-64x64.py'
 BLOCKED = DEMO / 'fcn_r18-d8_pfb-p50_1xb16-300i_demo-64x64.py'
+CLASSIFIER = next(DEMO.parent.glob('cifar10/*_pfb-*.py'))
 SMALL = ['--batch-size', '4', '--crop', '32', '64', '--steps', '2']
 # The narrowest network that the config allows.
 NARROW = ['--cfg-options', 'model.backbone.base_channels=8', 'model.decode_head.in_channels=64']
@@ -89,6 +90,7 @@ class TestTool:
             ([PLAIN, '--batch-size', '1'], '--batch-size'),
             ([PLAIN, '--crop', '0', '64'], "--crop: '0'"),
             ([PLAIN, '--amp'], 'mixed precision needs a GPU'),
+            ([CLASSIFIER], "model.type='PFBImageClassifier' has no decode_head: only segmentors"),
         ],
     )
     def test_refuses_what_cannot_be_measured(self, run, capsys, args, complaint):

@@ -19,14 +19,15 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..blocking.devices import forget_peak_memory, peak_memory
-from ..convert.apply import apply_pfb
+from ..convert.apply import apply_pfb, type_name
 from ..models.pfb import PartialForwardBlocking
 from ..models.segmentation.heads import last_head
+from .methods import criterion_of
 
 FULL = 'full'
 # Blocked steps, and the options of PFB that make them: the paper's, and with the exit's teaching.
@@ -74,7 +75,7 @@ class Bench:
 
     Raises:
         TypeError, ValueError: something is outside its range or does not fit the machine, or the
-            model cannot be blocked in one of the ways.
+            model is no segmentor or cannot be blocked in one of the ways.
     """
 
     def __init__(
@@ -85,6 +86,11 @@ class Bench:
         batch_size: int | None = None,
         crop: Sequence[int] | None = None,
     ) -> None:
+        if 'decode_head' not in cfg.model:
+            raise ValueError(
+                f'model.type={type_name(cfg.model.type)!r} has no decode_head: only segmentors are '
+                'measured here; measure whole runs of another model with pfb compare'
+            )
         if device == 'cuda' and not torch.cuda.is_available():
             raise ValueError('--device cuda: no GPU was found; use --device cpu')
         if device == 'cpu' and cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
@@ -95,10 +101,10 @@ class Bench:
                 'the config has no crop_size; give the size of the images with --crop H W'
             )
         init_default_scope(cfg.get('default_scope', 'mmseg'))
-        if device == 'cpu':  # threads that wait for each other would count, too
-            torch.set_num_threads(1)
         torch.manual_seed(0)
         torch.backends.cudnn.benchmark = cfg.get('env_cfg', {}).get('cudnn_benchmark', False)
+        if device == 'cpu':  # threads that wait for each other would count, too
+            torch.set_num_threads(1)
         self.cfg, self.device = cfg, torch.device(device)
         self.batch_size = batch_size or cfg.train_dataloader.batch_size
         self.model = self._build_model(crop, ratios[0]).to(device).train()
@@ -130,9 +136,16 @@ class Bench:
     def warm_up(self, name: str) -> None:
         """Steps that are not measured, until the criterion is ready."""
         blocking, done = self.blockings[name], 0
-        while done < _WARMUP or not (blocking is None or blocking.ready):
+        while done < _WARMUP or (blocking is not None and not blocking.ready):
             self.step(name, done)
             done += 1
+
+    def now(self) -> float:
+        """Seconds: the wall clock when a GPU has done its work, or the CPU's of this process."""
+        if self.device.type == 'cpu':
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
 
     def peak_memory(self, name: str) -> int:
         """Bytes that a step takes on top of the model and the optimizer's state: on a GPU the peak,
@@ -165,18 +178,15 @@ class Bench:
     def _build_model(self, crop: Sequence[int], ratio: float) -> nn.Module:
         cfg = self.cfg
         apply_pfb(cfg, ratio)
-        criterion = cfg.model.pfb.criterion
-        criterion = dict(criterion) if isinstance(criterion, dict) else dict(type=criterion)
+        criterion = criterion_of(cfg)
         if criterion['type'] == 'rare':  # one batch is enough to seed the estimate
             estimator = criterion.get('estimator', {})
             criterion['estimator'] = {**estimator, 'num_centroids': self.batch_size}
         cfg.model.pfb.criterion = criterion
         if 'data_preprocessor' in cfg.model:  # else it would pad the images to the config's size
             cfg.model.data_preprocessor.size = tuple(crop)
-        model = MODELS.build(cfg.model)
-        if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
-            model = revert_sync_batchnorm(model)  # this is one process without a group
-        return model
+        # This is one process without a group.
+        return revert_sync_batchnorm(MODELS.build(cfg.model))
 
     def _blocking(self, ratio: float, options: dict) -> PartialForwardBlocking:
         pfb = {**self.cfg.model.pfb, **options, 'prune_ratio': ratio}
@@ -192,12 +202,12 @@ class Bench:
     def _batch(self, height: int, width: int) -> dict:
         """Random images and labels, as a data loader hands them out."""
         num_classes = last_head(self.model).num_classes
-        samples = []
-        for _ in range(self.batch_size):
-            sample = SegDataSample(metainfo=dict(img_shape=(height, width)))
-            sample.gt_sem_seg = PixelData(data=torch.randint(0, num_classes, (1, height, width)))
-            samples.append(sample)
+        labels = torch.randint(0, num_classes, (self.batch_size, 1, height, width))
         images = torch.randint(0, 256, (self.batch_size, 3, height, width), dtype=torch.uint8)
+        samples = [
+            SegDataSample(metainfo=dict(img_shape=(height, width)), gt_sem_seg=PixelData(data=one))
+            for one in labels
+        ]
         return dict(inputs=list(images), data_samples=samples)
 
 
@@ -205,25 +215,20 @@ def measure(bench: Bench, steps: int, progress: Progress) -> list[Result]:
     """Time ``steps`` steps of each kind in turns, so that a slow spell of the machine meets them
     alike, then measure memory. Time is the wall clock on a GPU, and CPU seconds elsewhere.
     """
-    names = list(bench.blockings)
-    task = progress.add_task('steps', total=len(names) * (steps + 1))
-    for name in names:
+    order = list(bench.blockings)
+    task = progress.add_task('steps', total=len(order) * (steps + 1))
+    for name in order:
         bench.warm_up(name)
         progress.advance(task)
-    kept: dict[str, list[int]] = {name: [] for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    order, shuffle = [*names], random.Random(0).shuffle
-    on_gpu = bench.device.type == 'cuda'
-    synchronize = torch.cuda.synchronize if on_gpu else lambda: None
-    clock = time.perf_counter if on_gpu else time.process_time
+    kept: dict[str, list[int]] = {name: [] for name in order}
+    seconds: dict[str, list[float]] = {name: [] for name in order}
+    shuffle = random.Random(0).shuffle
     for index in range(steps):
         shuffle(order)
         for name in order:
-            synchronize()
-            called = clock()
+            called = bench.now()
             kept[name].append(bench.step(name, index))
-            synchronize()
-            seconds[name].append(clock() - called)
+            seconds[name].append(bench.now() - called)
             progress.advance(task)
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     return [
@@ -241,9 +246,8 @@ def measure(bench: Bench, steps: int, progress: Progress) -> list[Result]:
 
 def table(results: list[Result]) -> Table:
     """A line for each kind of step."""
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ('step', 'strategy'):
-        shown.add_column(heading, no_wrap=True)
+    names = (Column(heading, no_wrap=True) for heading in ('step', 'strategy'))
+    shown = Table(*names, box=SIMPLE_HEAD, pad_edge=False)
     for heading in ('kept', 'median [s]', 'saved', 'memory [MiB]', 'of full'):
         shown.add_column(heading, justify='right')
     full = results[0].peak_memory

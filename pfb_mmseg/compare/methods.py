@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -16,25 +17,7 @@ from ..core.checks import check_choice, check_number
 from .infobatch import shortened_iters
 from .lengths import dataset_size, full_iters, set_iters
 
-# PFB's criterion, and the weight with which the early exit's loss teaches the shallow part; None:
-# that of the config if it has this criterion, else the criterion's own.
-CRITERIA = {
-    'hard': ('hard', None),
-    'two_stage': ('hard', None),
-    'hard_only': ('hard', 0.0),
-    'rare': ('rare', 0.0),
-    'rare_taught': ('rare', 1.0),
-    'random': ('random', 0.0),
-    'common': ('common', 0.0),
-    'loss_topk': ('loss_topk', 0.0),
-    'divbs': ('divbs', 0.0),
-}
-# The threshold, a percentile or the mean.
-INFOBATCH = {'infobatch': 95, 'infobatch_mean': None}
-PRUNING_METHODS = (*CRITERIA, 'pfb', *INFOBATCH)
-METHODS = ('full', 'short', 'small', *PRUNING_METHODS)
-
-DESCRIPTIONS = {
+METHODS = {
     'full': 'all images',
     'short': 'all images, with the schedule shortened to the time that a pruned run took',
     'small': 'all images, in batches of the size that PFB keeps',
@@ -51,6 +34,22 @@ DESCRIPTIONS = {
     'infobatch': 'InfoBatch†: threshold at the 95th percentile, the actual ratio as the others',
     'infobatch_mean': 'InfoBatch*: threshold at the mean, about half the ratio',
 }
+PRUNING_METHODS = tuple(name for name in METHODS if name not in ('full', 'short', 'small'))
+# PFB's criterion, and the weight with which the early exit's loss teaches the shallow part; None:
+# that of the config if it has this criterion, else the criterion's own.
+CRITERIA = {
+    'hard': ('hard', None),
+    'two_stage': ('hard', None),
+    'hard_only': ('hard', 0.0),
+    'rare': ('rare', 0.0),
+    'rare_taught': ('rare', 1.0),
+    'random': ('random', 0.0),
+    'common': ('common', 0.0),
+    'loss_topk': ('loss_topk', 0.0),
+    'divbs': ('divbs', 0.0),
+}
+# The threshold, a percentile or the mean.
+INFOBATCH = {'infobatch': 95, 'infobatch_mean': None}
 
 
 def apply_method(
@@ -64,46 +63,46 @@ def apply_method(
     times. The schedule of InfoBatch is shortened, see :func:`.infobatch.shortened_iters`.
 
     Args:
-        cfg: Config of a segmentor or a classifier; see :func:`.lengths.count_iterations` for one
-            that counts epochs.
-        method: one of ``METHODS``.
+        cfg: of a segmentor or a classifier; see :func:`.lengths.count_iterations` for one that
+            counts epochs.
+        method: one of :data:`METHODS`.
         prune_ratio: share that is pruned, in [0, 1), or by which the batches of ``'small'`` are
-            smaller; None for the others.
+            smaller; None for ``'full'`` and ``'short'``.
         num_processes: of the run, each of which loads ``train_dataloader.batch_size`` images.
 
     Raises:
         TypeError, ValueError: an argument is outside its range, or the config does not fit.
     """
     check_choice('method', method, METHODS)
-    if method in ('full', 'short'):
-        remove_pfb(cfg)
-        return
-    check_number('prune_ratio', prune_ratio, 0, 1, open_high=True)
-    if method == 'small':
-        min_keep = (cfg.model.get('pfb') or {}).get('min_keep')
-        remove_pfb(cfg)
-        _shrink_batches(cfg, prune_ratio, min_keep)
-    elif method in INFOBATCH:
-        remove_pfb(cfg)
-        _use_infobatch(cfg, prune_ratio, INFOBATCH[method], num_processes)
-    else:
+    if method not in ('full', 'short'):
+        check_number('prune_ratio', prune_ratio, 0, 1, open_high=True)
+    if method in CRITERIA or method == 'pfb':
         # Each of two stages leaves out the same share of what it is given.
         skipped = 1 - math.sqrt(1 - prune_ratio) if method == 'two_stage' else 0.0
         apply_pfb(cfg, prune_ratio, skipped)
         if method != 'pfb':
             _choose_criterion(cfg, *CRITERIA[method])
+        return
+    min_keep = (cfg.model.get('pfb') or {}).get('min_keep')
+    remove_pfb(cfg)
+    if method == 'small':
+        _shrink_batches(cfg, prune_ratio, min_keep)
+    elif method in INFOBATCH:
+        _use_infobatch(cfg, num_processes, prune_ratio, INFOBATCH[method])
+
+
+def criterion_of(cfg: Config) -> dict[str, Any]:
+    """The options of the criterion in ``cfg.model.pfb``, of which its name is one."""
+    found = cfg.model.pfb.criterion
+    return dict(found) if isinstance(found, dict) else dict(type=found)
 
 
 def _choose_criterion(cfg: Config, criterion: str, exit_loss_weight: float | None) -> None:
     """Names the criterion, with the options that the config has of it, and the exit's weight."""
-    pfb = cfg.model.pfb
-    found = pfb.criterion
-    found = found if isinstance(found, dict) else dict(type=found)
-    density = ('rare', 'common')  # estimated in the same way, with the same options
-    if criterion == found['type'] or (criterion in density and found['type'] in density):
-        pfb.criterion = {**found, 'type': criterion}
-    else:
-        pfb.criterion = dict(type=criterion)
+    pfb, found = cfg.model.pfb, criterion_of(cfg)
+    density = {'rare', 'common'}  # estimated in the same way, with the same options
+    same = criterion == found['type'] or density == {criterion, found['type']}
+    pfb.criterion = {**(found if same else {}), 'type': criterion}
     if exit_loss_weight is not None:
         pfb.exit_loss_weight = exit_loss_weight
     elif criterion != found['type']:
@@ -126,7 +125,7 @@ def _shrink_batches(cfg: Config, prune_ratio: float, min_keep: int | None) -> No
 
 
 def _use_infobatch(
-    cfg: Config, prune_ratio: float, percentile: float | None, num_processes: int
+    cfg: Config, num_processes: int, prune_ratio: float, percentile: float | None
 ) -> None:
     candidates, images = full_iters(cfg), cfg.train_dataloader.batch_size * num_processes
     options = dict(prune_ratio=prune_ratio, percentile=percentile)
