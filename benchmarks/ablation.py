@@ -33,11 +33,10 @@ from pfb_mmseg.commands.arguments import (
 )
 from pfb_mmseg.commands.launch import named_config
 from pfb_mmseg.compare.comparison import Outcome, made_by, summarise
-from pfb_mmseg.compare.lengths import count_iterations, full_iters, set_iters
+from pfb_mmseg.compare.lengths import full_iters, set_iters
 from pfb_mmseg.compare.methods import apply_method
-from pfb_mmseg.compare.rows import Row
+from pfb_mmseg.compare.rows import Row, measure_by_iteration
 from pfb_mmseg.compare.runs import run_all
-from pfb_mmseg.convert.apply import add_import
 from pfb_mmseg.core import AdaptiveDensityEstimator
 from pfb_mmseg.core.criteria import Rare
 
@@ -166,9 +165,7 @@ def plan(base: Config, names: Sequence[str], prune_ratio: float) -> Plan:
     for needed, what in (('val_dataloader', 'accuracy to compare'), ('model', 'model to train')):
         if base.get(needed) is None:
             raise ValueError(f'the config has no {needed}: there would be no {what}')
-    count_iterations(base)
-    add_import(base)
-    base.custom_hooks = [*(base.get('custom_hooks') or []), dict(type='BudgetHook')]
+    measure_by_iteration(base)
     full = copy.deepcopy(base)
     apply_method(full, 'full')
     apply_method(base, 'pfb', prune_ratio)

@@ -22,7 +22,7 @@ def follow(sampler, loss_of):
         losses = torch.stack(all_gather(loss_of(batch, number)), dim=1)
         sampler.update(taken.flatten(), losses.flatten())
         steps.append(dict(loaded=batch, taken=taken))
-    return dict(steps=steps, state=sampler.state_dict())
+    return dict(steps=steps, losses=sampler.losses, candidates=sampler.candidates)
 
 
 def run(folder):

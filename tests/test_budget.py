@@ -25,7 +25,7 @@ class Classifier(nn.Module):
 def test_images_are_counted_where_they_enter_the_last_layer_of_a_classifier(tmp_path):
     model = Classifier(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
     loader = DataLoader(range(4), batch_size=4)
-    runner = SimpleNamespace(model=model, iter=1, work_dir=tmp_path, train_dataloader=loader)
+    runner = SimpleNamespace(model=model, iter=0, work_dir=tmp_path, train_dataloader=loader)
     hook = BudgetHook()
     hook.before_train(runner)
     hook.before_train_iter(runner, 0, dict(inputs=[None] * 4))
@@ -36,6 +36,7 @@ def test_images_are_counted_where_they_enter_the_last_layer_of_a_classifier(tmp_
     hook.after_train_iter(runner, 0)
     time.sleep(0.2)
     hook.after_train_iter(runner, 0)
+    runner.iter = 1
     hook.after_train(runner)
     budget = json.loads((tmp_path / 'budget.json').read_text())
     counted = {key: budget[key] for key in ('loaded', 'shallow', 'deep', 'backward')}
@@ -46,4 +47,4 @@ def test_images_are_counted_where_they_enter_the_last_layer_of_a_classifier(tmp_
 @pytest.mark.parametrize('head', [nn.ReLU(), None])
 def test_a_model_without_such_a_layer_is_refused(head):
     with pytest.raises(ValueError, match='a linear layer in head, which Classifier lacks'):
-        BudgetHook().before_train(SimpleNamespace(model=Classifier(head)))
+        BudgetHook().before_train(SimpleNamespace(model=Classifier(head), iter=0))

@@ -27,8 +27,8 @@ class BudgetHook(Hook):
     """Measures a run and writes ``<work_dir>/budget.json``.
 
     - ``iterations``: optimizer steps.
-    - ``candidates``: images that those loaded were chosen from; as many as were loaded, unless
-      InfoBatchSampler or PFBBatchSampler left some out.
+    - ``candidates``: images that those loaded were chosen from, with those that InfoBatchSampler
+      or PFBBatchSampler left out.
     - ``loaded``: images that the data loader handed out.
     - ``shallow``: images that entered the backbone in training steps, those only scored included;
       an image that is scored and trained on counts twice.
@@ -45,10 +45,11 @@ class BudgetHook(Hook):
     - ``peak_memory_mib``: most memory allocated on the model's device, see :func:`peak_memory`.
 
     Images are counted in the first process and multiplied by the number of processes, which all do
-    the same work. What ran before a checkpoint that the run was resumed from is included.
+    the same work.
 
     Raises:
-        ValueError: before the first iteration, if the model has no backbone or no such layer.
+        ValueError: before the first iteration, if the model has no backbone or no such layer, or
+            if the run is resumed.
     """
 
     priority = 'LOWEST'
@@ -56,10 +57,15 @@ class BudgetHook(Hook):
     def __init__(self) -> None:
         self._spent = {**dict.fromkeys(_COUNTS, 0), **dict.fromkeys(CLOCKS, 0.0)}
         self._spent['peak_memory_mib'] = 0.0
-        self._first: dict[str, float] | None = None  # what the first iteration took
+        self._first: dict[str, float] = {}  # what the first iteration took
         self._training_step = False
 
     def before_train(self, runner) -> None:
+        if runner.iter:
+            raise ValueError(
+                'BudgetHook measures whole runs, and this one is resumed at iteration '
+                f'{runner.iter}; train from the beginning, or remove the hook'
+            )
         model = unwrapped(runner.model)
         last = _last_layer(model)
         if not hasattr(model, 'backbone') or last is None:
@@ -83,14 +89,13 @@ class BudgetHook(Hook):
         self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         self._training_step = False
-        now = {name: clock() for name, clock in CLOCKS.items()}
-        for name in CLOCKS:
-            self._spent[name] += now[name] - self._since[name]
-        self._since = now
+        for name, clock in CLOCKS.items():
+            now = clock()
+            self._spent[name] += now - self._since[name]
+            self._since[name] = now
+            self._first.setdefault(name, self._spent[name])
         peak = peak_memory(self._device) / 2**20
         self._spent['peak_memory_mib'] = max(self._spent['peak_memory_mib'], peak)
-        if self._first is None:
-            self._first = {name: self._spent[name] for name in CLOCKS}
 
     def after_val_epoch(self, runner, metrics: Any = None) -> None:
         self._start_clocks()
@@ -102,9 +107,9 @@ class BudgetHook(Hook):
             return
         budget = {'iterations': runner.iter, **self._spent}
         for name in CLOCKS:
-            others = (self._spent[name] - self._first[name]) / max(1, runner.iter - 1)
-            startup = max(0.0, self._first[name] - others) if runner.iter > 1 else 0.0
-            budget[f'startup_{name}'] = startup
+            first = self._first[name]
+            others = (self._spent[name] - first) / (runner.iter - 1) if runner.iter > 1 else first
+            budget[f'startup_{name}'] = max(0.0, first - others)
         for name in _COUNTS:
             budget[name] *= get_world_size()
         budget['candidates'] = budget['loaded']
@@ -114,14 +119,6 @@ class BudgetHook(Hook):
         elif hasattr(loader.batch_sampler, 'candidates'):
             budget['candidates'] = loader.batch_sampler.candidates * get_world_size()
         (Path(runner.work_dir) / BUDGET_NAME).write_text(json.dumps(budget, indent=1) + '\n')
-
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        checkpoint['budget'] = {**self._spent, 'first': self._first}
-
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        if runner._resume and 'budget' in checkpoint:
-            self._spent = dict(checkpoint['budget'])
-            self._first = self._spent.pop('first')
 
     def _start_clocks(self) -> None:
         forget_peak_memory(self._device)

@@ -115,7 +115,7 @@ def equal_iters(target: Outcome, pace: Outcome, time: str, prune_ratio: float) -
     Args:
         target: the other run.
         pace: tells how long an iteration and a start take.
-        time: the clock, one of :data:`TIMES`.
+        time: one of :data:`TIMES`.
         prune_ratio: p.
 
     Returns:
@@ -158,20 +158,15 @@ def _line(runs: dict[int, Outcome], base: dict[int, Outcome], compared: bool) ->
 
 
 def report(
-    outcomes: Sequence[Outcome], reference: str, root: Path, console: Console, time: str = 'wall'
+    outcomes: Sequence[Outcome], reference: str, root: Path, console: Console, time: str
 ) -> None:
-    """Shows the table, in two parts for a narrow terminal; writes it, the single runs and a plot.
-
-    Args:
-        outcomes: of :func:`.runs.run_all`.
-        reference: name of the row that the others are compared with.
-        root: folder of the runs, to write to.
-        console: to show the table on, without markup.
-        time: that the plot shows, one of :data:`TIMES`.
+    """Shows the table, in two parts for a narrow terminal, on a console without markup; writes it,
+    the single runs and a plot into ``root``. For the other arguments see :func:`summarise` and
+    :func:`plot`.
     """
     lines = summarise(outcomes, reference)
     results = f'mean ± std of {lines[0].num_seeds} seed(s), compared with {reference}'
-    columns = [*headings_of(lines).items()]
+    columns = [*_headings_of(lines).items()]
     for title, part in ((results, columns[:6]), ('what it cost', columns[6:])):
         table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
         table.add_column(no_wrap=True)
@@ -181,11 +176,7 @@ def report(
             table.add_row(line.row, *(line.cell(key) for key, _ in part))
         console.print(table)
     (root / 'table.md').write_text(markdown(lines))
-    everything = {
-        **made_by(),
-        'summary': [asdict(line) for line in lines],
-        'runs': [asdict(outcome) for outcome in outcomes],
-    }
+    everything = {**made_by(), 'summary': [*map(asdict, lines)], 'runs': [*map(asdict, outcomes)]}
     (root / 'comparison.json').write_text(json.dumps(everything, indent=1) + '\n')
     plot(lines, root / 'comparison.png', time)
     console.print(f'table.md, comparison.json and comparison.png: {root}/')
@@ -193,30 +184,25 @@ def report(
 
 def made_by() -> dict[str, Any]:
     """What figures of this process come from."""
-    made = {'command': sys.argv, 'machine': platform.platform(), **installed_versions()}
-    return {**made, 'code': this_code()['version']}
+    made = dict(command=sys.argv, machine=platform.platform(), code=this_code()['version'])
+    return {**made, **installed_versions()}
 
 
-def headings_of(lines: Sequence[Line]) -> dict[str, str]:
-    """Of the columns behind the rows' names."""
+def _headings_of(lines: Sequence[Line]) -> dict[str, str]:
     return {'score': f'{lines[0].metric} [%]', **HEADINGS}
 
 
 def markdown(lines: Sequence[Line]) -> str:
     """The table, ready for a README."""
-    headings = headings_of(lines)
+    headings = _headings_of(lines)
     rows = [['method', *headings.values()], ['---', *['---:'] * len(headings)]]
     rows += [[line.row, *map(line.cell, headings)] for line in lines]
     return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
 
 
 def plot(lines: Sequence[Line], path: Path, time: str) -> None:
-    """Score against time; a line connects a method's ratios, bars are deviations.
-
-    Args:
-        lines: of the table.
-        path: of the PNG file.
-        time: one of :data:`TIMES`.
+    """A PNG of score against time, one of :data:`TIMES`; a line connects a method's ratios, bars
+    are deviations.
     """
     key, name = TIMES[time]
     figure = Figure(figsize=(8, 4.5), layout='constrained')

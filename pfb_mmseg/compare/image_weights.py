@@ -9,9 +9,8 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.structures.sampler import BasePixelSampler
 from torch import Tensor, nn
 
-from ..models.classification.heads import LossCall, loss_function
-from ..models.classification.heads import image_losses as image_losses_of_classes
-from ..models.segmentation.heads import final_head, image_losses
+from ..models.classification import heads as classification
+from ..models.segmentation import heads as segmentation
 
 
 class ImageWeights:
@@ -34,9 +33,10 @@ class ImageWeights:
         self.weights: Tensor | None = None
         self._losses: Tensor | None = None
         if not hasattr(model, 'decode_head'):
-            loss_function(model).register_forward_pre_hook(self._add_weights, with_kwargs=True)
+            function = classification.loss_function(model)
+            function.register_forward_pre_hook(self._add_weights, with_kwargs=True)
             return
-        final = final_head(model)
+        final = segmentation.final_head(model)
         for head in model.modules():
             if not isinstance(head, BaseDecodeHead):
                 continue
@@ -83,17 +83,16 @@ class ImageWeights:
     ) -> tuple[tuple, dict[str, Any]] | None:
         if self.weights is None:
             return None
-        weights = self.of(args[0])
+        call = classification.LossCall(args[0], args[1:], options)
         with torch.no_grad():
-            self.note(image_losses_of_classes(function, LossCall(args[0], args[1:], options)))
-        return args, {**options, 'weight': weights}
+            self.note(classification.image_losses(function, call))
+        return args, {**options, 'weight': self.of(args[0])}
 
 
 class _HeadWeights(BasePixelSampler):
     """Gives all pixels of an image the image's weight, through the seam made for OHEM."""
 
     def __init__(self, owner: ImageWeights, head: BaseDecodeHead, final: bool) -> None:
-        super().__init__()
         self.owner, self.head, self.final = owner, head, final
 
     def sample(self, seg_logit: Tensor, seg_label: Tensor) -> Tensor | None:
@@ -103,5 +102,5 @@ class _HeadWeights(BasePixelSampler):
         weights = self.owner.of(seg_logit)
         if self.final:
             with torch.no_grad():
-                self.owner.note(image_losses(self.head, seg_logit, seg_label))
+                self.owner.note(segmentation.image_losses(self.head, seg_logit, seg_label))
         return weights[:, None, None].expand(len(weights), *seg_label.shape[2:])

@@ -23,7 +23,8 @@ from .image_weights import ImageWeights
 
 # Share of a run in which samples are left out, as published.
 DELTA = 0.875
-# Columns of the stream. Float64 holds the index of any sample exactly.
+# Columns of the stream; the last is how many candidates a sample was chosen from. Float64 holds the
+# index of any sample exactly.
 _INDEX, _WEIGHT, _STAND_FOR = range(3)
 
 
@@ -79,18 +80,12 @@ class InfoBatchSampler(Sampler):
         self._news: list[tuple[Tensor, Tensor]] = []
         self._rank, self._world_size = get_dist_info()
         self._num_drawn = 0  # epochs
-        # What is still to be trained on, by all processes in turns: index, weight, and how many
-        # candidates each sample was chosen from.
+        # What is still to be trained on, by all processes in turns.
         self._stream = torch.zeros(0, 3, dtype=torch.float64)
         self._handed_out = 0  # of this process's share, those that its loader has already
-        self._num_fillers = 0  # samples that a resumed loop will ask for and throw away
 
     def draw(self, epoch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Choose the samples of an epoch; all processes call it by themselves.
-
-        Args:
-            epoch: counted from 0.
-            generator: of the draws, on the CPU.
+        """Choose the samples of an epoch, counted from 0; all processes call it by themselves.
 
         Returns:
             (K,) indices in the order of training, K >= 1, and (K,) float64 weights of their losses.
@@ -118,7 +113,7 @@ class InfoBatchSampler(Sampler):
         values = self._losses.numpy()
         for indices, losses in self._news:
             seen = losses.float().cpu().numpy()
-            # Of an index that is there twice, NumPy takes the last value.
+            # Of an index that is there twice NumPy takes the last value.
             values[indices.numpy()] = np.where(np.isfinite(seen), seen, np.nan)
         self._news.clear()
         return self._losses
@@ -131,10 +126,6 @@ class InfoBatchSampler(Sampler):
     def __iter__(self) -> Iterator[int]:
         self._handed_out = 0
         while True:
-            if self._num_fillers:
-                self._num_fillers -= 1
-                yield 0
-                continue
             self._handed_out += 1
             self._draw_until(self._handed_out)
             row = (self._handed_out - 1) * self._world_size + self._rank
@@ -144,10 +135,7 @@ class InfoBatchSampler(Sampler):
         return self.size
 
     def take(self, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Name the samples of the next iteration, and forget them.
-
-        Args:
-            num_samples: per process.
+        """Name the samples of the next iteration, ``num_samples`` of each process, and forget them.
 
         Returns:
             (num_samples, world_size) int64 indices, a column for each process, and float32 weights
@@ -161,52 +149,12 @@ class InfoBatchSampler(Sampler):
         return taken[..., _INDEX].long(), taken[..., _WEIGHT].float()
 
     def update(self, indices: Tensor, losses: Tensor) -> None:
-        """Note the losses of samples, the same on every process.
+        """Note losses (M,) of the samples at indices (M,) on the CPU, the same on every process.
 
-        They stay on their device until an epoch is drawn: a step waits for nothing.
-
-        Args:
-            indices: (M,) on the CPU; of a sample that is there twice, the last counts.
-            losses: (M,); one that is not finite is none.
+        Of a sample that is there twice the last counts; a loss that is not finite is none. Losses
+        stay on their device until an epoch is drawn: a step waits for nothing.
         """
         self._news.append((indices, losses))
-
-    def skip(self, num_samples: int) -> None:
-        """Nothing to skip: a resumed sampler stands where the run was interrupted."""
-
-    def state_dict(self) -> dict:
-        """The losses and what remains of the stream; the same on every process."""
-        return {
-            'losses': self.losses.clone(),
-            'epoch': self._num_drawn,
-            'stream': self._stream.clone(),
-        }
-
-    def load_state_dict(self, state: dict, num_discarded: int = 0) -> None:
-        """Go on from a state.
-
-        Args:
-            state: of :meth:`state_dict`, also of a run with another number of processes.
-            num_discarded: samples that this process's loader will be asked for in vain first, as
-                OpenMMLab's mmengine does to get past the iterations before a checkpoint.
-
-        Raises:
-            ValueError: the state is of a data set of another length.
-        """
-        if len(state['losses']) != self.size:
-            raise ValueError(
-                f'the checkpoint has losses of {len(state["losses"])} samples, the data set has '
-                f'{self.size}: resume with the data that the run began with'
-            )
-        # A loader that reads ahead holds batches of the stream that ends here.
-        world_size, handed_out = self._world_size, self._handed_out
-        held = self._stream[num_discarded * world_size : handed_out * world_size]
-        self._num_fillers = max(0, num_discarded - handed_out)
-        self._handed_out = max(0, handed_out - num_discarded)
-        self._stream = torch.cat([held, state['stream'].cpu()])
-        self._losses = state['losses'].cpu().clone()
-        self._news.clear()
-        self._num_drawn = int(state['epoch'])
 
     def _draw_until(self, num_samples: int) -> None:
         """Extend the stream to this many samples per process, for all processes at once: they
@@ -225,7 +173,7 @@ class InfoBatchHook(Hook):
     processes, and the model the weights by which the losses of the sampler's images count.
 
     The model is any segmentor of MMSegmentation or classifier of MMPretrain whose head has losses
-    of single images. The losses and the position in the data go into the checkpoints.
+    of single images. A run cannot be resumed: the losses are in no checkpoint.
 
     Args:
         full_iters: iterations of the run on full data that this one replaces. An epoch that is
@@ -235,7 +183,8 @@ class InfoBatchHook(Hook):
 
     Raises:
         TypeError, ValueError: the argument is outside its range; or, before the first iteration,
-            the sampler is another, the loop counts epochs, or the losses cannot be weighted.
+            the sampler is another, the loop counts epochs, the run is resumed, or the losses
+            cannot be weighted.
     """
 
     priority = 'NORMAL'
@@ -258,6 +207,11 @@ class InfoBatchHook(Hook):
                 'InfoBatchSampler is for IterBasedTrainLoop, got '
                 f'{type(runner.train_loop).__name__}; give the length of the run as max_iters'
             )
+        if runner.iter:
+            raise ValueError(
+                f'InfoBatch cannot be resumed at iteration {runner.iter}: the losses that it '
+                'chooses by are in no checkpoint; train from the beginning, with resume=False'
+            )
         self._weights = ImageWeights(unwrapped(runner.model))
         epochs = self.full_iters * loader.batch_size * get_world_size() / self._sampler.size
         self._sampler.num_epochs = epochs
@@ -277,18 +231,6 @@ class InfoBatchHook(Hook):
         self._weights.weights = None
         losses = torch.stack(all_gather(self._weights.take_losses()), dim=1)
         self._sampler.update(self._indices.flatten(), losses.flatten())
-
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        checkpoint['infobatch'] = self._sampler.state_dict()
-
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        if not runner._resume or 'infobatch' not in checkpoint:
-            return
-        # OpenMMLab's loop loads all batches before the checkpoint again and throws them away.
-        discards = not hasattr(runner.train_loop, 'fast_forward_on_resume')
-        num_iters = checkpoint['meta']['iter'] if discards else 0
-        loader = runner.train_dataloader
-        loader.sampler.load_state_dict(checkpoint['infobatch'], num_iters * loader.batch_size)
 
 
 def shortened_iters(

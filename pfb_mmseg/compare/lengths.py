@@ -32,22 +32,18 @@ def full_iters(cfg: Config) -> int:
 
 
 def set_iters(cfg: Config, max_iters: int) -> None:
-    """Shortens or lengthens a run with its whole schedule, in place.
+    """Makes a run ``max_iters`` >= 1 long, in place.
 
     The learning-rate schedule, the validation interval and PFBHook's ``begin`` and ``end`` keep
     their places relative to the run.
 
-    Args:
-        cfg: with an iteration-based loop and schedule.
-        max_iters: of the new run, at least 1.
-
     Raises:
-        TypeError, ValueError: an argument is outside its range, or the loop or a scheduler counts
+        TypeError, ValueError: ``max_iters`` is outside its range, or the loop or a scheduler counts
             epochs.
     """
     check_integer('max_iters', max_iters, low=1)
     ratio = max_iters / full_iters(cfg)
-    for scheduler in schedulers_of(cfg):
+    for scheduler in _schedulers_of(cfg):
         if scheduler.get('by_epoch', True):
             raise ValueError(
                 f'param_scheduler {scheduler.type} counts epochs (by_epoch=True), but the run '
@@ -86,7 +82,7 @@ def count_iterations(cfg: Config, num_processes: int = 1) -> None:
         val_interval=loop.get('val_interval', 1) * length,
     )
     cfg.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
-    for scheduler in schedulers_of(cfg):
+    for scheduler in _schedulers_of(cfg):
         if not scheduler.get('by_epoch', True):
             continue
         if type_name(scheduler['type']) in _BY_STEP:
@@ -109,8 +105,8 @@ def count_iterations(cfg: Config, num_processes: int = 1) -> None:
     cfg.log_processor = {**(cfg.get('log_processor') or {}), 'by_epoch': False}
 
 
-def schedulers_of(cfg: Config) -> list[dict[str, Any]]:
-    """Those of the learning rate and the like; a config may name one or a list."""
+def _schedulers_of(cfg: Config) -> list[dict[str, Any]]:
+    """A config may name one or a list."""
     found = cfg.get('param_scheduler') or []
     return list(found) if isinstance(found, (list, tuple)) else [found]
 
@@ -130,7 +126,6 @@ def _stretch(options: dict[str, Any], names: tuple[str, ...], ratio: float) -> N
 
 
 def _epoch_length(cfg: Config, num_processes: int) -> int:
-    """In iterations."""
     loader = cfg.train_dataloader
     sampler = loader.get('sampler') or {}
     if type_name(sampler.get('type')) != 'DefaultSampler' or not sampler.get('shuffle', True):

@@ -15,11 +15,9 @@ from mmseg.registry import MODELS
 from ..convert.apply import add_import, type_name
 from .image_weights import ImageWeights
 from .lengths import count_iterations, full_iters, set_iters
-from .methods import DESCRIPTIONS, PRUNING_METHODS, apply_method
+from .methods import METHODS, PRUNING_METHODS, apply_method
 
-# Whose time `short` takes, and which is lengthened, where several methods prune.
-_FIRST_CHOICES = ('hard', 'pfb')
-ROWS = {**DESCRIPTIONS, 'long': 'a pruned run lengthened to the time that full data took'}
+ROWS = {**METHODS, 'long': 'a pruned run lengthened to the time that full data took'}
 
 
 @dataclass(frozen=True)
@@ -75,10 +73,7 @@ def plan(
         raise ValueError('nothing to compare: name --methods, --variants or both')
     pruning = [method for method in dict.fromkeys(methods) if method in PRUNING_METHODS]
     _check_what_times_are_taken_of(methods, pruning)
-    count_iterations(base, num_processes)
-    full_iters(base)
-    add_import(base)
-    base.custom_hooks = [*(base.get('custom_hooks') or []), dict(type='BudgetHook')]
+    measure_by_iteration(base, num_processes)
     if iters is not None:
         set_iters(base, iters)
     if time == 'cpu':
@@ -90,7 +85,7 @@ def plan(
         apply_method(config, method, ratio, num_processes)
         return Row(_row_name(method, ratio), method, ratio, config)
 
-    first = next((method for method in (*_FIRST_CHOICES, *pruning) if method in pruning), '')
+    first = next((method for method in ('hard', 'pfb', *pruning) if method in pruning), '')
     rows = [row_of('full', None)] if 'full' in methods else []
     for ratio in dict.fromkeys(ratios):
         like = _row_name(first, ratio)
@@ -99,7 +94,9 @@ def plan(
             name = f'{row.name}-as-{first}'
             rows.append(replace(row, name=name, as_long_as=like, timed_by='full'))
         if 'small' in methods:
-            rows += _small_rows(row_of('small', ratio), full_iters(base))
+            row = row_of('small', ratio)
+            pace = _pace(row, full_iters(base))
+            rows += [pace, replace(row, as_long_as='full', timed_by=pace.name)]
         rows += [row_of(method, ratio) for method in pruning]
         if 'long' in methods:
             method = f'long-{first}'
@@ -116,6 +113,18 @@ def plan(
     return rows
 
 
+def measure_by_iteration(cfg: Config, num_processes: int = 1) -> None:
+    """Makes a config one whose runs count iterations and are measured by BudgetHook.
+
+    Raises:
+        ValueError: it cannot count iterations, see :func:`.lengths.count_iterations`.
+    """
+    count_iterations(cfg, num_processes)
+    full_iters(cfg)
+    add_import(cfg)
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='BudgetHook')]
+
+
 def _check_what_times_are_taken_of(methods: Sequence[str], pruning: Sequence[str]) -> None:
     prunes = f"'full' and a method that prunes ({', '.join(PRUNING_METHODS)})"
     for row, needed in (('short', prunes), ('long', prunes), ('small', "'full'")):
@@ -127,13 +136,12 @@ def _check_what_times_are_taken_of(methods: Sequence[str], pruning: Sequence[str
             )
 
 
-def _small_rows(row: Row, full: int) -> list[Row]:
-    """Full data in small batches and full data's time, behind the run that its pace is taken of."""
-    short = copy.deepcopy(row.config)
-    set_iters(short, max(20, round(full / 10)))
-    short.val_dataloader = short.val_evaluator = short.val_cfg = None
-    pace = replace(row, name=f'{row.name}-pace', config=short, listed=False)
-    return [pace, replace(row, as_long_as='full', timed_by=pace.name)]
+def _pace(row: Row, full: int) -> Row:
+    """A run of a tenth of full data's iterations, which tells what one in small batches takes."""
+    config = copy.deepcopy(row.config)
+    set_iters(config, max(20, round(full / 10)))
+    config.val_dataloader = config.val_evaluator = config.val_cfg = None
+    return replace(row, name=f'{row.name}-pace', config=config, listed=False)
 
 
 def _row_name(method: str, ratio: float | None) -> str:
@@ -147,6 +155,5 @@ def _build_models(rows: list[Row]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # the runs give them again, in their logs
             model = MODELS.build(copy.deepcopy(row.config.model))
-        hooks = [type_name(hook.get('type')) for hook in row.config.custom_hooks]
-        if 'InfoBatchHook' in hooks:
+        if 'InfoBatchHook' in [type_name(hook.get('type')) for hook in row.config.custom_hooks]:
             ImageWeights(model)
