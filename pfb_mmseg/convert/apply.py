@@ -15,12 +15,10 @@ from ..models.task import task_class
 
 # What goes by a name of its own; everything else is a PFBModel.
 _NAMED = {
-    'mmseg.models.segmentors.encoder_decoder.EncoderDecoder': 'mmseg.PFBEncoderDecoder',
-    'mmseg.models.segmentors.cascade_encoder_decoder.CascadeEncoderDecoder': (
-        'mmseg.PFBCascadeEncoderDecoder'
-    ),
+    'mmseg.EncoderDecoder': 'mmseg.PFBEncoderDecoder',
+    'mmseg.CascadeEncoderDecoder': 'mmseg.PFBCascadeEncoderDecoder',
     # Found from every scope, and before MMPretrain is imported.
-    'mmpretrain.models.classifiers.image.ImageClassifier': 'PFBImageClassifier',
+    'mmpretrain.ImageClassifier': 'PFBImageClassifier',
 }
 _REGISTER = 'import the module that registers it, custom_imports=dict(imports=[...])'
 # The second and third are listed only by those who give them options of their own.
@@ -30,9 +28,6 @@ _HOOKS = ('PFBHook', 'PFBLogHook', 'PFBRecordHook')
 @MODELS.register_module(name='PFBModel')
 def build_model(host: str | type, **options: Any) -> nn.Module:
     """Any other model with PFBMixin, as ``type='PFBModel'`` in a config.
-
-    A config is all that is needed to build the same model again, in another process or from a
-    config that a run has written down.
 
     Args:
         host: its type in a config without PFB: a registered name or a class.
@@ -61,10 +56,7 @@ def blocked_class(host: type) -> type:
         _, _, *state = super(blocked, model).__reduce_ex__(max(protocol, 2))
         return _empty_model, (host,), *state
 
-    doc = f'{host.__name__} that trains on a part of each batch. Takes ``pfb=dict(...)``.'
-    blocked = type(
-        f'PFB{host.__name__}', (PFBMixin, host), {'__doc__': doc, '__reduce_ex__': reduce}
-    )
+    blocked = type(f'PFB{host.__name__}', (PFBMixin, host), {'__reduce_ex__': reduce})
     return blocked
 
 
@@ -91,20 +83,17 @@ def apply_pfb(cfg: Config, prune_ratio: float, skip_loading: float = 0.0) -> lis
         A sentence for each change.
 
     Raises:
-        TypeError, ValueError: If ``prune_ratio`` is outside its range, or the model's type is
-            neither a segmentor of MMSegmentation with a loss, nor an ImageClassifier of MMPretrain,
-            nor one that has PFBMixin.
+        TypeError, ValueError: a share is outside its range, or the model's type is neither a
+            segmentor of MMSegmentation, nor an ImageClassifier of MMPretrain, nor has PFBMixin.
     """
     check_number('prune_ratio', prune_ratio, 0, 1, open_high=True)
     check_number('skip_loading', skip_loading, 0, 1, open_high=True)
     changes = []
 
-    plain = cfg.model.type
-    blocked = _blocked(cfg)
-    if blocked:
-        cfg.model.update(blocked)
+    if blocked := _blocked(cfg):
         host = ', host kept in model.host' if 'host' in blocked else ''
-        changes.append(f'model.type: {type_name(plain)} -> {cfg.model.type}{host}')
+        changes.append(f'model.type: {type_name(cfg.model.type)} -> {blocked["type"]}{host}')
+        cfg.model.update(blocked)
 
     options = {} if cfg.model.get('pfb') is None else cfg.model.pfb
     check_dict('model.pfb', options)
@@ -131,7 +120,6 @@ def apply_pfb(cfg: Config, prune_ratio: float, skip_loading: float = 0.0) -> lis
 
 
 def _batch_sampler(cfg: Config, skip_loading: float) -> dict[str, Any]:
-    """The options of PFBBatchSampler, beside those that the config gives it."""
     loader = cfg.train_dataloader
     found = loader.get('batch_sampler') or {}
     if found and type_name(found.get('type')) != 'PFBBatchSampler':
@@ -155,15 +143,14 @@ def remove_pfb(cfg: Config) -> None:
         ValueError: the model's type has PFBMixin, but what it is without is not known.
     """
     plain = _plain_type(cfg)
-    cfg.model.pop('pfb', None)
+    for option in ('pfb', 'host') if type_name(cfg.model.type) == 'PFBModel' else ('pfb',):
+        cfg.model.pop(option, None)
+    cfg.model.type = plain
     found = (cfg.get('train_dataloader') or {}).get('batch_sampler') or {}
     if type_name(found.get('type')) == 'PFBBatchSampler':
         cfg.train_dataloader.pop('batch_sampler')
         if found.get('drop_last'):
             cfg.train_dataloader.drop_last = True
-    if type_name(cfg.model.type) == 'PFBModel':
-        cfg.model.pop('host')
-    cfg.model.type = plain
     if cfg.get('custom_hooks'):
         cfg.custom_hooks = [
             hook for hook in cfg.custom_hooks if type_name(hook.get('type')) not in _HOOKS
@@ -200,6 +187,14 @@ def type_name(registered: object) -> str:
     return getattr(registered, '__name__', str(registered)).rpartition('.')[-1]
 
 
+def _in_scope(cfg: Config, name: str) -> str:
+    """``scope.Name`` as the config spells its model's type: bare, where that is and finds it."""
+    model_type = cfg.model.type
+    bare = model_type == type_name(model_type)
+    scope = cfg.get('default_scope', 'mmseg')
+    return name.removeprefix(f'{scope}.') if bare else name
+
+
 def _blocked(cfg: Config) -> dict[str, str]:
     """What changes in ``cfg.model`` for its type to be one with PFBMixin; nothing if it is."""
     model_type, found = cfg.model.type, _model_class(cfg)
@@ -208,37 +203,27 @@ def _blocked(cfg: Config) -> dict[str, str]:
         return {}
     if not isinstance(found, type):
         raise ValueError(f'model.type={model_type!r} is not registered: {_REGISTER}')
-    full_name = f'{found.__module__}.{found.__qualname__}'
-    if full_name in _NAMED:
-        blocked = _NAMED[full_name]
-        in_scope = cfg.get('default_scope', 'mmseg') == 'mmseg' and model_type == found.__name__
-        return {'type': type_name(blocked) if in_scope else blocked}
-    trains = getattr(found, 'loss', None) is not None and 'loss' not in getattr(
-        found, '__abstractmethods__', ()
-    )
-    if task_class(found) is None or not trains:
+    plain = f'{found.__module__.partition(".")[0]}.{found.__name__}'
+    if plain in _NAMED:
+        return {'type': _in_scope(cfg, _NAMED[plain])}
+    if task_class(found) is None:
         raise ValueError(
             f'model.type={model_type!r} is neither a segmentor of MMSegmentation with a loss '
             'nor an ImageClassifier of MMPretrain, for which PFB can be turned on. For your own '
             'model with a backbone and a loss, register `class MyPFBModel(PFBMixin, YourModel)`, '
             "with PFBMixin from pfb_mmseg, and name it: model = dict(type='MyPFBModel', ...)"
         )
-    host = model_type if isinstance(model_type, str) else full_name
+    host = model_type if isinstance(model_type, str) else f'{found.__module__}.{found.__qualname__}'
     return {'type': 'PFBModel', 'host': host}
 
 
 def _plain_type(cfg: Config) -> str | type:
-    model_type = cfg.model.type
+    model_type, found = cfg.model.type, _model_class(cfg)
     if type_name(model_type) == 'PFBModel':
         return cfg.model.host
-    found = _model_class(cfg)
     for plain, blocked in _NAMED.items():
         if type_name(model_type) == type_name(blocked):
-            scope, name = plain.partition('.')[0], type_name(plain)
-            in_scope = model_type == type_name(blocked) and (
-                cfg.get('default_scope', 'mmseg') == scope
-            )
-            return name if in_scope else f'{scope}.{name}'
+            return _in_scope(cfg, plain)
     if isinstance(found, type) and issubclass(found, PFBMixin):
         raise ValueError(
             f'model.type={model_type!r} has PFBMixin, and what it is without is not known; name '

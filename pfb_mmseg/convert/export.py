@@ -81,7 +81,7 @@ def export(
         raise ValueError(f'{checkpoint} has no state_dict: expected a checkpoint saved by MMEngine')
     cfg = _find_config(checkpoint, loaded, config)
     changes = plain_config(cfg)
-    plain, left_out = plain_checkpoint(loaded, cfg)
+    plain, left_out = _plain_checkpoint(loaded, cfg)
     _check_fit(cfg, plain['state_dict'])
 
     weights.parent.mkdir(parents=True, exist_ok=True)
@@ -112,19 +112,19 @@ def plain_config(cfg: Config) -> list[str]:
         for entry in left_out:
             cfg.pop(entry)
     changes += _plain_imports(cfg)
-    for leaf in _leaves(cfg._cfg_dict):
-        if leaf.key == 'type' and type_name(leaf.value) in TRANSFORMS:
-            leaf.holder['type'] = TRANSFORMS[type_name(leaf.value)]
-            changes.append(f'{leaf.path}: {type_name(leaf.value)} -> {leaf.holder["type"]}')
+    for path, step, value in _leaves(cfg._cfg_dict):
+        if path.endswith('.type') and type_name(value) in TRANSFORMS:
+            step['type'] = TRANSFORMS[type_name(value)]
+            changes.append(f'{path}: {type_name(value)} -> {step["type"]}')
     needed = {entry: cfg.get(entry) for entry in ('model', 'data_preprocessor', 'tta_model')}
-    if leaf := _trace(needed):
+    if found := _trace(needed):
         raise ValueError(
-            f'{leaf.path}={leaf.value!r} is a part of {PACKAGE} that the model needs at inference, '
-            f'and OpenMMLab has none like it: install {PACKAGE} where the model is deployed'
+            f'{found} is a part of {PACKAGE} that the model needs at inference, and OpenMMLab has '
+            f'none like it: install {PACKAGE} where the model is deployed'
         )
     tests = {entry: cfg.get(entry) for entry in KEPT if entry.startswith('test_')}
-    if leaf := _trace(tests):
-        changes.append(f'test data left out: {leaf.path}={leaf.value!r}')
+    if found := _trace(tests):
+        changes.append(f'test data left out: {found}')
         pipeline = tests['test_dataloader']['dataset'].get('pipeline')
         for entry in tests:
             cfg.pop(entry, None)
@@ -134,31 +134,15 @@ def plain_config(cfg: Config) -> list[str]:
     return changes
 
 
-def plain_checkpoint(checkpoint: dict, cfg: Config) -> tuple[dict, list[str]]:
-    """Weights and meta data alone.
-
-    Args:
-        checkpoint: as MMEngine saves it.
-        cfg: to be kept in it, as made by :func:`plain_config`.
-
-    Returns:
-        The new checkpoint, which shares its tensors with the old one; a sentence for each thing
-        that was left out.
-    """
+def _plain_checkpoint(checkpoint: dict, cfg: Config) -> tuple[dict, list[str]]:
+    """Weights and meta data alone, with the plain config; a sentence for what was left out."""
     changes = []
-    state_dict = copy.copy(checkpoint['state_dict'])
-    own = [key for key in state_dict if 'pfb' in key.split('.')]
-    for key in own:
-        del state_dict[key]
-    if own:
-        changes.append(f'state_dict: {len(own)} entries of PFB left out')
-    # torch keeps the version of each module beside the weights.
-    if hasattr(state_dict, '_metadata'):
-        state_dict._metadata = type(state_dict._metadata)(
-            (key, value)
-            for key, value in state_dict._metadata.items()
-            if 'pfb' not in key.split('.')
-        )
+    found = checkpoint['state_dict']
+    state_dict = _without_pfb(found)
+    if hasattr(found, '_metadata'):  # torch keeps the version of each module beside the weights
+        state_dict._metadata = _without_pfb(found._metadata)
+    if num_own := len(found) - len(state_dict):
+        changes.append(f'state_dict: {num_own} entries of PFB left out')
     others = [key for key in checkpoint if key not in ('meta', 'state_dict')]
     if others:
         changes.append(f'checkpoint: {", ".join(others)} left out')
@@ -166,26 +150,25 @@ def plain_checkpoint(checkpoint: dict, cfg: Config) -> tuple[dict, list[str]]:
     return {'meta': {**meta, 'cfg': cfg.pretty_text}, 'state_dict': state_dict}, changes
 
 
-class _Leaf(NamedTuple):
-    path: str
-    holder: Any
-    key: Any
-    value: str | type
+def _without_pfb(entries: dict) -> dict:
+    pairs = ((key, value) for key, value in entries.items() if 'pfb' not in key.split('.'))
+    return type(entries)(pairs)
 
 
-def _leaves(value: Any, path: str = '') -> Iterator[_Leaf]:
-    """Every string and class in a nest of dicts and lists."""
+def _leaves(value: Any, path: str = '') -> Iterator[tuple[str, dict | list | tuple, str | type]]:
+    """Every string and class in a nest of dicts and lists: its path, what holds it, and itself."""
     pairs = value.items() if isinstance(value, dict) else enumerate(value)
     for key, inner in [*pairs]:
         where = f'{path}.{key}' if path else str(key)
         if isinstance(inner, (str, type)):
-            yield _Leaf(where, value, key, inner)
+            yield where, value, inner
         elif isinstance(inner, (dict, list, tuple)):
             yield from _leaves(inner, where)
 
 
-def _trace(part: dict) -> _Leaf | None:
-    """The first that names a part of this package: a registered type, or a module in a path."""
+def _trace(part: dict) -> str | None:
+    """Path and value of the first that names a part of this package: a registered type, or a
+    module in a path."""
     roots = [one for one in vars(mmengine.registry).values() if isinstance(one, Registry)]
     ours = {
         name
@@ -194,10 +177,10 @@ def _trace(part: dict) -> _Leaf | None:
         for name, found in registry.module_dict.items()
         if getattr(found, '__module__', '').partition('.')[0] == PACKAGE
     }
-    for leaf in _leaves(part):
-        module = getattr(leaf.value, '__module__', str(leaf.value))
-        if type_name(leaf.value) in ours or module.partition('.')[0] == PACKAGE:
-            return leaf
+    for path, _, value in _leaves(part):
+        module = getattr(value, '__module__', str(value))
+        if type_name(value) in ours or module.partition('.')[0] == PACKAGE:
+            return f'{path}={value!r}'
     return None
 
 
