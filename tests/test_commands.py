@@ -54,8 +54,11 @@ class TestHelp:
         ('arguments', 'sentence'),
         [
             (['trian'], r'did you mean train?'),
-            (['test', 'a', 'b', '--show-dri', 'x'], 'pfb test: error: unrecognized arguments'),
-            (['test', 'a', 'b', '--show-dri', 'x'], 'did you mean --show-dir?'),
+            (
+                ['test', 'a', 'http://b', '--show-dri', 'x'],
+                'pfb test: error: unrecognized arguments',
+            ),
+            (['test', 'a', 'http://b', '--show-dri', 'x'], 'did you mean --show-dir?'),
             (['compare', 'a', '--methods', 'hrad'], 'did you mean hard?'),
             (['check', 'a', '--cfg-options', 'b'], "'b': expected KEY=VALUE"),
         ],

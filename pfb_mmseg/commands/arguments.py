@@ -6,7 +6,8 @@ import argparse
 import difflib
 import re
 from collections.abc import Callable
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import NoReturn
 
 
 class ToolParser(argparse.ArgumentParser):
@@ -21,23 +22,18 @@ class ToolParser(argparse.ArgumentParser):
         super().error(f'{message} (did you mean {near[0]}?)' if near else message)
 
 
-class KeyValueAction(argparse.Action):
-    """Reads KEY=VALUE pairs as MMEngine's DictAction does, and says so where it gets else."""
+def pair(text: str) -> str:
+    """The type of KEY=VALUE, which MMEngine's DictAction reads."""
+    if not text.partition('=')[0] or '=' not in text:
+        raise argparse.ArgumentTypeError(f'{text!r}: expected KEY=VALUE')
+    return text
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        from mmengine.config import DictAction
 
-        for value in values:
-            if not value.partition('=')[0] or '=' not in value:
-                raise argparse.ArgumentError(self, f'{value!r}: expected KEY=VALUE')
-        read = DictAction(self.option_strings, self.dest)
-        read(parser, namespace, values, option_string)
+def checkpoint(text: str) -> str:
+    """The type of a checkpoint's path or URL."""
+    if '://' not in text and not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f'{text!r} is not a file')
+    return text
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -82,11 +78,13 @@ def add_config(
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Adds --cfg-options."""
+    from mmengine.config import DictAction
+
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=KeyValueAction,
+        type=pair,
+        action=DictAction,
         metavar='KEY=VALUE',
         help='settings that override the config, e.g. model.pfb.prune_ratio=0.5 '
         'optim_wrapper.optimizer.lr=0.02; lists as key="[a,b]" without spaces',

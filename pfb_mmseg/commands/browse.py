@@ -8,15 +8,15 @@ rare, difficult, or labelled wrongly.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from pickle import UnpicklingError
 
-from .arguments import ToolParser, add_config, add_config_options, whole
+from .arguments import ToolParser, add_config, add_config_options, checkpoint, whole
 
 
 def add_arguments(parser: ToolParser) -> None:
     add_config(parser)
-    parser.add_argument('checkpoint', help='checkpoint file, trained with or without PFB')
+    about = 'checkpoint file, trained with or without PFB'
+    parser.add_argument('checkpoint', type=checkpoint, help=about)
     parser.add_argument(
         '--criterion',
         metavar='NAME',
@@ -31,8 +31,6 @@ def add_arguments(parser: ToolParser) -> None:
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
-    if not Path(args.checkpoint).is_file():
-        parser.error(f'checkpoint {args.checkpoint!r} is not a file')
     from ..convert.apply import apply_pfb
     from ..report.browse import write_ranking
     from ..report.images import ImageSet

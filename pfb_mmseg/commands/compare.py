@@ -21,15 +21,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import (
-    KeyValueAction,
-    ToolParser,
-    add_config,
-    add_config_options,
-    seed_number,
-    share,
-    whole,
-)
+from .arguments import ToolParser, add_config, add_config_options, pair, seed_number, share, whole
 
 
 def variant(text: str) -> tuple[str, dict[str, Any]]:
@@ -37,9 +29,10 @@ def variant(text: str) -> tuple[str, dict[str, Any]]:
     name, _, pairs = text.partition(':')
     if not name or Path(name).name != name:
         raise argparse.ArgumentTypeError(f'{text!r}: expected a name without slashes')
-    found = argparse.Namespace(options={})
-    if pairs:
-        KeyValueAction(['--variants'], 'options')(None, found, pairs.split(','))
+    from mmengine.config import DictAction
+
+    found = argparse.Namespace()
+    DictAction([], 'options')(None, found, [pair(text) for text in pairs.split(',') if pairs])
     return name, found.options
 
 

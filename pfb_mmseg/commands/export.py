@@ -7,13 +7,13 @@ a part of pfb_mmseg to predict is refused.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from .arguments import ToolParser, add_config_options
+from .arguments import ToolParser, add_config_options, checkpoint
 
 
 def add_arguments(parser: ToolParser) -> None:
-    parser.add_argument('checkpoint', help='checkpoint file, trained with PFB or without')
+    about = 'checkpoint file, trained with PFB or without'
+    parser.add_argument('checkpoint', type=checkpoint, help=about)
     parser.add_argument(
         'out', help='folder for both files, or a file that ends in .pth; the config goes beside it'
     )
@@ -27,8 +27,6 @@ def add_arguments(parser: ToolParser) -> None:
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
-    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
-        parser.error(f'checkpoint {args.checkpoint!r} is not a file')
     if args.cfg_options and args.config is None:
         parser.error('--cfg-options change the config that --config names; name it')
 

@@ -17,6 +17,7 @@ from mmengine.device import get_device
 from mmengine.utils import import_modules_from_strings
 
 from ..compat import find_distributions, why_no_resume
+from ..convert.apply import type_name
 from ..shipped import find_config
 
 
@@ -46,10 +47,7 @@ def named_config(
 
 
 def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
-    """Reads the config of a run, see :func:`named_config`, and prepares its launch.
-
-    The work dir is, in this order: --work-dir, the config's, ./work_dirs/<name of the config>.
-    """
+    """Reads the config of a run, see :func:`named_config`, and prepares its launch."""
     cfg = named_config(parser, args)
     default = str(Path('work_dirs', Path(cfg.filename).stem))
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or default
@@ -81,8 +79,7 @@ def cpu_launch(cfg: Config) -> Iterator[None]:
 
 def turn_on_amp(cfg: Config) -> None:
     """Makes the optimizer wrapper one with mixed precision and dynamic loss scaling."""
-    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    name = wrapper if isinstance(wrapper, str) else wrapper.__name__
+    name = type_name(cfg.optim_wrapper.get('type', 'OptimWrapper'))
     if name == 'AmpOptimWrapper':
         say('--amp: the config trains with mixed precision already')
         return
@@ -95,34 +92,6 @@ def turn_on_amp(cfg: Config) -> None:
         raise ValueError('--amp: mixed precision needs a GPU, and none was found; leave --amp out')
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.loss_scale = 'dynamic'
-
-
-def turn_on_drawing(cfg: Config, args: argparse.Namespace) -> None:
-    """Lets the visualization hook draw, to the screen, to a folder, or both."""
-    hook = cfg.get('default_hooks', {}).get('visualization')
-    if hook is None or cfg.get('visualizer') is None:
-        raise ValueError(
-            '--show and --show-dir need a visualizer and a hook that draws; add to the config '
-            "visualizer=dict(type='SegLocalVisualizer', vis_backends=[dict("
-            "type='LocalVisBackend')]) and "
-            "default_hooks=dict(visualization=dict(type='SegVisualizationHook'))"
-        )
-    hook.draw = True
-    hook.interval = 1  # every image, as the fork draws them; OpenMMLab's hook would every 50th
-    if args.show:
-        hook.show = True
-        hook.wait_time = args.wait_time
-    if args.show_dir:
-        cfg.visualizer.save_dir = args.show_dir
-
-
-def turn_on_tta(cfg: Config) -> None:
-    """Wraps the model and swaps the test pipeline, as the config's ``tta_*`` entries say."""
-    for name in ('tta_model', 'tta_pipeline'):
-        if name not in cfg:
-            raise ValueError(f'--tta needs {name} in the config; see those of this package')
-    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-    cfg.model = {**cfg.tta_model, 'module': cfg.model}
 
 
 @contextmanager

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from .arguments import ToolParser, add_config, add_launch_arguments
+from .arguments import ToolParser, add_config, add_launch_arguments, checkpoint
 
 
 def add_arguments(parser: ToolParser) -> None:
     add_config(parser)
-    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument('checkpoint', type=checkpoint, help='checkpoint file or URL')
     parser.add_argument('--out', help='folder for the predicted label maps')
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument('--show-dir', help='folder for images with the predictions painted in')
@@ -22,21 +21,33 @@ def add_arguments(parser: ToolParser) -> None:
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
-    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
-        parser.error(f'checkpoint {args.checkpoint!r} is not a file')
     from mmengine.runner import Runner
 
     from . import launch
 
     cfg = launch.load_config(parser, args)
     cfg.load_from = args.checkpoint
-    try:
-        if args.show or args.show_dir:
-            launch.turn_on_drawing(cfg, args)
-        if args.tta:
-            launch.turn_on_tta(cfg)
-    except ValueError as error:
-        parser.error(str(error))
+    if args.show or args.show_dir:
+        hook = cfg.get('default_hooks', {}).get('visualization')
+        if hook is None or cfg.get('visualizer') is None:
+            parser.error(
+                '--show and --show-dir need a visualizer and a hook that draws; add to the config '
+                "visualizer=dict(type='SegLocalVisualizer', vis_backends=[dict("
+                "type='LocalVisBackend')]) and "
+                "default_hooks=dict(visualization=dict(type='SegVisualizationHook'))"
+            )
+        # Every image, as the fork draws them; OpenMMLab's hook would every 50th.
+        hook.update(draw=True, interval=1)
+        if args.show:
+            hook.update(show=True, wait_time=args.wait_time)
+        if args.show_dir:
+            cfg.visualizer.save_dir = args.show_dir
+    if args.tta:
+        for name in ('tta_model', 'tta_pipeline'):
+            if name not in cfg:
+                parser.error(f'--tta needs {name} in the config; see those of this package')
+        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+        cfg.model = {**cfg.tta_model, 'module': cfg.model}
     if args.out:
         evaluators = cfg.test_evaluator
         for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ..compare.comparison import Outcome
 from ..compare.rows import plan
-from ..compare.runs import run_all, run_folder
+from ..compare.runs import run_all
 from ..report import RECORD_NAME, SelectionRecord
 from ..shipped import find_config
 from .scenes import KIND_SHARES, PFBDemoDataset
@@ -28,17 +28,10 @@ _TOLERANCE = 0.1
 
 
 def train_all(work_dir: Path, seed: int, progress: Progress, iters: int) -> list[Outcome]:
-    """Trains the rows of the table, as ``pfb compare`` does; their methods are :data:`ROWS`.
-
-    Args:
-        work_dir: folder of the runs and their configs.
-        seed: of all runs.
-        progress: shows the runs.
-        iters: of the first two.
-    """
+    """Trains the rows of the table, as ``pfb compare`` does, the first two for ``iters``
+    iterations; their methods are :data:`ROWS`."""
     config = Config.fromfile(find_config(CONFIG))
-    methods = ['full', 'hard', 'long']
-    rows = plan(config, methods, [PRUNE_RATIO], iters=iters, time='cpu')
+    rows = plan(config, ['full', 'hard', 'long'], [PRUNE_RATIO], iters=iters, time='cpu')
     outcomes = run_all(rows, [seed], work_dir, progress, time='cpu')
     return [replace(one, method=name) for name, one in zip(ROWS, outcomes, strict=True)]
 
@@ -71,9 +64,9 @@ def conclusion(outcomes: Sequence[Outcome]) -> str:
     )
 
 
-def kind_table(work_dir: Path, outcomes: Sequence[Outcome]) -> Table:
-    """Which share of each kind of scene PFB kept at the same iterations, commonest kind first."""
-    record = SelectionRecord.load(folder_of(work_dir, outcomes[1]) / RECORD_NAME)
+def kind_table(run: Path) -> Table:
+    """Which share of each kind of scene PFB kept in a run, commonest kind first."""
+    record = SelectionRecord.load(run / RECORD_NAME)
     kind_of = np.array([PFBDemoDataset.kind_of(path) for path in record.paths])
     table = Table(title='What PFB trained all layers on', box=SIMPLE)
     table.add_column('kind of scene')
@@ -83,8 +76,3 @@ def kind_table(work_dir: Path, outcomes: Sequence[Outcome]) -> Table:
         seen, kept = (one[kind_of == kind].sum() for one in (record.candidates, record.kept))
         table.add_row(kind, f'{share:.0%}', f'{kept / seen:.0%}' if seen else '-')
     return table
-
-
-def folder_of(work_dir: Path, outcome: Outcome) -> Path:
-    """Where a run's logs and checkpoints are."""
-    return run_folder(work_dir, outcome.row, outcome.seed)
