@@ -8,6 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module, metadata
 from importlib.util import find_spec
 
@@ -28,14 +29,11 @@ class OpenMMLabMissingWarning(UserWarning):
 
 def find_distributions() -> dict[str, dict[str, str]]:
     """The distributions of mmengine, mmcv and mmseg with their versions, read without importing."""
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, str]] = {module: {} for module in DISTRIBUTIONS}
     for module, names in DISTRIBUTIONS.items():
-        found[module] = {}
         for name in names:
-            try:
+            with suppress(metadata.PackageNotFoundError):
                 found[module][name] = metadata.version(name)
-            except metadata.PackageNotFoundError:
-                continue
     return found
 
 
@@ -57,8 +55,7 @@ def describe(reason: str, found: Found) -> str:
     uninstall = _uninstall(found)
     return (
         f'pfb_mmseg cannot use MMSegmentation: {reason}. '
-        f'Found: {", ".join(present) or "no OpenMMLab package"}, '
-        f'torch {metadata.version("torch")}. '
+        f'Found: {", ".join([*present, "torch " + metadata.version("torch")])}. '
         f'Needed: {needed}, which work together; the fork (onedl-) needs torch >= 2.3. '
         f'To get them: {uninstall}pip install "pfb_mmseg[mmseg]" '
         f'(from a clone of the repository: {uninstall}pip install -e ".[mmseg]").'
@@ -94,8 +91,7 @@ def check_openmmlab() -> str | None:
 
 
 def why_no_resume(found: Found, torch_version: str) -> str | None:
-    """Why MMEngine cannot read back the checkpoints that it writes, and the ways out; None if it
-    can.
+    """Why MMEngine cannot read the checkpoints that it writes, and the ways out; None if it can.
 
     From torch 2.6 on, ``torch.load`` refuses everything but plain data unless it is told otherwise.
     OpenMMLab's MMEngine, up to 0.10.7, does not tell it, and keeps objects in a checkpoint.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from functools import cache
 from typing import Any
 
@@ -45,18 +46,12 @@ def build_model(host: str | type, **options: Any) -> nn.Module:
 
 @cache
 def blocked_class(host: type) -> type:
-    """``class PFBHost(PFBMixin, Host)``, the same whenever it is asked for.
-
-    No module holds this class, so that its models are pickled as what to make it of.
-    """
+    """``class PFBHost(PFBMixin, Host)``, the same whenever it is asked for."""
     if issubclass(host, PFBMixin):
         return host
-
-    def reduce(model: nn.Module, protocol: int) -> tuple:
-        _, _, *state = super(blocked, model).__reduce_ex__(max(protocol, 2))
-        return _empty_model, (host,), *state
-
-    blocked = type(f'PFB{host.__name__}', (PFBMixin, host), {'__reduce_ex__': reduce})
+    blocked = type(f'PFB{host.__name__}', (PFBMixin, host), {})
+    # No module holds this class, so that its models are pickled as what to make it of.
+    copyreg.pickle(blocked, lambda model: (_empty_model, (host,), *model.__reduce_ex__(2)[2:]))
     return blocked
 
 
