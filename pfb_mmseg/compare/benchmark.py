@@ -40,7 +40,7 @@ _NUM_BATCHES, _WARMUP = 4, 3
 
 @dataclass(frozen=True)
 class Result:
-    """One kind of step.
+    """What one kind of step costs.
 
     Attributes:
         name: ``'full'``, or kind and ratio.

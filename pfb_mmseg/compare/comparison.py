@@ -43,10 +43,8 @@ class Outcome:
     """One run. From ``iterations`` on, what BudgetHook measured; see there.
 
     Attributes:
-        row: name of the line of the table that it belongs to.
-        method: what it was trained with.
-        prune_ratio: None where nothing is pruned, or where the row does not say.
-        seed: of the run; rows are compared seed by seed.
+        row, method, prune_ratio: see :class:`.rows.Row`.
+        seed: rows are compared seed by seed.
         score: of the last validation, in percent; None if there was none.
         metric: what the score is: mIoU, or the top-1 accuracy of a classifier.
     """
@@ -134,7 +132,7 @@ def summarise(outcomes: Sequence[Outcome], reference: str) -> list[Line]:
 
     Args:
         outcomes: every row with the same seeds, and with scores.
-        reference: the row that the others are compared with.
+        reference: name of the row that the others are compared with.
     """
     rows: dict[str, dict[int, Outcome]] = {}
     for outcome in outcomes:

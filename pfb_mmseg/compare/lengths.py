@@ -58,15 +58,12 @@ def set_iters(cfg: Config, max_iters: int) -> None:
 
 
 def count_iterations(cfg: Config, num_processes: int = 1) -> None:
-    """Changes a config in place so that its loop, its schedule and its hooks count iterations.
+    """Changes a config in place so that its loop, its schedule and its hooks count iterations, of
+    ``train_dataloader.batch_size`` images of each process.
 
     Nothing is changed where they do. Images are drawn without end, each once before any comes
     again, so that batches are full also where an epoch ends; what an epoch lasts otherwise stays
     the same. A learning rate that moved from epoch to epoch moves from iteration to iteration.
-
-    Args:
-        cfg: of a run.
-        num_processes: of the run, each of which loads ``train_dataloader.batch_size`` images.
 
     Raises:
         ValueError: images are not drawn in plain epochs, or a learning rate falls by a factor in

@@ -55,7 +55,7 @@ INFOBATCH = {'infobatch': 95, 'infobatch_mean': None}
 def apply_method(
     cfg: Config, method: str, prune_ratio: float | None = None, num_processes: int = 1
 ) -> None:
-    """Changes a config in place so that it trains with a method.
+    """Changes a config in place so that it trains with one of :data:`METHODS`.
 
     The config may have PFB or not; its options of PFB and its PFBHook serve the methods that prune
     batches, and are taken away for the others. ``'short'`` and ``'small'`` are full data here, the
@@ -63,12 +63,11 @@ def apply_method(
     times. The schedule of InfoBatch is shortened, see :func:`.infobatch.shortened_iters`.
 
     Args:
-        cfg: of a segmentor or a classifier; see :func:`.lengths.count_iterations` for one that
-            counts epochs.
-        method: one of :data:`METHODS`.
+        cfg: of a run that counts iterations.
+        method: its name.
         prune_ratio: share that is pruned, in [0, 1), or by which the batches of ``'small'`` are
             smaller; None for ``'full'`` and ``'short'``.
-        num_processes: of the run, each of which loads ``train_dataloader.batch_size`` images.
+        num_processes: each loads ``train_dataloader.batch_size`` images.
 
     Raises:
         TypeError, ValueError: an argument is outside its range, or the config does not fit.

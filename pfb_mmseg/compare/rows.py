@@ -28,7 +28,7 @@ class Row:
         name: in the table and of its folder.
         method: how it is called in the plot.
         prune_ratio: None where nothing is pruned.
-        config: what its runs are trained from.
+        config: of its runs.
         as_long_as: name of the row whose time its runs are to take; None: they have the length that
             their config says.
         timed_by: name of the row whose runs tell what an iteration of this one takes.

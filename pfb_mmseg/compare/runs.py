@@ -9,9 +9,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
+from mmengine.config import Config
+from rich.console import Console
 from rich.progress import Progress
 
 from ..report import METRICS, read_scalars
@@ -43,44 +46,26 @@ def run_all(
     num_processes: int = 1,
     time: str = 'wall',
 ) -> list[Outcome]:
-    """Trains what is not finished yet: first the rows that have a length, then those whose length
-    follows from the times of these. Seed by seed, so that a slow spell meets all rows alike.
+    """Trains in folders below ``root`` what is not finished yet, and returns what came of each run
+    of the rows that are listed.
 
-    Args:
-        rows: see :func:`.rows.plan`.
-        seeds: of each row.
-        root: folder of the runs and their configs.
-        progress: shows the runs and their iterations, on a console without markup.
-        num_processes: of each run.
-        time: by which rows are equally long, one of :data:`TIMES`; with ``'cpu'`` each process has
-            one thread, unless OMP_NUM_THREADS says otherwise: threads that wait for each other
-            count, too.
-
-    Returns:
-        What came of each run of the rows that are listed.
+    First the rows that have a length, then those whose length follows from the times of these, by
+    the clock ``time``, one of :data:`TIMES`. Seed by seed, so that a slow spell meets all rows
+    alike. By ``'cpu'`` each process has one thread, unless OMP_NUM_THREADS says otherwise: threads
+    that wait for each other count, too.
     """
     outcomes: dict[tuple[str, int], Outcome] = {}
     done = progress.add_task('all runs', total=len(rows) * len(seeds))
-
-    def run(row: Row, seed: int) -> Outcome:
-        config = copy.deepcopy(row.config)
-        name = f'{row.name} seed {seed}'
-        if row.as_long_as is not None:
-            target, pace = outcomes[row.as_long_as, seed], outcomes[row.timed_by, seed]
-            iters, as_measured = equal_iters(target, pace, time, row.prune_ratio)
-            set_iters(config, iters)
-            if not as_measured:
-                progress.console.print(
-                    f'{name}: the times of {row.as_long_as} and {row.timed_by} cannot be right, '
-                    f'the machine was busy; {iters} iterations are the nearest length that '
-                    f'{row.prune_ratio:.0%} pruned can explain'
-                )
-        config.randomness = {**config.get('randomness', {}), 'seed': seed}
+    known = [row for row in rows if row.as_long_as is None]
+    timed = [row for row in rows if row.as_long_as is not None]
+    for seed, row in [*product(seeds, known), *product(seeds, timed)]:
+        config = _config_of(row, seed, outcomes, time, progress.console)
         path = root / 'configs' / f'{row.name}_seed{seed}.py'
         path.parent.mkdir(parents=True, exist_ok=True)
         config.dump(path)
         work_dir = run_folder(root, row.name, seed)
-        train(path, work_dir, progress, name, num_processes, time == 'cpu')
+        name = f'{row.name} seed {seed}'
+        train(path, work_dir, progress, name, num_processes, one_thread=time == 'cpu')
         progress.advance(done)
         metric, score = last_score(work_dir)
         if config.get('val_dataloader') is not None and score is None:
@@ -88,14 +73,29 @@ def run_all(
                 f'{work_dir}: the run ended without a validation; lower train_cfg.val_interval'
             )
         budget = json.loads((work_dir / BUDGET_NAME).read_text())
-        return Outcome(row.name, row.method, row.prune_ratio, seed, score, metric, **budget)
-
-    for timed in (False, True):
-        for seed in seeds:
-            for row in rows:
-                if (row.as_long_as is not None) == timed:
-                    outcomes[row.name, seed] = run(row, seed)
+        of = row.name, row.method, row.prune_ratio, seed
+        outcomes[row.name, seed] = Outcome(*of, score, metric, **budget)
     return [outcomes[row.name, seed] for row in rows if row.listed for seed in seeds]
+
+
+def _config_of(
+    row: Row, seed: int, outcomes: Mapping[tuple[str, int], Outcome], time: str, console: Console
+) -> Config:
+    """Of a run, as long as the times of others say."""
+    config = copy.deepcopy(row.config)
+    config.randomness = {**config.get('randomness', {}), 'seed': seed}
+    if row.as_long_as is None:
+        return config
+    target, pace = outcomes[row.as_long_as, seed], outcomes[row.timed_by, seed]
+    iters, as_measured = equal_iters(target, pace, time, row.prune_ratio)
+    set_iters(config, iters)
+    if not as_measured:
+        console.print(
+            f'{row.name} seed {seed}: the times of {row.as_long_as} and {row.timed_by} cannot be '
+            f'right, the machine was busy; {iters} iterations are the nearest length that '
+            f'{row.prune_ratio:.0%} pruned can explain'
+        )
+    return config
 
 
 def run_folder(root: Path, row: str, seed: int) -> Path:
@@ -111,16 +111,10 @@ def train(
     num_processes: int = 1,
     one_thread: bool = False,
 ) -> None:
-    """Run `pfb train` from scratch in ``work_dir``, unless that holds a finished run of the very
-    same command, config and code of this package. What is decided, and why, is printed.
+    """Run `pfb train` from scratch in ``work_dir``, by torchrun where there are several processes,
+    unless that holds a finished run of the very same command, config and code of this package.
 
-    Args:
-        config: config file.
-        work_dir: anything that an unfinished or another run left there is removed.
-        progress: shows the iterations; a line takes their place at the end.
-        name: of the run on the progress bar.
-        num_processes: more than one are started by torchrun.
-        one_thread: whether each process has one thread, unless OMP_NUM_THREADS says otherwise.
+    What an unfinished or another run left there is removed. What is decided, and why, is printed.
     """
     work_dir = work_dir.resolve()
     command = [*TRAIN, str(config), '--work-dir', str(work_dir)]
