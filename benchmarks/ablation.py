@@ -24,13 +24,7 @@ from rich.progress import Progress
 from torch import nn
 
 from pfb_mmseg.blocking.stages import stage_names
-from pfb_mmseg.commands.arguments import (
-    ToolParser,
-    add_config,
-    add_config_options,
-    seed_number,
-    share,
-)
+from pfb_mmseg.commands.arguments import ToolParser, add_config_options, seed_number, share
 from pfb_mmseg.commands.launch import named_config
 from pfb_mmseg.compare.comparison import Outcome, made_by, summarise
 from pfb_mmseg.compare.lengths import full_iters, set_iters
@@ -281,7 +275,8 @@ def write(plan: Plan, outcomes: Sequence[Outcome], folder: Path, made_by: Mappin
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ToolParser('python -m benchmarks.ablation', description=__doc__)
-    add_config(parser, 'with PFB', default=CONFIG)
+    about = 'config file with PFB, or the name of one of pfb_mmseg (default: %(default)s)'
+    parser.add_argument('config', nargs='?', default=CONFIG, help=about)
     parser.add_argument('--vary', nargs='+', choices=ABLATIONS, default=list(ABLATIONS))
     parser.add_argument('--ratio', type=share, default=0.5, metavar='P', help='share left out')
     parser.add_argument('--seeds', nargs='+', type=seed_number, default=[0, 1, 2])

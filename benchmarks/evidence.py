@@ -24,7 +24,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from pfb_mmseg.blocking import BlockingPoint, default_stage, shrink
-from pfb_mmseg.commands.arguments import ToolParser, add_config, add_config_options, seed_number
+from pfb_mmseg.commands.arguments import ToolParser, add_config_options, seed_number
 from pfb_mmseg.commands.launch import named_config
 from pfb_mmseg.core import AdaptiveDensityEstimator, BatchPruner, pool_features
 from pfb_mmseg.core.criteria import Rare
@@ -311,7 +311,8 @@ def format_table(names: list[str], results: list[list[dict[str, float]]]) -> str
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ToolParser('python -m benchmarks.evidence', description=__doc__)
-    add_config(parser, 'of a plain segmentor', default=CONFIG)
+    about = 'config file of a plain segmentor (default: %(default)s)'
+    parser.add_argument('config', nargs='?', default=CONFIG, help=about)
     parser.add_argument('--seeds', type=seed_number, nargs='+', default=[0, 1, 2])
     parser.add_argument('--work-dir', help='folder for streams and table')
     add_config_options(parser)

@@ -62,19 +62,11 @@ def share(text: str) -> float:
 seed_number = whole(0, 2**32)
 
 
-def add_config(
-    parser: argparse.ArgumentParser,
-    about: str = 'with PFB or without',
-    default: str | None = None,
-) -> None:
-    """Adds CONFIG, which may be left out where there is a default."""
-    parser.add_argument(
-        'config',
-        nargs='?' if default else None,
-        default=default,
-        help=f'config file, or the name of one that comes with pfb_mmseg; {about}'
-        + (f' (default: {default})' if default else ''),
-    )
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Adds CONFIG and --cfg-options."""
+    about = 'config file, or the name of one that comes with pfb_mmseg; with PFB or without'
+    parser.add_argument('config', help=about)
+    add_config_options(parser)
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +86,6 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that training and testing share, named as mmseg users know them."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
-    add_config_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],

@@ -14,7 +14,7 @@ import argparse
 import json
 from pathlib import Path
 
-from .arguments import ToolParser, add_config, add_config_options, share, whole
+from .arguments import ToolParser, add_config, share, whole
 
 
 def add_arguments(parser: ToolParser) -> None:
@@ -33,7 +33,6 @@ def add_arguments(parser: ToolParser) -> None:
     parser.add_argument('--amp', action='store_true', help='with automatic mixed precision')
     parser.add_argument('--device', choices=['cpu', 'cuda'], help='default: cuda if there is one')
     parser.add_argument('--out', metavar='FILE', help='write everything to this JSON file')
-    add_config_options(parser)
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:

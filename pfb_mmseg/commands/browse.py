@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pickle import UnpicklingError
 
-from .arguments import ToolParser, add_config, add_config_options, checkpoint, whole
+from .arguments import ToolParser, add_config, checkpoint, whole
 
 
 def add_arguments(parser: ToolParser) -> None:
@@ -27,7 +27,6 @@ def add_arguments(parser: ToolParser) -> None:
     parser.add_argument('--out', default='work_dirs/browse_selection', help='folder to write to')
     parser.add_argument('--images', type=whole(0), default=24, metavar='N', help='in each gallery')
     parser.add_argument('--batch-size', type=whole(1), default=8, metavar='N')
-    add_config_options(parser)
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:

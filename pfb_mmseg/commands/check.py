@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .arguments import ToolParser, add_config, add_config_options, whole
+from .arguments import ToolParser, add_config, whole
 
 
 def add_arguments(parser: ToolParser) -> None:
@@ -18,7 +18,6 @@ def add_arguments(parser: ToolParser) -> None:
         metavar='N',
         help='samples to load of each data set, evenly spread; 0: all (default: 200)',
     )
-    add_config_options(parser)
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import ToolParser, add_config, add_config_options, pair, seed_number, share, whole
+from .arguments import ToolParser, add_config, pair, seed_number, share, whole
 
 
 def variant(text: str) -> tuple[str, dict[str, Any]]:
@@ -69,7 +69,6 @@ def add_arguments(parser: ToolParser) -> None:
         'wall on a GPU)',
     )
     parser.add_argument('--gpus', type=whole(1), default=1, help='processes of each run')
-    add_config_options(parser)
     parser.add_argument('--work-dir', default='work_dirs/compare')
 
 
