@@ -91,20 +91,17 @@ class InfoBatchSampler(Sampler):
             (K,) indices in the order of training, K >= 1, and (K,) float64 weights of their losses.
         """
         ratio = self.prune_ratio if epoch < DELTA * self.num_epochs else 0.0
-        known = self.losses[~self.losses.isnan()].double()
-        below = torch.zeros(self.size, dtype=torch.bool)
-        if len(known):
-            mean = self.percentile is None
-            below = self.losses < (known.mean() if mean else known.quantile(self.percentile / 100))
-        candidates = below.nonzero().flatten()
+        losses, percentile = self.losses.double(), self.percentile
+        # NaN, below which there is none, while no loss is known.
+        threshold = losses.nanmean() if percentile is None else losses.nanquantile(percentile / 100)
+        candidates = (losses < threshold).nonzero().flatten()
         # Rounded up or down at random: the expectation is exact, for few samples too.
         rounding = torch.rand((), generator=generator, dtype=torch.float64)
         num_dropped = int(ratio * len(candidates) + rounding)
         weights = torch.ones(self.size, dtype=torch.float64)
         weights[candidates] = 1 / (1 - ratio)
-        stay = torch.ones(self.size, dtype=torch.bool)
-        stay[_shuffled(candidates, generator)[:num_dropped]] = False
-        indices = _shuffled(stay.nonzero().flatten(), generator)
+        weights[_shuffled(candidates, generator)[:num_dropped]] = 0
+        indices = _shuffled(weights.nonzero().flatten(), generator)
         return indices, weights[indices]
 
     @property
