@@ -306,11 +306,22 @@ class TestFigures:
 
     def test_iterations_that_fit_into_a_time_count_the_start_up_once(self):
         run = outcome('pace', 0, None, 25.0, iterations=20, startup_seconds=5.0, cpu_seconds=40.0)
-        assert equal_iters(outcome('full', 0, 1.0, 35.0), run, 'wall', 0.5) == (30, True)
-        assert equal_iters(outcome('full', 0, 1.0, 60.0), run, 'cpu', 0.5) == (30, True)
+        assert equal_iters(outcome('full', 0, 1.0, 35.0, iterations=20), run, 'wall', 0.5) == (
+            30,
+            True,
+        )
+        assert equal_iters(outcome('full', 0, 1.0, 60.0, iterations=20), run, 'cpu', 0.5) == (
+            30,
+            True,
+        )
+
+    def test_a_short_run_tells_the_pace_of_a_long_one(self):
+        run = outcome('pace', 0, None, 6.0, iterations=30)
+        full = outcome('full', 0, 1.0, 90.0, iterations=300)
+        assert equal_iters(full, run, 'wall', 0.5) == (450, True)
 
     @pytest.mark.parametrize(('target', 'iters'), [(1e4, 50), (3.0, 8), (-2.0, 8)])
     def test_times_of_a_busy_machine_are_bounded_by_what_pruning_can_save(self, target, iters):
         run = outcome('pace', 0, None, 20.0, iterations=20)
-        full = outcome('full', 0, 1.0, target)
+        full = outcome('full', 0, 1.0, target, iterations=20)
         assert equal_iters(full, run, 'wall', 0.5) == (iters, False)

@@ -5,10 +5,11 @@ _base_ = [
     '../_base_/schedules/schedule_300i.py',
 ]
 model = dict(data_preprocessor=dict(size=(64, 64)))
+# Of 0.001, 0.003 and 0.01 the best rate for all images.
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=0.001, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=0.003, weight_decay=0.05),
     clip_grad=dict(max_norm=0.01, norm_type=2),
     paramwise_cfg=dict(norm_decay_mult=0.0),
 )

@@ -121,10 +121,12 @@ def equal_iters(target: Outcome, pace: Outcome, time: str, prune_ratio: float) -
     """
     name = TIMES[time][0]
     startup = getattr(pace, f'startup_{name}')
-    share = (getattr(target, name) - startup) / (getattr(pace, name) - startup)
-    most = 1.25 / (1 - prune_ratio)
-    bounded = min(max(share, 1 / most), most)
-    return max(1, round(bounded * pace.iterations)), bounded == share
+    target_step, pace_step = (
+        (getattr(run, name) - startup) / run.iterations for run in (target, pace)
+    )
+    ratio, most = target_step / pace_step, 1.25 / (1 - prune_ratio)
+    bounded = min(max(ratio, 1 / most), most)
+    return max(1, round(bounded * target.iterations)), bounded == ratio
 
 
 def summarise(outcomes: Sequence[Outcome], reference: str) -> list[Line]:
