@@ -220,7 +220,7 @@ def test_the_command_tells_what_it_did_and_ends_in_a_sentence_where_it_cannot(
     assert 'Checkpoint: out/iter_4.pth   config: out/iter_4.py' in told
     (tmp_path / 'file').touch()
     for arguments, sentence in (
-        (['absent.pth', 'out'], "argument checkpoint: 'absent.pth' is not a file"),
+        (['absent.pth', 'out'], "checkpoint 'absent.pth' is not a file"),
         ([checkpoint, 'out'], 'out/iter_4.pth is there already'),
         ([checkpoint, 'file'], 'file is a file: name a folder'),
         ([checkpoint, 'new', '--config', 'fcn_r18-d8_1xb16-300i_demo-64x64'], 'belong together'),

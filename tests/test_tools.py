@@ -204,7 +204,7 @@ def test_two_cpu_processes_test(trained, folder):
             '--skip-loading 0.3 needs --prune-ratio',
         ),
         ('train.py', ['plain.py', '--amp'], '--amp: mixed precision needs a GPU'),
-        ('test.py', ['plain.py', 'absent.pth'], "argument checkpoint: 'absent.pth' is not a file"),
+        ('test.py', ['plain.py', 'absent.pth'], "checkpoint 'absent.pth' is not a file"),
         ('test.py', ['bare.py', 'empty.pth', '--tta'], '--tta needs tta_model in the config'),
         ('test.py', ['bare.py', 'empty.pth', '--show-dir', 'x'], 'need a visualizer and a hook'),
     ],

@@ -29,11 +29,10 @@ def pair(text: str) -> str:
     return text
 
 
-def checkpoint(text: str) -> str:
-    """The type of a checkpoint's path or URL."""
-    if '://' not in text and not Path(text).is_file():
-        raise argparse.ArgumentTypeError(f'{text!r} is not a file')
-    return text
+def check_checkpoint(parser: argparse.ArgumentParser, path: str) -> None:
+    """End the tool if the path of a checkpoint is neither a file nor a URL."""
+    if '://' not in path and not Path(path).is_file():
+        parser.error(f'checkpoint {path!r} is not a file')
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 from pickle import UnpicklingError
 
-from .arguments import ToolParser, add_config, checkpoint, whole
+from .arguments import ToolParser, add_config, check_checkpoint, whole
 
 
 def add_arguments(parser: ToolParser) -> None:
     add_config(parser)
     about = 'checkpoint file, trained with or without PFB'
-    parser.add_argument('checkpoint', type=checkpoint, help=about)
+    parser.add_argument('checkpoint', help=about)
     parser.add_argument(
         '--criterion',
         metavar='NAME',
@@ -30,6 +30,7 @@ def add_arguments(parser: ToolParser) -> None:
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
+    check_checkpoint(parser, args.checkpoint)
     from ..convert.apply import apply_pfb
     from ..report.browse import write_ranking
     from ..report.images import ImageSet

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import ToolParser, add_config_options, checkpoint
+from .arguments import ToolParser, add_config_options, check_checkpoint
 
 
 def add_arguments(parser: ToolParser) -> None:
     about = 'checkpoint file, trained with PFB or without'
-    parser.add_argument('checkpoint', type=checkpoint, help=about)
+    parser.add_argument('checkpoint', help=about)
     parser.add_argument(
         'out', help='folder for both files, or a file that ends in .pth; the config goes beside it'
     )
@@ -27,6 +27,7 @@ def add_arguments(parser: ToolParser) -> None:
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
+    check_checkpoint(parser, args.checkpoint)
     if args.cfg_options and args.config is None:
         parser.error('--cfg-options change the config that --config names; name it')
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import ToolParser, add_config, add_launch_arguments, checkpoint
+from .arguments import ToolParser, add_config, add_launch_arguments, check_checkpoint
 
 
 def add_arguments(parser: ToolParser) -> None:
     add_config(parser)
-    parser.add_argument('checkpoint', type=checkpoint, help='checkpoint file or URL')
+    parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument('--out', help='folder for the predicted label maps')
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument('--show-dir', help='folder for images with the predictions painted in')
@@ -21,6 +21,7 @@ def add_arguments(parser: ToolParser) -> None:
 
 
 def run(parser: ToolParser, args: argparse.Namespace) -> None:
+    check_checkpoint(parser, args.checkpoint)
     from mmengine.runner import Runner
 
     from . import launch

@@ -89,13 +89,14 @@ class Exit(ABC):
         """What the module returned for images of (H, W) -> the exit's logits."""
 
     def flops(self) -> float:
-        """Floating-point operations of the exit for the blank image."""
-        image = self.point.blank_images(1)
+        """Floating-point operations of the exit for one blank image."""
+        images = self.point.blank_images(2)  # one would be too few for BatchNorm on single pixels
         until = self.module if self.behind else None
         with scoring_mode(self.point.host, batch_statistics=False):
             with returned_by(self.module) as outputs:
-                self.point.reach(lambda: self.point.encoder(image), until)
-            return count_flops(lambda: self.logits(outputs[-1][0], tuple(image.shape[-2:])))
+                self.point.reach(lambda: self.point.encoder(images), until)
+            size = tuple(images.shape[-2:])
+            return count_flops(lambda: self.logits(outputs[-1][0], size)) / 2
 
 
 def finite_rows(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,7 +162,7 @@ class OwnExit(Exit):
         if self.layers is not None:
             return
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
+            torch.manual_seed(self._seed % 2**63)
             self.layers = self.build()
         self.layers.float()
         num = parameters_to_vector(self.layers.parameters()).numel()
